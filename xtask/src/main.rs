@@ -1,0 +1,3 @@
+//! Every command a person types: `cargo xtask test`, `cargo xtask bench`.
+
+fn main() {}
