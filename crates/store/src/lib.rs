@@ -1,1 +1,231 @@
-//! Sluicegate: store.
+//! Where configuration lives: one [`Store`] trait, several engines.
+//!
+//! A store maps keys in APISIX's own layout (`/routes/1`, `/consumers/jack/credentials/c1`) to
+//! opaque bytes (JSON, by agreement of its users). Every change gets a revision from one counter
+//! that only grows, as in etcd: an entry remembers the revision that created it and the one that
+//! last changed it (`createdIndex` and `modifiedIndex` of the Admin API).
+//!
+//! Invariants every engine keeps, checked by one contract-test suite (`tests/contract.rs`):
+//! - a write that was answered is durable, visible to every later read, and delivered to every watch;
+//! - a watch delivers each change exactly once, in revision order;
+//! - [`Expect`] is checked and the change made in one step, so no concurrent change is lost.
+//!
+//! Left for the stores issue: entries that expire (`?ttl=`), etcd, a YAML file.
+
+mod embedded;
+mod memory;
+mod shared;
+
+use std::{future::Future, path::PathBuf, pin::Pin, sync::Arc};
+
+pub use embedded::EmbeddedStore;
+pub use memory::MemoryStore;
+pub use shared::Watch;
+
+/// A boxed future, so that [`Store`] can be used as `dyn Store`.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// A configuration store.
+pub trait Store: Send + Sync + 'static {
+    /// The entry at `key`, if there is one.
+    fn get<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<Entry>, StoreError>>;
+
+    /// All entries whose keys start with `prefix`, ordered by key, as of one revision.
+    fn list<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Listing, StoreError>>;
+
+    /// Writes `value` at `key` if `expect` holds.
+    fn put<'a>(
+        &'a self,
+        key: &'a str,
+        value: Arc<[u8]>,
+        expect: Expect,
+    ) -> BoxFuture<'a, Result<Written, StoreError>>;
+
+    /// Removes `key` if `expect` holds. Answers the removal's revision, or `None` when there was
+    /// nothing to remove (which takes no revision).
+    fn delete<'a>(
+        &'a self,
+        key: &'a str,
+        expect: Expect,
+    ) -> BoxFuture<'a, Result<Option<u64>, StoreError>>;
+
+    /// Takes the next revision without changing anything, as the source of a generated id.
+    ///
+    /// The number is unique among everything written. One that was taken but never written with
+    /// may be handed out again after a restart, so write with [`Expect::Absent`].
+    fn next_id(&self) -> BoxFuture<'_, Result<u64, StoreError>>;
+
+    /// The entries under `prefix` and a watch that continues exactly where they end.
+    fn snapshot_and_watch<'a>(
+        &'a self,
+        prefix: &'a str,
+    ) -> BoxFuture<'a, Result<(Listing, Watch), StoreError>>;
+
+    /// Every change from `from_revision` (included) on.
+    ///
+    /// Fails with [`StoreError::Compacted`] when changes from there on are no longer remembered.
+    fn watch(&self, from_revision: u64) -> BoxFuture<'_, Result<Watch, StoreError>>;
+}
+
+/// One stored value with its revisions. Cheap to clone.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// The key, without the deployment's prefix: `/routes/1`.
+    pub key: Arc<str>,
+    /// The value's bytes.
+    pub value: Arc<[u8]>,
+    /// The revision that created the entry.
+    pub created: u64,
+    /// The revision that last changed it.
+    pub modified: u64,
+}
+
+/// Values may hold secrets, so only their length is shown.
+impl std::fmt::Debug for Entry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Entry")
+            .field("key", &self.key)
+            .field("bytes", &self.value.len())
+            .field("created", &self.created)
+            .field("modified", &self.modified)
+            .finish()
+    }
+}
+
+/// Entries as they were at one revision.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listing {
+    /// The store's revision when the entries were read.
+    pub revision: u64,
+    /// The entries, ordered by key.
+    pub entries: Vec<Entry>,
+}
+
+/// What a successful [`Store::put`] did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Written {
+    /// The entry as stored; its `modified` is the write's revision.
+    pub entry: Entry,
+    /// Whether the key was absent before.
+    pub created: bool,
+}
+
+/// What must hold for a write to be made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Expect {
+    /// Nothing.
+    Any,
+    /// The key must be absent.
+    Absent,
+    /// The entry must exist and have been last changed at this revision.
+    Revision(u64),
+}
+
+impl Expect {
+    fn check(self, key: &str, found: Option<u64>) -> Result<(), StoreError> {
+        let holds = match self {
+            Self::Any => true,
+            Self::Absent => found.is_none(),
+            Self::Revision(revision) => found == Some(revision),
+        };
+        if holds { Ok(()) } else { Err(StoreError::Conflict { key: key.to_owned(), found }) }
+    }
+}
+
+/// One change, as a [`Watch`] delivers it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Event {
+    /// The change's revision.
+    pub revision: u64,
+    /// The key that changed.
+    pub key: Arc<str>,
+    /// What happened to it.
+    pub change: Change,
+}
+
+/// The kind of an [`Event`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// The entry was created or replaced.
+    Put(Entry),
+    /// The entry was removed.
+    Delete,
+}
+
+/// Why a store could not do what it was asked.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum StoreError {
+    /// An [`Expect`] did not hold.
+    #[error("{key} was changed by someone else")]
+    Conflict {
+        /// The key that was to be written.
+        key: String,
+        /// The revision the key has now, if it exists.
+        found: Option<u64>,
+    },
+    /// A key is empty, too long, or does not start with a slash.
+    #[error("{0:?} cannot be a key: a key starts with \"/\" and has at most {max} bytes", max = KEY_BYTES_MAX)]
+    Key(String),
+    /// A value is longer than [`VALUE_BYTES_MAX`].
+    #[error("the value of {key} has {len} bytes, more than the {max} allowed", max = VALUE_BYTES_MAX)]
+    TooLarge {
+        /// The key that was to be written.
+        key: String,
+        /// The value's length.
+        len: usize,
+    },
+    /// A watch fell so far behind that changes it has not seen are forgotten. Start again from
+    /// [`Store::snapshot_and_watch`].
+    #[error("changes before revision {oldest} are no longer remembered")]
+    Compacted {
+        /// The oldest revision a watch can start from.
+        oldest: u64,
+    },
+    /// Another process has the store's file open.
+    #[error("the store {} is in use by another process", .path.display())]
+    Locked {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file could not be opened, or is no store.
+    #[error("cannot open the store {}: {reason}", .path.display())]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Writing failed. The write may or may not be found after a restart.
+    #[error("cannot write to the store {}: {reason}", .path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What went wrong.
+        reason: String,
+    },
+    /// The store is shutting down.
+    #[error("the store is closed")]
+    Closed,
+}
+
+/// The longest key, in bytes.
+pub const KEY_BYTES_MAX: usize = 1024;
+/// The longest value, in bytes: an Admin API body (1.5 MiB) with what encryption adds to it.
+pub const VALUE_BYTES_MAX: usize = 4 << 20;
+
+fn check_key(key: &str) -> Result<(), StoreError> {
+    if key.len() > KEY_BYTES_MAX || !key.starts_with('/') {
+        return Err(StoreError::Key(key.chars().take(KEY_SHOWN_MAX).collect()));
+    }
+    Ok(())
+}
+
+fn check_value(key: &str, value: &[u8]) -> Result<(), StoreError> {
+    if value.len() > VALUE_BYTES_MAX {
+        return Err(StoreError::TooLarge { key: key.to_owned(), len: value.len() });
+    }
+    Ok(())
+}
+
+/// How much of a refused key an error repeats, in characters.
+const KEY_SHOWN_MAX: usize = 80;

@@ -1,0 +1,7 @@
+//! The Admin and Control APIs over a store in memory, request by request.
+
+mod behaviour;
+mod control;
+mod harness;
+mod secrets;
+mod transcript;

@@ -1,0 +1,876 @@
+//! The configuration as the rest of the gateway reads it: plain fields, no text left to parse.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::num::NonZeroU16;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ipnet::IpNet;
+use serde_json::{Map, Value};
+
+use crate::check::{Values, check};
+use crate::error::{ConfigError, Problems, Warning};
+use crate::kind::{FromParsed, Parsed};
+use crate::secret::Secret;
+use crate::variables::{Env, substitute};
+use crate::{APISIX_PLUGINS, FILE_BYTES_MAX, keys, yaml};
+
+/// The static configuration: `conf/config.yaml` over the defaults.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// `apisix`: the gateway itself.
+    pub apisix: Apisix,
+    /// `nginx_config`: workers, logs, times and limits.
+    pub nginx_config: NginxConfig,
+    /// `deployment`: the store and the Admin API.
+    pub deployment: Deployment,
+    /// `plugins`: names of the plugins that may be used. `None`: all there are. See
+    /// [`Config::enabled_plugins`].
+    pub plugins: Option<Vec<String>>,
+    /// `plugin_attr`: settings by plugin name.
+    pub plugin_attr: PluginAttr,
+    /// `sluicegate.limits`.
+    pub limits: Limits,
+    values: Values,
+}
+
+impl Config {
+    /// Reads a file. The configuration is whole or an error; warnings are for the log.
+    pub fn load(path: &Path, env: Env<'_>) -> Result<(Self, Vec<Warning>), ConfigError> {
+        let file = path.display().to_string();
+        let text = crate::file::read(path)?;
+        Self::parse(&file, &text, env)
+    }
+
+    /// Reads a file's text; `file` is what errors call it.
+    pub fn parse(
+        file: &str,
+        text: &str,
+        env: Env<'_>,
+    ) -> Result<(Self, Vec<Warning>), ConfigError> {
+        if text.len() > FILE_BYTES_MAX {
+            return Err(ConfigError::TooLarge { file: file.into(), limit: FILE_BYTES_MAX });
+        }
+        let mut problems = Problems::default();
+        let mut warnings = Vec::new();
+        let mut root = yaml::read(file, text, &mut problems)?;
+        if let Some(root) = &mut root {
+            substitute(root, env, &mut problems);
+        }
+        let values = check(file, root.as_ref(), &mut problems, &mut warnings);
+        let mut build = Build {
+            file,
+            env,
+            values: &values,
+            etcd_line: root.as_ref().and_then(etcd_line),
+            problems: &mut problems,
+            warnings: &mut warnings,
+        };
+        let apisix = build.apisix();
+        let nginx_config = build.nginx_config(apisix.enable_dev_mode);
+        let deployment = build.deployment(apisix.enable_admin);
+        build.listeners(&apisix, &deployment.admin);
+        problems.into_result(file)?;
+        let config = Self {
+            apisix,
+            nginx_config,
+            deployment,
+            plugins: values.opt("plugins"),
+            plugin_attr: PluginAttr(match values.opt("plugin_attr") {
+                Some(Value::Object(attributes)) => attributes,
+                _ => Map::new(),
+            }),
+            limits: Limits {
+                header_count: values.get("sluicegate.limits.header_count"),
+                header_bytes: values.get("sluicegate.limits.header_bytes"),
+                buffered_body_bytes: values.get("sluicegate.limits.buffered_body_bytes"),
+                idle_grace: Duration::from_millis(
+                    values.get::<u32>("sluicegate.limits.idle_grace_ms").into(),
+                ),
+            },
+            values,
+        };
+        Ok((config, warnings))
+    }
+
+    /// The keys that differ between two configurations and are only read at start, so that a
+    /// reload cannot bring them.
+    pub fn restart_needed(old: &Self, new: &Self) -> Vec<&'static str> {
+        old.values.restart_needed(&new.values)
+    }
+
+    /// The plugins to use out of those `available`, and what to warn about.
+    ///
+    /// Names that APISIX has and this build has not end up in one warning; for a name that nobody
+    /// knows, the nearest one that is available is suggested.
+    pub fn enabled_plugins<'a>(&self, available: &[&'a str]) -> (Vec<&'a str>, Vec<Warning>) {
+        let Some(wanted) = &self.plugins else {
+            return (available.to_vec(), Vec::new());
+        };
+        let mut enabled = Vec::new();
+        let mut missing = BTreeSet::new();
+        let mut warnings = Vec::new();
+        for name in wanted {
+            if let Some(plugin) = available.iter().find(|plugin| *plugin == name) {
+                if !enabled.contains(plugin) {
+                    enabled.push(plugin);
+                }
+            } else if APISIX_PLUGINS.contains(&name.as_str()) {
+                missing.insert(name.as_str());
+            } else {
+                let mut text = format!("plugins: there is no plugin {name:?}");
+                if let Some(nearest) = keys::nearest(name, available.iter().copied()) {
+                    text += &format!("; did you mean {nearest}?");
+                }
+                warnings.push(Warning::Surprise(text));
+            }
+        }
+        if !missing.is_empty() {
+            let names = Vec::from_iter(missing).join(", ");
+            let text = format!("plugins that Sluicegate does not have yet are left out: {names}");
+            warnings.push(Warning::Surprise(text));
+        }
+        (enabled, warnings)
+    }
+
+    /// Every address of the plain ports: a listener without an address becomes one on IPv4 and,
+    /// with `apisix.enable_ipv6`, one on IPv6.
+    pub fn http_addrs(&self) -> Vec<SocketAddr> {
+        self.apisix.expand(&self.apisix.node_listen)
+    }
+
+    /// Every address of the TLS ports; empty when TLS is off.
+    pub fn https_addrs(&self) -> Vec<SocketAddr> {
+        match self.apisix.ssl.enable {
+            true => self.apisix.expand(&self.apisix.ssl.listen),
+            false => Vec::new(),
+        }
+    }
+}
+
+/// `apisix`: the gateway itself.
+#[derive(Debug, Clone)]
+pub struct Apisix {
+    /// `node_listen`: the plain ports.
+    pub node_listen: Vec<Listen>,
+    /// `enable_admin`: whether the Admin API listens.
+    pub enable_admin: bool,
+    /// `enable_dev_mode`: one worker.
+    pub enable_dev_mode: bool,
+    /// `show_upstream_status_in_response_header`.
+    pub show_upstream_status_in_response_header: bool,
+    /// `enable_ipv6`.
+    pub enable_ipv6: bool,
+    /// `enable_http2`: on every port.
+    pub enable_http2: bool,
+    /// `proxy_protocol`: further ports.
+    pub proxy_protocol: ProxyProtocol,
+    /// `enable_server_tokens`: the version in the `Server` header.
+    pub enable_server_tokens: bool,
+    /// `delete_uri_tail_slash`.
+    pub delete_uri_tail_slash: bool,
+    /// `normalize_uri_like_servlet`.
+    pub normalize_uri_like_servlet: bool,
+    /// `match_uri_encoded_slash`.
+    pub match_uri_encoded_slash: bool,
+    /// `max_post_args_readable_size` in bytes; `None` for no limit.
+    pub max_post_args_bytes: Option<u64>,
+    /// `router.http`.
+    pub router_http: RouterHttp,
+    /// `dns_resolver`: `None` for the system's own.
+    pub dns_resolver: Option<Vec<SocketAddr>>,
+    /// `dns_resolver_valid`: in place of the records' TTL.
+    pub dns_resolver_valid: Option<Duration>,
+    /// `resolver_timeout`.
+    pub resolver_timeout: Duration,
+    /// `ssl`: TLS for clients.
+    pub ssl: Ssl,
+    /// `control`: the control API's address; `None` when `enable_control` is false.
+    pub control: Option<SocketAddr>,
+    /// `data_encryption`.
+    pub data_encryption: DataEncryption,
+    /// `trusted_addresses`: whose `X-Forwarded-*` is believed; `None` when not configured.
+    pub trusted_addresses: Option<Vec<IpNet>>,
+}
+
+impl Apisix {
+    fn expand(&self, listeners: &[Listen]) -> Vec<SocketAddr> {
+        let mut addrs = Vec::new();
+        for listen in listeners {
+            let ips: &[IpAddr] = match &listen.ip {
+                Some(ip) => std::slice::from_ref(ip),
+                None if self.enable_ipv6 => &[ANY_V4, ANY_V6],
+                None => &[ANY_V4],
+            };
+            for ip in ips {
+                let addr = SocketAddr::new(*ip, listen.port);
+                // The system chooses another port for every 0.
+                if addr.port() == 0 || !addrs.contains(&addr) {
+                    addrs.push(addr);
+                }
+            }
+        }
+        addrs
+    }
+}
+
+const ANY_V4: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+const ANY_V6: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+
+/// Where to listen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Listen {
+    /// The address; `None` for every one.
+    pub ip: Option<IpAddr>,
+    /// The port; 0 lets the system choose.
+    pub port: u16,
+}
+
+/// `apisix.proxy_protocol`: ports whose connections start with a PROXY protocol header.
+#[derive(Debug, Clone, Default)]
+pub struct ProxyProtocol {
+    /// `listen_http_port`.
+    pub listen_http_port: Option<u16>,
+    /// `listen_https_port`.
+    pub listen_https_port: Option<u16>,
+}
+
+/// `apisix.router.http`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RouterHttp {
+    /// `radixtree_host_uri`: host, then path.
+    HostUri,
+    /// `radixtree_uri`: path.
+    Uri,
+    /// `radixtree_uri_with_parameter`: path with `:name` parameters.
+    UriWithParameter,
+}
+
+/// `apisix.ssl`: TLS for clients.
+#[derive(Debug, Clone)]
+pub struct Ssl {
+    /// `enable`.
+    pub enable: bool,
+    /// `listen`.
+    pub listen: Vec<Listen>,
+    /// `ssl_protocols`: never empty.
+    pub protocols: Vec<TlsVersion>,
+    /// `ssl_ciphers`: OpenSSL's names.
+    pub ciphers: Vec<String>,
+    /// `ssl_session_tickets`.
+    pub session_tickets: bool,
+    /// `fallback_sni`.
+    pub fallback_sni: Option<String>,
+    /// `ssl_trusted_certificate`.
+    pub trusted_certificate: TrustedCertificate,
+}
+
+/// A TLS version that rustls has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TlsVersion {
+    /// `TLSv1.2`
+    V1_2,
+    /// `TLSv1.3`
+    V1_3,
+}
+
+/// `apisix.ssl.ssl_trusted_certificate`: which authorities upstreams' certificates may come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TrustedCertificate {
+    /// The word `system`: the system's own.
+    System,
+    /// A PEM file, under the prefix unless absolute.
+    File(PathBuf),
+}
+
+/// `apisix.data_encryption`.
+#[derive(Debug, Clone)]
+pub struct DataEncryption {
+    /// `enable_encrypt_fields`.
+    pub enable_encrypt_fields: bool,
+    /// `keyring`: the first encrypts, all decrypt; empty for no encryption.
+    pub keyring: Vec<Secret>,
+}
+
+/// `nginx_config`.
+#[derive(Debug, Clone)]
+pub struct NginxConfig {
+    /// `error_log`.
+    pub error_log: LogTarget,
+    /// `error_log_level`.
+    pub error_log_level: ErrorLogLevel,
+    /// `worker_processes`.
+    pub worker_processes: WorkerProcesses,
+    /// `worker_rlimit_nofile`.
+    pub worker_rlimit_nofile: u32,
+    /// `worker_shutdown_timeout`.
+    pub worker_shutdown_timeout: Duration,
+    /// `http`.
+    pub http: Http,
+}
+
+/// Where a log goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LogTarget {
+    /// Nowhere.
+    Off,
+    /// `/dev/stdout`
+    Stdout,
+    /// `/dev/stderr`
+    Stderr,
+    /// A file, under the prefix unless absolute.
+    File(PathBuf),
+}
+
+/// `nginx_config.error_log_level`, the least severe first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ErrorLogLevel {
+    /// `debug`
+    Debug,
+    /// `info`
+    Info,
+    /// `notice`
+    Notice,
+    /// `warn`
+    Warn,
+    /// `error`
+    Error,
+    /// `crit`
+    Crit,
+    /// `alert`
+    Alert,
+    /// `emerg`
+    Emerg,
+}
+
+/// `nginx_config.worker_processes`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WorkerProcesses {
+    /// One per CPU.
+    Auto,
+    /// This many.
+    Count(NonZeroU16),
+}
+
+/// `nginx_config.http`.
+#[derive(Debug, Clone)]
+pub struct Http {
+    /// `access_log`; [`LogTarget::Off`] also when `enable_access_log` is false.
+    pub access_log: LogTarget,
+    /// `access_log_buffer` in bytes.
+    pub access_log_buffer: u64,
+    /// `access_log_format`: without line breaks at its end, and with the escapes that nginx's own
+    /// file format would take away (`\"`, `\\`) taken away.
+    pub access_log_format: String,
+    /// `access_log_format_escape`.
+    pub access_log_format_escape: LogEscape,
+    /// `keepalive_timeout`; zero: close after each answer.
+    pub keepalive_timeout: Duration,
+    /// `client_header_timeout`.
+    pub client_header_timeout: Duration,
+    /// `client_body_timeout`.
+    pub client_body_timeout: Duration,
+    /// `client_max_body_size` in bytes; `None` for no limit.
+    pub client_max_body_size: Option<u64>,
+    /// `send_timeout`.
+    pub send_timeout: Duration,
+    /// `underscores_in_headers`.
+    pub underscores_in_headers: bool,
+    /// `real_ip_header`.
+    pub real_ip_header: String,
+    /// `real_ip_recursive`.
+    pub real_ip_recursive: bool,
+    /// `real_ip_from`, less `unix:`.
+    pub real_ip_from: Vec<IpNet>,
+    /// `proxy_ssl_server_name`.
+    pub proxy_ssl_server_name: bool,
+    /// `upstream`: idle connections.
+    pub upstream: UpstreamKeepalive,
+}
+
+/// `nginx_config.http.access_log_format_escape`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogEscape {
+    /// `default`
+    Default,
+    /// `json`
+    Json,
+    /// `none`
+    None,
+}
+
+/// `nginx_config.http.upstream`: idle connections to upstreams.
+#[derive(Debug, Clone, Copy)]
+pub struct UpstreamKeepalive {
+    /// `keepalive`: idle connections per worker.
+    pub keepalive: usize,
+    /// `keepalive_requests` per connection.
+    pub keepalive_requests: usize,
+    /// `keepalive_timeout` of an idle connection.
+    pub keepalive_timeout: Duration,
+}
+
+/// `deployment`.
+#[derive(Debug, Clone)]
+pub struct Deployment {
+    /// `role_traditional.config_provider`. `deployment.role` is always `traditional` for now.
+    pub config_provider: ConfigProvider,
+    /// `embedded.path`: the embedded store's file, under the prefix unless absolute.
+    pub embedded_path: PathBuf,
+    /// `admin`: the Admin API.
+    pub admin: Admin,
+}
+
+/// Where resources are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ConfigProvider {
+    /// In a file of our own.
+    Embedded,
+}
+
+/// `deployment.admin`: the Admin API.
+#[derive(Debug, Clone)]
+pub struct Admin {
+    /// `admin_key_required`.
+    pub admin_key_required: bool,
+    /// `admin_key`. An empty key opens nothing; see [`Config::fill_admin_keys`].
+    pub admin_key: Vec<AdminKey>,
+    /// `enable_admin_cors`.
+    pub enable_admin_cors: bool,
+    /// `allow_admin`: who may connect; empty for nobody.
+    pub allow_admin: Vec<IpNet>,
+    /// `admin_listen`.
+    pub admin_listen: SocketAddr,
+}
+
+/// One of `deployment.admin.admin_key`.
+#[derive(Debug, Clone)]
+pub struct AdminKey {
+    /// `name`, for people.
+    pub name: String,
+    /// `key`, what `X-API-KEY` must carry.
+    pub key: Secret,
+    /// `role`.
+    pub role: AdminRole,
+}
+
+/// What an admin key allows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AdminRole {
+    /// Everything.
+    Admin,
+    /// Reading.
+    Viewer,
+}
+
+/// `plugin_attr`: settings by plugin name. `Debug` shows the names only, as values may be secret.
+#[derive(Clone, Default, PartialEq)]
+pub struct PluginAttr(Map<String, Value>);
+
+impl PluginAttr {
+    /// A plugin's settings.
+    pub fn get(&self, plugin: &str) -> Option<&Value> {
+        self.0.get(plugin)
+    }
+}
+
+impl fmt::Debug for PluginAttr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
+}
+
+/// `sluicegate.limits`.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// `header_count` of a request.
+    pub header_count: usize,
+    /// `header_bytes` of a request's head.
+    pub header_bytes: u64,
+    /// `buffered_body_bytes` over all requests.
+    pub buffered_body_bytes: u64,
+    /// `idle_grace_ms`.
+    pub idle_grace: Duration,
+}
+
+/// Builds the typed sections and checks what no single key can say.
+struct Build<'a> {
+    file: &'a str,
+    env: Env<'a>,
+    values: &'a Values,
+    /// Line of `deployment.etcd` where it is present.
+    etcd_line: Option<usize>,
+    problems: &'a mut Problems,
+    warnings: &'a mut Vec<Warning>,
+}
+
+impl Build<'_> {
+    fn apisix(&mut self) -> Apisix {
+        let v = self.values;
+        let listen = |path, v: &Values| {
+            v.parsed(path).map(Vec::<Listen>::from_parsed).unwrap_or_default().unwrap_or_default()
+        };
+        let control = SocketAddr::new(v.get("apisix.control.ip"), v.get("apisix.control.port"));
+        let post_args_mib: u32 = v.get("apisix.max_post_args_readable_size");
+        Apisix {
+            node_listen: listen("apisix.node_listen", v),
+            enable_admin: v.get("apisix.enable_admin"),
+            enable_dev_mode: v.get("apisix.enable_dev_mode"),
+            show_upstream_status_in_response_header: v
+                .get("apisix.show_upstream_status_in_response_header"),
+            enable_ipv6: v.get("apisix.enable_ipv6"),
+            enable_http2: v.get("apisix.enable_http2"),
+            proxy_protocol: ProxyProtocol {
+                listen_http_port: v.opt("apisix.proxy_protocol.listen_http_port"),
+                listen_https_port: v.opt("apisix.proxy_protocol.listen_https_port"),
+            },
+            enable_server_tokens: v.get("apisix.enable_server_tokens"),
+            delete_uri_tail_slash: v.get("apisix.delete_uri_tail_slash"),
+            normalize_uri_like_servlet: v.get("apisix.normalize_uri_like_servlet"),
+            match_uri_encoded_slash: v.get("apisix.match_uri_encoded_slash"),
+            max_post_args_bytes: (post_args_mib > 0).then(|| u64::from(post_args_mib) << 20),
+            router_http: match v.get::<String>("apisix.router.http").as_str() {
+                "radixtree_uri" => RouterHttp::Uri,
+                "radixtree_uri_with_parameter" => RouterHttp::UriWithParameter,
+                _ => RouterHttp::HostUri,
+            },
+            dns_resolver: v.opt("apisix.dns_resolver").filter(|list: &Vec<_>| !list.is_empty()),
+            dns_resolver_valid: v.opt("apisix.dns_resolver_valid"),
+            resolver_timeout: v.get("apisix.resolver_timeout"),
+            ssl: Ssl {
+                enable: v.get("apisix.ssl.enable"),
+                listen: listen("apisix.ssl.listen", v),
+                protocols: self.tls_versions(),
+                ciphers: v
+                    .get::<String>("apisix.ssl.ssl_ciphers")
+                    .split([':', ' ', ','])
+                    .filter(|name| !name.is_empty())
+                    .map(str::to_owned)
+                    .collect(),
+                session_tickets: v.get("apisix.ssl.ssl_session_tickets"),
+                fallback_sni: v
+                    .opt("apisix.ssl.fallback_sni")
+                    .filter(|name: &String| !name.is_empty()),
+                trusted_certificate: match v.get::<PathBuf>("apisix.ssl.ssl_trusted_certificate") {
+                    path if path.as_os_str() == "system" => TrustedCertificate::System,
+                    path => TrustedCertificate::File(path),
+                },
+            },
+            control: v.get::<bool>("apisix.enable_control").then_some(control),
+            data_encryption: self.data_encryption(),
+            trusted_addresses: self.trusted_addresses(),
+        }
+    }
+
+    fn tls_versions(&mut self) -> Vec<TlsVersion> {
+        let path = "apisix.ssl.ssl_protocols";
+        let words: Vec<String> = self.values.get(path);
+        let mut versions = Vec::new();
+        let mut left_out = Vec::new();
+        for word in words {
+            let version = match word.as_str() {
+                "TLSv1.2" => TlsVersion::V1_2,
+                "TLSv1.3" => TlsVersion::V1_3,
+                _ => {
+                    left_out.push(word);
+                    continue;
+                }
+            };
+            if !versions.contains(&version) {
+                versions.push(version);
+            }
+        }
+        if versions.is_empty() {
+            let reason = "expected TLSv1.2, TLSv1.3 or both: older versions are not supported";
+            self.problems.add(self.values.line(path), path, reason);
+        } else if !left_out.is_empty() {
+            let names = left_out.join(", ");
+            self.surprise(path, &format!("older versions are not supported and left out: {names}"));
+        }
+        versions
+    }
+
+    fn data_encryption(&mut self) -> DataEncryption {
+        let older: Option<bool> = self.values.opt("apisix.data_encryption.enable");
+        let newer_path = "apisix.data_encryption.enable_encrypt_fields";
+        let newer = self.values.get(newer_path);
+        let enable_encrypt_fields = match (self.values.line(newer_path), older) {
+            (None, Some(older)) => older,
+            _ => newer,
+        };
+        let path = "apisix.data_encryption.keyring";
+        let keyring: Vec<Secret> = self.values.opt(path).unwrap_or_default();
+        if keyring.is_empty() {
+            self.surprise(path, "not set: secrets are kept in the store as they are");
+        }
+        DataEncryption { enable_encrypt_fields, keyring }
+    }
+
+    fn trusted_addresses(&mut self) -> Option<Vec<IpNet>> {
+        let path = "apisix.trusted_addresses";
+        let nets: Vec<IpNet> = self.values.opt(path)?;
+        if nets.is_empty() {
+            let reason = "expected at least one address; leave the key out to trust nobody";
+            self.problems.add(self.values.line(path), path, reason);
+        }
+        Some(nets)
+    }
+
+    fn nginx_config(&mut self, dev_mode: bool) -> NginxConfig {
+        let v = self.values;
+        let enabled: bool = v.get("nginx_config.http.enable_access_log");
+        let real_ip_from = match v.parsed("nginx_config.http.real_ip_from") {
+            Some(Parsed::List(items)) => items.iter().filter_map(IpNet::from_parsed).collect(),
+            _ => Vec::new(),
+        };
+        let body_bytes: u64 = v.get("nginx_config.http.client_max_body_size");
+        NginxConfig {
+            error_log: v.get("nginx_config.error_log"),
+            error_log_level: match v.get::<String>("nginx_config.error_log_level").as_str() {
+                "debug" => ErrorLogLevel::Debug,
+                "info" => ErrorLogLevel::Info,
+                "notice" => ErrorLogLevel::Notice,
+                "error" => ErrorLogLevel::Error,
+                "crit" => ErrorLogLevel::Crit,
+                "alert" => ErrorLogLevel::Alert,
+                "emerg" => ErrorLogLevel::Emerg,
+                _ => ErrorLogLevel::Warn,
+            },
+            worker_processes: self.worker_processes(dev_mode),
+            worker_rlimit_nofile: v.get("nginx_config.worker_rlimit_nofile"),
+            worker_shutdown_timeout: v.get("nginx_config.worker_shutdown_timeout"),
+            http: Http {
+                access_log: match enabled {
+                    true => v.get("nginx_config.http.access_log"),
+                    false => LogTarget::Off,
+                },
+                access_log_buffer: v.get("nginx_config.http.access_log_buffer"),
+                access_log_format: unescape_as_nginx(
+                    v.get::<String>("nginx_config.http.access_log_format")
+                        .trim_end_matches(['\r', '\n']),
+                ),
+                access_log_format_escape: match v
+                    .get::<String>("nginx_config.http.access_log_format_escape")
+                    .as_str()
+                {
+                    "json" => LogEscape::Json,
+                    "none" => LogEscape::None,
+                    _ => LogEscape::Default,
+                },
+                keepalive_timeout: v.get("nginx_config.http.keepalive_timeout"),
+                client_header_timeout: v.get("nginx_config.http.client_header_timeout"),
+                client_body_timeout: v.get("nginx_config.http.client_body_timeout"),
+                client_max_body_size: (body_bytes > 0).then_some(body_bytes),
+                send_timeout: v.get("nginx_config.http.send_timeout"),
+                underscores_in_headers: v.get("nginx_config.http.underscores_in_headers"),
+                real_ip_header: v.get("nginx_config.http.real_ip_header"),
+                real_ip_recursive: v.get("nginx_config.http.real_ip_recursive"),
+                real_ip_from,
+                proxy_ssl_server_name: v.get("nginx_config.http.proxy_ssl_server_name"),
+                upstream: UpstreamKeepalive {
+                    keepalive: v.get("nginx_config.http.upstream.keepalive"),
+                    keepalive_requests: v.get("nginx_config.http.upstream.keepalive_requests"),
+                    keepalive_timeout: v.get("nginx_config.http.upstream.keepalive_timeout"),
+                },
+            },
+        }
+    }
+
+    fn worker_processes(&mut self, dev_mode: bool) -> WorkerProcesses {
+        let path = "nginx_config.worker_processes";
+        if dev_mode {
+            return WorkerProcesses::Count(NonZeroU16::MIN);
+        }
+        if let Some(count) = (self.env)(WORKER_PROCESSES_VAR) {
+            let count: Option<NonZeroU16> = count.trim().parse().ok();
+            if let Some(count) = count.filter(|count| count.get() <= 1_024) {
+                return WorkerProcesses::Count(count);
+            }
+            let reason = format!(
+                "the environment variable {WORKER_PROCESSES_VAR} must be a whole number from 1 to \
+                 1024"
+            );
+            self.problems.add(None, path, reason);
+        }
+        let count = match self.values.parsed(path) {
+            Some(parsed) => u16::from_parsed(parsed).and_then(NonZeroU16::new),
+            None => None,
+        };
+        count.map_or(WorkerProcesses::Auto, WorkerProcesses::Count)
+    }
+
+    fn deployment(&mut self, enable_admin: bool) -> Deployment {
+        let v = self.values;
+        self.refuse_later_stores();
+        let required = v.get("deployment.admin.admin_key_required");
+        if enable_admin && !required {
+            let path = "deployment.admin.admin_key_required";
+            self.surprise(path, "off: whoever can connect to the Admin API controls the gateway");
+        }
+        let admin_key = match v.parsed("deployment.admin.admin_key") {
+            Some(Parsed::List(keys)) => keys.iter().map(admin_key).collect(),
+            _ => Vec::new(),
+        };
+        Deployment {
+            config_provider: ConfigProvider::Embedded,
+            embedded_path: v.get("deployment.embedded.path"),
+            admin: Admin {
+                admin_key_required: required,
+                admin_key,
+                enable_admin_cors: v.get("deployment.admin.enable_admin_cors"),
+                allow_admin: v.get("deployment.admin.allow_admin"),
+                admin_listen: SocketAddr::new(
+                    v.get("deployment.admin.admin_listen.ip"),
+                    v.get("deployment.admin.admin_listen.port"),
+                ),
+            },
+        }
+    }
+
+    fn refuse_later_stores(&mut self) {
+        let role_path = "deployment.role";
+        let role: String = self.values.get(role_path);
+        if role != "traditional" {
+            let reason = format!(
+                "\"{role}\" needs a shared store, which comes with a later version; use \
+                 \"traditional\""
+            );
+            self.problems.add(self.values.line(role_path), role_path, reason);
+            return;
+        }
+        let path = "deployment.role_traditional.config_provider";
+        match (self.values.opt::<String>(path), self.etcd_line) {
+            (Some(provider), _) if provider != "embedded" => {
+                let reason = format!(
+                    "\"{provider}\" comes with a later version; use \"embedded\" until then"
+                );
+                self.problems.add(self.values.line(path), path, reason);
+            }
+            (None, Some(line)) => {
+                let reason = format!(
+                    "this section means config_provider etcd, which comes with a later version; \
+                     remove it, or set {path} to embedded"
+                );
+                self.problems.add(Some(line), "deployment.etcd", reason);
+            }
+            _ => {}
+        }
+    }
+
+    /// Two listeners that would take each other's port are named here, not by the system later.
+    fn listeners(&mut self, apisix: &Apisix, admin: &Admin) {
+        let mut taken: Vec<(SocketAddr, String)> = Vec::new();
+        let mut add = |addr: SocketAddr, path: String, line: Option<usize>| {
+            if addr.port() == 0 {
+                return;
+            }
+            let clash = taken.iter().find(|(other, owner)| {
+                let same_ip = other.ip() == addr.ip()
+                    || (other.is_ipv4() == addr.is_ipv4()
+                        && (other.ip().is_unspecified() || addr.ip().is_unspecified()));
+                // Within one list an address and "every address" may share a port.
+                other.port() == addr.port() && same_ip && list_of(owner) != list_of(&path)
+            });
+            match clash {
+                Some((other, owner)) => {
+                    let reason = format!("{addr} is taken by {owner} ({other})");
+                    self.problems.add(line, &path, reason);
+                }
+                None => taken.push((addr, path)),
+            }
+        };
+        let listen = |ip, port| apisix.expand(&[Listen { ip, port }]);
+        for (index, one) in apisix.node_listen.iter().enumerate() {
+            for addr in listen(one.ip, one.port) {
+                let line = self.values.line("apisix.node_listen");
+                add(addr, format!("apisix.node_listen[{index}]"), line);
+            }
+        }
+        if apisix.ssl.enable {
+            for (index, one) in apisix.ssl.listen.iter().enumerate() {
+                for addr in listen(one.ip, one.port) {
+                    let line = self.values.line("apisix.ssl.listen");
+                    add(addr, format!("apisix.ssl.listen[{index}]"), line);
+                }
+            }
+        }
+        for (port, path) in [
+            (apisix.proxy_protocol.listen_http_port, "apisix.proxy_protocol.listen_http_port"),
+            (apisix.proxy_protocol.listen_https_port, "apisix.proxy_protocol.listen_https_port"),
+        ] {
+            for addr in port.map(|port| listen(None, port)).unwrap_or_default() {
+                add(addr, path.into(), self.values.line(path));
+            }
+        }
+        if apisix.enable_admin {
+            let path = "deployment.admin.admin_listen.port";
+            add(admin.admin_listen, path.into(), self.values.line(path));
+        }
+        if let Some(control) = apisix.control {
+            let path = "apisix.control.port";
+            add(control, path.into(), self.values.line(path));
+        }
+    }
+
+    fn surprise(&mut self, path: &str, text: &str) {
+        let place = match self.values.line(path) {
+            Some(line) => format!("{}:{line}", self.file),
+            None => self.file.to_owned(),
+        };
+        self.warnings.push(Warning::Surprise(format!("{place}: {path}: {text}")));
+    }
+}
+
+impl FromParsed for Listen {
+    fn from_parsed(parsed: &Parsed) -> Option<Self> {
+        match parsed {
+            Parsed::Int(_) => Some(Self { ip: None, port: u16::from_parsed(parsed)? }),
+            _ => Some(Self { ip: parsed.field("ip"), port: parsed.field("port")? }),
+        }
+    }
+}
+
+fn admin_key(parsed: &Parsed) -> AdminKey {
+    AdminKey {
+        name: parsed.field("name").unwrap_or_default(),
+        key: parsed.field("key").unwrap_or_default(),
+        role: match parsed.field::<String>("role").as_deref() {
+            Some("viewer") => AdminRole::Viewer,
+            _ => AdminRole::Admin,
+        },
+    }
+}
+
+fn list_of(path: &str) -> &str {
+    path.split('[').next().unwrap_or(path)
+}
+
+fn etcd_line(root: &yaml::Node) -> Option<usize> {
+    let entry = root.at(&["deployment"])?.entry("etcd")?;
+    (!entry.value.is_null()).then_some(entry.key_line)
+}
+
+/// In APISIX the format ends up between single quotes in nginx.conf, where a backslash escapes.
+fn unescape_as_nginx(format: &str) -> String {
+    let mut out = String::with_capacity(format.len());
+    let mut chars = format.chars().peekable();
+    while let Some(c) = chars.next() {
+        let escaped = match (c, chars.peek()) {
+            ('\\', Some(c @ ('"' | '\'' | '\\'))) => Some(*c),
+            ('\\', Some('t')) => Some('\t'),
+            ('\\', Some('r')) => Some('\r'),
+            ('\\', Some('n')) => Some('\n'),
+            _ => None,
+        };
+        if escaped.is_some() {
+            chars.next();
+        }
+        out.push(escaped.unwrap_or(c));
+    }
+    out
+}
+
+/// As with APISIX in containers: wins over `nginx_config.worker_processes`.
+const WORKER_PROCESSES_VAR: &str = "APISIX_WORKER_PROCESSES";

@@ -1,0 +1,198 @@
+//! Message bodies, streamed: a body shows the bytes it has, and reads more when asked.
+//!
+//! Nothing is copied on the way: the writer writes from the reader's buffer. Only
+//! [`Body::read_limited`] holds a body whole, up to a limit its caller names.
+
+use std::future::poll_fn;
+use std::task::{Context, Poll};
+
+use bytes::{Buf, Bytes, BytesMut};
+
+use crate::http::headers::Headers;
+
+/// Where a streamed body comes from.
+pub trait Source {
+    /// Makes bytes available. `Ok(n)`: `n` bytes lie in [`Source::data`]; 0 is the end.
+    /// While [`Source::data`] is not empty this returns at once.
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, BodyError>>;
+    /// The bytes at hand.
+    fn data(&self) -> &[u8];
+    /// Uses up the first `n` bytes at hand.
+    fn consume(&mut self, n: usize);
+    /// Bytes still to come, where that is known.
+    fn remaining(&self) -> Option<u64>;
+    /// The fields after the body, once it has ended.
+    fn take_trailers(&mut self) -> Option<Headers> {
+        None
+    }
+}
+
+/// A body.
+#[derive(Default)]
+pub enum Body {
+    /// No bytes.
+    #[default]
+    Empty,
+    /// Bytes at hand.
+    Bytes(Bytes),
+    /// Bytes that are still to come.
+    Stream(Box<dyn Source>),
+}
+
+/// Why a body did not arrive whole.
+#[derive(Debug, thiserror::Error)]
+pub enum BodyError {
+    /// The peer broke the framing.
+    #[error(transparent)]
+    Framing(#[from] crate::http::framing::FramingError),
+    /// The connection ended first.
+    #[error("the connection ended before the body did")]
+    Ended,
+    /// Nothing came for this long.
+    #[error("no body bytes for {0:?}")]
+    TimedOut(std::time::Duration),
+    /// More bytes than allowed.
+    #[error("the body is larger than {limit} bytes")]
+    TooLarge {
+        /// The limit, in bytes.
+        limit: u64,
+    },
+    /// All buffered bodies together are over their limit.
+    #[error("the gateway holds too many buffered request bytes: the limit is {limit} (sluicegate.limits.buffered_body_bytes)")]
+    NoRoom {
+        /// The limit, in bytes.
+        limit: u64,
+    },
+    /// The socket failed.
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+    /// The HTTP/2 stream failed.
+    #[error(transparent)]
+    H2(#[from] h2::Error),
+}
+
+impl Body {
+    /// A body of these bytes.
+    pub fn from_bytes(bytes: impl Into<Bytes>) -> Self {
+        let bytes = bytes.into();
+        if bytes.is_empty() { Self::Empty } else { Self::Bytes(bytes) }
+    }
+
+    /// A body from a source.
+    pub fn stream(source: impl Source + 'static) -> Self {
+        Self::Stream(Box::new(source))
+    }
+
+    /// See [`Source::poll_fill`].
+    pub fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, BodyError>> {
+        match self {
+            Self::Empty => Poll::Ready(Ok(0)),
+            Self::Bytes(bytes) => Poll::Ready(Ok(bytes.len())),
+            Self::Stream(source) => source.poll_fill(cx),
+        }
+    }
+
+    /// See [`Source::data`].
+    pub fn data(&self) -> &[u8] {
+        match self {
+            Self::Empty => &[],
+            Self::Bytes(bytes) => bytes,
+            Self::Stream(source) => source.data(),
+        }
+    }
+
+    /// See [`Source::consume`].
+    pub fn consume(&mut self, n: usize) {
+        match self {
+            Self::Empty => {}
+            Self::Bytes(bytes) => bytes.advance(n),
+            Self::Stream(source) => source.consume(n),
+        }
+    }
+
+    /// Bytes still to come, where that is known.
+    pub fn remaining(&self) -> Option<u64> {
+        match self {
+            Self::Empty => Some(0),
+            Self::Bytes(bytes) => Some(bytes.len() as u64),
+            Self::Stream(source) => source.remaining(),
+        }
+    }
+
+    /// See [`Source::take_trailers`].
+    pub fn take_trailers(&mut self) -> Option<Headers> {
+        match self {
+            Self::Stream(source) => source.take_trailers(),
+            _ => None,
+        }
+    }
+
+    /// Is it known that no byte will come?
+    pub fn is_empty(&self) -> bool {
+        self.remaining() == Some(0)
+    }
+
+    /// Can it be sent a second time, should the first try not get through?
+    pub fn replay(&self) -> Option<Body> {
+        match self {
+            Self::Empty => Some(Self::Empty),
+            Self::Bytes(bytes) => Some(Self::Bytes(bytes.clone())),
+            Self::Stream(_) => None,
+        }
+    }
+
+    /// Waits for bytes; see [`Source::poll_fill`].
+    pub async fn fill(&mut self) -> Result<usize, BodyError> {
+        poll_fn(|cx| self.poll_fill(cx)).await
+    }
+
+    /// Reads the whole body into memory, at most `limit` bytes.
+    pub async fn read_limited(&mut self, limit: u64) -> Result<Bytes, BodyError> {
+        let too_large = BodyError::TooLarge { limit };
+        let expected = self.remaining();
+        if expected.is_some_and(|n| n > limit) {
+            return Err(too_large);
+        }
+        if let Self::Bytes(bytes) = self {
+            return Ok(std::mem::take(bytes));
+        }
+        // What a peer announces is not allocated before it arrives.
+        let mut whole = BytesMut::with_capacity(
+            expected.map_or(0, |n| usize::try_from(n).unwrap_or(0).min(READ_AHEAD_BYTES)),
+        );
+        loop {
+            let n = self.fill().await?;
+            if n == 0 {
+                return Ok(whole.freeze());
+            }
+            if whole.len() as u64 + n as u64 > limit {
+                return Err(too_large);
+            }
+            whole.extend_from_slice(self.data());
+            self.consume(n);
+        }
+    }
+}
+
+impl std::fmt::Debug for Body {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Body({:?} bytes)", self.remaining())
+    }
+}
+
+/// Bytes reserved at once for a body of announced length.
+const READ_AHEAD_BYTES: usize = 64 << 10;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_body_is_read_up_to_its_limit_and_not_past_it() {
+        for (len, limit, fits) in [(0, 1, true), (10, 10, true), (11, 10, false)] {
+            let mut body = Body::from_bytes(vec![7; len]);
+            let read = body.read_limited(limit).await;
+            assert_eq!(read.is_ok_and(|b| b.len() == len), fits, "{len} of {limit}");
+        }
+    }
+}

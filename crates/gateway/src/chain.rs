@@ -1,0 +1,120 @@
+//! The plugins of one route in the order they run, split by phase once.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde_json::{Map, Value};
+
+use crate::exchange::{Exchange, Response};
+use crate::upstream::UpstreamDeps;
+use crate::plugin::{CompileCtx, DynPlugin, Flow, Phases, PluginError, Registry};
+
+/// The compiled plugins of a route.
+#[derive(Clone, Default)]
+pub struct Chain {
+    rewrite: Box<[Arc<dyn DynPlugin>]>,
+    access: Box<[Arc<dyn DynPlugin>]>,
+    before_proxy: Box<[Arc<dyn DynPlugin>]>,
+    header_filter: Box<[Arc<dyn DynPlugin>]>,
+    body_filter: Box<[Arc<dyn DynPlugin>]>,
+    log: Box<[Arc<dyn DynPlugin>]>,
+}
+
+impl Chain {
+    /// Compiles plugin configurations: sorted by priority (`_meta.priority` overrides),
+    /// disabled ones left out, unknown or not enabled ones left out as APISIX does.
+    pub fn compile(
+        plugins: &Map<String, Value>,
+        registry: &Registry,
+        attrs: &Value,
+        owner: &str,
+        deps: &UpstreamDeps,
+    ) -> Result<Self, String> {
+        let mut entries: Vec<(i64, usize, Arc<dyn DynPlugin>)> = Vec::new();
+        for (order, (name, config)) in plugins.iter().enumerate() {
+            let Some(known) = registry.get(name) else { continue };
+            let meta = config.get("_meta");
+            if meta.and_then(|m| m.get("disable")).and_then(Value::as_bool) == Some(true) {
+                continue;
+            }
+            let priority = meta
+                .and_then(|m| m.get("priority"))
+                .and_then(Value::as_i64)
+                .unwrap_or_else(|| known.info.priority.into());
+            let ctx =
+                CompileCtx { metadata: None, attr: attrs.get(name), owner, deps: Some(deps) };
+            let plugin = known.compile(config, &ctx).map_err(|e| {
+                format!("failed to check the configuration of plugin {name} err: {e}")
+            })?;
+            entries.push((priority, order, plugin));
+        }
+        entries.sort_by_key(|(priority, order, _)| (std::cmp::Reverse(*priority), *order));
+        let of = |phase: Phases| {
+            entries.iter().filter(|(_, _, p)| p.phases().has(phase)).map(|e| e.2.clone()).collect()
+        };
+        Ok(Self {
+            rewrite: of(Phases::REWRITE),
+            access: of(Phases::ACCESS),
+            before_proxy: of(Phases::BEFORE_PROXY),
+            header_filter: of(Phases::HEADER_FILTER),
+            body_filter: of(Phases::BODY_FILTER),
+            log: of(Phases::LOG),
+        })
+    }
+
+    /// Runs the `rewrite` phase.
+    pub async fn rewrite(&self, exchange: &mut Exchange) -> Result<Flow, PluginError> {
+        for plugin in &self.rewrite {
+            if let Flow::Respond(response) = plugin.rewrite(exchange).await? {
+                return Ok(Flow::Respond(response));
+            }
+        }
+        Ok(Flow::Continue)
+    }
+
+    /// Runs the `access` phase.
+    pub async fn access(&self, exchange: &mut Exchange) -> Result<Flow, PluginError> {
+        for plugin in &self.access {
+            if let Flow::Respond(response) = plugin.access(exchange).await? {
+                return Ok(Flow::Respond(response));
+            }
+        }
+        Ok(Flow::Continue)
+    }
+
+    /// Runs the `before_proxy` phase.
+    pub async fn before_proxy(&self, exchange: &mut Exchange) -> Result<Flow, PluginError> {
+        for plugin in &self.before_proxy {
+            if let Flow::Respond(response) = plugin.before_proxy(exchange).await? {
+                return Ok(Flow::Respond(response));
+            }
+        }
+        Ok(Flow::Continue)
+    }
+
+    /// Runs the `header_filter` phase.
+    pub fn header_filter(&self, exchange: &mut Exchange, response: &mut Response) {
+        for plugin in &self.header_filter {
+            plugin.header_filter(exchange, response);
+        }
+    }
+
+    /// Does any plugin look at the response body?
+    pub fn filters_body(&self) -> bool {
+        !self.body_filter.is_empty()
+    }
+
+    /// Runs the `body_filter` phase for one piece.
+    pub fn body_filter(&self, exchange: &mut Exchange, piece: &mut Bytes, last: bool) {
+        for plugin in &self.body_filter {
+            plugin.body_filter(exchange, piece, last);
+        }
+    }
+
+    /// Runs the `log` phase.
+    pub fn log(&self, exchange: &Exchange) {
+        for plugin in &self.log {
+            plugin.log(exchange);
+        }
+    }
+}

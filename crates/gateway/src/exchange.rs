@@ -1,0 +1,295 @@
+//! One request and what is known about it, from its head to its log line.
+
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use ::http::{Method, StatusCode};
+use bytes::Bytes;
+
+use crate::body::Body;
+use crate::core::Core;
+use crate::http::headers::{Headers, Known};
+use crate::page;
+use crate::router::Matched;
+use crate::snapshot::{Route, Snapshot};
+
+/// A request on its way through the gateway.
+pub struct Exchange {
+    /// The core that serves it.
+    pub core: Rc<Core>,
+    /// The configuration that serves it, from its first step to its last.
+    pub snapshot: Rc<Arc<Snapshot>>,
+    /// Where it came in.
+    pub connection: Rc<Connection>,
+    /// The client's address: the peer's, or what a trusted proxy says it is (`real_ip_*`).
+    pub remote_addr: IpAddr,
+    /// The client's port, or 0 where a trusted proxy named an address only.
+    pub remote_port: u16,
+    /// The request.
+    pub request: Request,
+    /// The path as routes and plugins see it: decoded once, dot segments resolved,
+    /// slashes merged (the variable `uri`). `None`: the raw path is already that.
+    pub uri: Option<Vec<u8>>,
+    /// The route that matched.
+    pub route: Option<Arc<Route>>,
+    /// How it matched: its pattern, wildcard rest, parameters.
+    pub matched: Matched,
+    /// Routes were matched with `%2F` kept (`apisix.match_uri_encoded_slash`).
+    pub matched_slashes_kept: bool,
+    /// What the upstream or the function did.
+    pub upstream: UpstreamRecord,
+    /// When the first byte of the head was read.
+    pub started: Instant,
+    /// The same moment on the wall clock.
+    pub started_at: SystemTime,
+    /// Bytes sent to the client, head included.
+    pub bytes_sent: u64,
+    /// Bytes of body sent to the client.
+    pub body_bytes_sent: u64,
+    /// Bytes received from the client, head included.
+    pub bytes_received: u64,
+    /// The status sent; 0 before there is one, 499 when the client went away first.
+    pub status: u16,
+    /// The response's fields, once its head is sent.
+    pub sent: Option<Headers>,
+    /// A form body, read before routing because some route's `vars` ask for it.
+    pub form: Option<Bytes>,
+    /// Requests served on the connection so far, this one included.
+    pub connection_requests: u64,
+    /// The response went out whole.
+    pub completed: bool,
+    /// A 32-digit random id (`request_id`), made when first asked for.
+    pub request_id: std::cell::OnceCell<String>,
+}
+
+/// What is the same for every request of one client connection.
+#[derive(Debug)]
+pub struct Connection {
+    /// A number of its own within this process.
+    pub number: u64,
+    /// The other end of the socket, or what the PROXY protocol says it is.
+    pub peer: SocketAddr,
+    /// This end.
+    pub local: SocketAddr,
+    /// The TLS version and cipher, when there is TLS, and the name asked for.
+    pub tls: Option<TlsInfo>,
+    /// The peer is one of `real_ip_from`.
+    pub real_ip_peer: bool,
+    /// The peer is one of `apisix.trusted_addresses`; `None`: none are configured.
+    pub trusted_peer: Option<bool>,
+}
+
+/// What the TLS handshake agreed on.
+#[derive(Debug, Default)]
+pub struct TlsInfo {
+    /// `TLSv1.3`.
+    pub protocol: String,
+    /// The cipher suite's name.
+    pub cipher: String,
+    /// The server name the client asked for.
+    pub sni: Option<String>,
+}
+
+impl Connection {
+    /// `http` or `https`.
+    pub fn scheme(&self) -> &'static str {
+        if self.tls.is_some() { "https" } else { "http" }
+    }
+}
+
+/// The HTTP version a request came in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Version {
+    /// HTTP/1.0
+    Http10,
+    /// HTTP/1.1
+    Http11,
+    /// HTTP/2
+    Http2,
+}
+
+impl Version {
+    /// As in a request line and in `server_protocol`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Http10 => "HTTP/1.0",
+            Self::Http11 => "HTTP/1.1",
+            Self::Http2 => "HTTP/2.0",
+        }
+    }
+}
+
+/// The client's request.
+pub struct Request {
+    /// The method.
+    pub method: Method,
+    /// The version it came in.
+    pub version: Version,
+    /// The header fields. The raw target lies in the same buffer.
+    pub headers: Headers,
+    /// The body, read as it is needed.
+    pub body: Body,
+    /// Where path and query lie in the header buffer: start, length.
+    pub(crate) target: (usize, usize),
+    /// Length of the path within the target.
+    pub(crate) path_len: usize,
+}
+
+impl Request {
+    /// Path and query, raw, as sent.
+    pub fn target(&self) -> &[u8] {
+        if self.target.1 == 0 { b"/" } else { self.headers.text(self.target.0, self.target.1) }
+    }
+
+    /// The raw path.
+    pub fn path(&self) -> &[u8] {
+        let target = self.target();
+        if self.path_len == 0 { b"/" } else { &target[..self.path_len.min(target.len())] }
+    }
+
+    /// The raw query, without its `?`; `None` when there is no `?`.
+    pub fn query(&self) -> Option<&[u8]> {
+        let target = self.headers.text(self.target.0, self.target.1);
+        target.get(self.path_len + 1..)
+    }
+
+    /// Finds path and query in the target.
+    pub(crate) fn set_target(&mut self, at: usize, len: usize) {
+        self.target = (at, len);
+        let text = self.headers.text(at, len);
+        let end = memchr::memchr2(b'?', b'#', text).unwrap_or(len);
+        self.path_len = end;
+        // A fragment never belongs in a request; what nginx does is to cut it off.
+        if text.get(end) == Some(&b'#') {
+            self.target.1 = end;
+        } else if let Some(hash) = memchr::memchr(b'#', &text[end..]) {
+            self.target.1 = end + hash;
+        }
+    }
+
+    /// The host asked for: without port, lower case.
+    pub fn host(&self) -> String {
+        let raw = self.headers.known(Known::Host).unwrap_or_default();
+        host_without_port(raw)
+    }
+}
+
+/// The host of a `Host` value: no port, lower case, no trailing dot (nginx's `$host`).
+pub fn host_without_port(raw: &[u8]) -> String {
+    let end = match raw.first() {
+        Some(b'[') => memchr::memchr(b']', raw).map_or(raw.len(), |at| at + 1),
+        _ => memchr::memchr(b':', raw).unwrap_or(raw.len()),
+    };
+    let mut host = String::from_utf8_lossy(&raw[..end]).into_owned();
+    host.make_ascii_lowercase();
+    if host.len() > 1 && host.ends_with('.') {
+        host.pop();
+    }
+    host
+}
+
+/// What happened on the far side; feeds the `upstream_*` variables.
+#[derive(Debug, Default, Clone)]
+pub struct UpstreamRecord {
+    /// Every address tried, in order.
+    pub addrs: smallvec::SmallVec<[SocketAddr; 1]>,
+    /// The `Host` sent.
+    pub host: Option<Arc<str>>,
+    /// The last answer's status; 502 or 504 when there was none.
+    pub status: Option<u16>,
+    /// Waiting for a connection.
+    pub connect_time: Option<Duration>,
+    /// From the start of the call to the response head.
+    pub header_time: Option<Duration>,
+    /// From the start of the call to the end of the response.
+    pub response_time: Option<Duration>,
+    /// When the call began.
+    pub began: Option<Instant>,
+    /// `http`, `https`, `grpc`, `grpcs`.
+    pub scheme: &'static str,
+    /// The target sent, where it differs from the client's.
+    pub uri: Option<String>,
+}
+
+/// Who made a response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// The gateway or one of its plugins.
+    Gateway,
+    /// The upstream.
+    Upstream,
+    /// A function behind a function plugin.
+    Function,
+}
+
+/// A response on its way to the client.
+pub struct Response {
+    /// The status.
+    pub status: StatusCode,
+    /// The header fields.
+    pub headers: Headers,
+    /// The body.
+    pub body: Body,
+    /// Who made it.
+    pub origin: Origin,
+    /// After `101 Switching Protocols`: the upstream's side of the tunnel.
+    pub(crate) tunnel: Option<Box<crate::client::Tunnel>>,
+}
+
+impl Response {
+    /// A response without a body.
+    pub fn new(status: StatusCode) -> Self {
+        Self {
+            status,
+            headers: Headers::new(),
+            body: Body::Empty,
+            origin: Origin::Gateway,
+            tunnel: None,
+        }
+    }
+
+    /// The gateway's own page for a status, as short as it can be.
+    pub fn page(status: StatusCode) -> Self {
+        let mut response = Self::new(status);
+        response.headers.append("Content-Type", b"text/html; charset=utf-8");
+        response.body = Body::from_bytes(page::html(status));
+        response
+    }
+
+    /// A plugin's answer the way APISIX sends a Lua table: JSON with a line end, typed
+    /// as plain text.
+    pub fn message(status: StatusCode, json: &serde_json::Value) -> Self {
+        let mut response = Self::new(status);
+        response.headers.append("Content-Type", b"text/plain; charset=utf-8");
+        response.body = Body::from_bytes(Bytes::from(format!("{json}\n")));
+        response
+    }
+}
+
+impl Exchange {
+    /// The path as routes and plugins see it.
+    pub fn uri(&self) -> &[u8] {
+        self.uri.as_deref().unwrap_or_else(|| self.request.path())
+    }
+
+    /// The matched route's id, or nothing.
+    pub fn route_id(&self) -> &str {
+        self.route.as_ref().map_or("", |r| &r.id)
+    }
+
+    /// A random id for this request, the same each time it is asked for.
+    pub fn request_id(&self) -> &str {
+        self.request_id.get_or_init(|| {
+            let mut raw = [0_u8; 16];
+            self.core.random(&mut raw);
+            raw.iter().fold(String::with_capacity(32), |mut text, byte| {
+                for digit in [byte >> 4, byte & 15] {
+                    text.push(char::from_digit(u32::from(digit), 16).unwrap_or('0'));
+                }
+                text
+            })
+        })
+    }
+}

@@ -1,0 +1,125 @@
+//! What the far side is told about the client: `X-Forwarded-*`, `X-Real-IP`.
+//!
+//! As in APISIX: `X-Forwarded-Proto`, `-Host` and `-Port` say what this gateway saw, unless
+//! a peer in `apisix.trusted_addresses` sent its own; `Forwarded` goes with them. Once
+//! trusted addresses are configured, other peers' `X-Forwarded-For` is dropped.
+
+use smallvec::SmallVec;
+
+use crate::exchange::{Exchange, Request};
+use crate::http::headers::{Headers, Known, tokens, write_line};
+
+/// What to do with a client's forwarding headers.
+#[derive(Clone, Copy)]
+pub(crate) struct Forwarded {
+    trusted: bool,
+    keep_for: bool,
+}
+
+impl Forwarded {
+    /// Decides for one request.
+    pub(crate) fn of(exchange: &Exchange) -> Self {
+        let trusted = exchange.connection.trusted_peer;
+        Self { trusted: trusted == Some(true), keep_for: trusted != Some(false) }
+    }
+
+    /// Is a client's field replaced or dropped when a request is proxied?
+    pub(crate) fn replaces(self, known: Known) -> bool {
+        match known {
+            Known::XForwardedFor | Known::XRealIp => true,
+            Known::XForwardedProto | Known::XForwardedHost | Known::XForwardedPort => !self.trusted,
+            Known::Forwarded => !self.trusted,
+            _ => false,
+        }
+    }
+
+    /// The three that tell where a request came in, as far as they are to be set.
+    fn seen<'a>(self, exchange: &'a Exchange, port: &'a mut itoa::Buffer) -> SmallVec<[(&'static str, &'a [u8]); 4]> {
+        let headers = &exchange.request.headers;
+        let mut fields = SmallVec::new();
+        let mut add = |known, name, value| {
+            if !self.trusted || headers.known(known).is_none() {
+                fields.push((name, value));
+            }
+        };
+        add(Known::XForwardedProto, "X-Forwarded-Proto", exchange.connection.scheme().as_bytes());
+        add(Known::XForwardedHost, "X-Forwarded-Host", headers.known(Known::Host).unwrap_or_default());
+        let port = port.format(exchange.connection.local.port()).as_bytes();
+        add(Known::XForwardedPort, "X-Forwarded-Port", port);
+        fields
+    }
+
+    /// Writes the fields of a proxied request.
+    pub(crate) fn write_proxied(self, exchange: &Exchange, out: &mut Vec<u8>) {
+        use std::io::Write;
+        out.extend_from_slice(b"X-Real-IP: ");
+        let start = out.len();
+        // Writing into memory does not fail.
+        let _ = write!(out, "{}", exchange.remote_addr);
+        let address = start..out.len();
+        out.extend_from_slice(b"\r\nX-Forwarded-For: ");
+        if self.keep_for {
+            for value in exchange.request.headers.all_known(Known::XForwardedFor) {
+                out.extend_from_slice(value);
+                out.extend_from_slice(b", ");
+            }
+        }
+        out.extend_from_within(address);
+        out.extend_from_slice(b"\r\n");
+        let mut port = itoa::Buffer::new();
+        for (name, value) in self.seen(exchange, &mut port) {
+            write_line(out, name.as_bytes(), value);
+        }
+    }
+
+    /// The same as a list.
+    pub(crate) fn proxied(self, exchange: &Exchange) -> Vec<(String, Vec<u8>)> {
+        let mut text = Vec::new();
+        self.write_proxied(exchange, &mut text);
+        text.split(|b| *b == b'\n')
+            .filter_map(|line| {
+                let line = line.strip_suffix(b"\r")?;
+                let colon = memchr::memchr(b':', line)?;
+                let name = String::from_utf8_lossy(&line[..colon]).to_ascii_lowercase();
+                Some((name, line[colon + 2..].to_vec()))
+            })
+            .collect()
+    }
+
+    /// Sets the fields of a function's request: the three of [`Forwarded::seen`], in lower
+    /// case as APISIX's functions get them; nothing is added about the address.
+    pub(crate) fn set_for_function(self, exchange: &Exchange, headers: &mut Headers) {
+        headers.retain(|known, _, _| match known {
+            Known::XForwardedFor => self.keep_for,
+            Known::XRealIp => true,
+            known => !self.replaces(known),
+        });
+        let mut port = itoa::Buffer::new();
+        for (name, value) in self.seen(exchange, &mut port) {
+            headers.append(&name.to_ascii_lowercase(), value);
+        }
+    }
+}
+
+/// The fields that a `Connection` header names beyond the usual ones.
+pub(crate) struct ConnectionTokens<'a>(SmallVec<[&'a [u8]; 2]>);
+
+impl<'a> ConnectionTokens<'a> {
+    pub(crate) fn of(headers: &'a Headers) -> Self {
+        let usual = [b"keep-alive".as_slice(), b"close", b"upgrade", b"te"];
+        let named = headers
+            .all_known(Known::Connection)
+            .flat_map(tokens)
+            .filter(|token| !usual.iter().any(|u| token.eq_ignore_ascii_case(u)));
+        Self(named.collect())
+    }
+
+    pub(crate) fn contains(&self, name: &[u8]) -> bool {
+        self.0.iter().any(|n| n.eq_ignore_ascii_case(name))
+    }
+}
+
+/// Does the client ask to switch protocols (RFC 9110 section 7.8)?
+pub(crate) fn wants_upgrade(request: &Request) -> bool {
+    request.headers.known(Known::Upgrade).is_some() && request.headers.connection_has("upgrade")
+}

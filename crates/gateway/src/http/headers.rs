@@ -1,0 +1,427 @@
+//! A header block: the text in one buffer, and where each field lies in it.
+
+use std::fmt;
+
+/// The fields of a message head, in order, names in the case they were sent in.
+///
+/// A value is bytes; names are compared without regard to ASCII case.
+#[derive(Clone, Default)]
+pub struct Headers {
+    text: Vec<u8>,
+    fields: Vec<Field>,
+}
+
+#[derive(Clone, Copy)]
+struct Field {
+    name_at: u32,
+    value_at: u32,
+    value_len: u32,
+    name_len: u16,
+    known: Known,
+}
+
+/// Field names the gateway itself acts on; told apart once, when a head is parsed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+#[expect(missing_docs, reason = "each is the field name it spells")]
+pub enum Known {
+    Other,
+    Host,
+    ContentLength,
+    TransferEncoding,
+    Connection,
+    KeepAlive,
+    ProxyConnection,
+    Te,
+    Trailer,
+    Upgrade,
+    Expect,
+    XForwardedFor,
+    XForwardedProto,
+    XForwardedHost,
+    XForwardedPort,
+    XRealIp,
+    Forwarded,
+    ContentType,
+    Authorization,
+    XApiKey,
+    XAmzDate,
+    Server,
+    Date,
+    Cookie,
+    UserAgent,
+    Referer,
+    Http2Settings,
+}
+
+impl Known {
+    /// Which known name `name` is, compared without regard to case.
+    pub fn of(name: &[u8]) -> Known {
+        use Known::*;
+        let candidates: &[(&str, Known)] = match name.len() {
+            2 => &[("te", Te)],
+            4 => &[("host", Host), ("date", Date)],
+            6 => &[("cookie", Cookie), ("expect", Expect), ("server", Server)],
+            7 => &[("upgrade", Upgrade), ("referer", Referer), ("trailer", Trailer)],
+            9 => &[("x-api-key", XApiKey), ("x-real-ip", XRealIp), ("forwarded", Forwarded)],
+            10 => &[
+                ("connection", Connection),
+                ("user-agent", UserAgent),
+                ("keep-alive", KeepAlive),
+                ("x-amz-date", XAmzDate),
+            ],
+            12 => &[("content-type", ContentType)],
+            13 => &[("authorization", Authorization)],
+            14 => &[("content-length", ContentLength), ("http2-settings", Http2Settings)],
+            15 => &[("x-forwarded-for", XForwardedFor)],
+            16 => &[
+                ("x-forwarded-host", XForwardedHost),
+                ("x-forwarded-port", XForwardedPort),
+                ("proxy-connection", ProxyConnection),
+            ],
+            17 => &[("transfer-encoding", TransferEncoding), ("x-forwarded-proto", XForwardedProto)],
+            _ => return Other,
+        };
+        for (text, known) in candidates {
+            if name.eq_ignore_ascii_case(text.as_bytes()) {
+                return *known;
+            }
+        }
+        Other
+    }
+
+    /// Is the field about one connection only (RFC 9110 section 7.6.1, and the older
+    /// names that peers still send)?
+    pub fn is_hop_by_hop(self) -> bool {
+        matches!(
+            self,
+            Known::Connection
+                | Known::KeepAlive
+                | Known::ProxyConnection
+                | Known::Te
+                | Known::Trailer
+                | Known::TransferEncoding
+                | Known::Upgrade
+                | Known::Http2Settings
+        )
+    }
+}
+
+impl Headers {
+    /// An empty block.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Forgets every field and keeps the memory.
+    pub fn clear(&mut self) {
+        self.text.clear();
+        self.fields.clear();
+    }
+
+    /// How many fields there are.
+    pub fn len(&self) -> usize {
+        self.fields.len()
+    }
+
+    /// Is the block without fields?
+    pub fn is_empty(&self) -> bool {
+        self.fields.is_empty()
+    }
+
+    /// Is the memory behind it worth keeping for another head?
+    pub(crate) fn is_small(&self) -> bool {
+        self.text.capacity() <= KEPT_TEXT_MAX
+    }
+
+    /// Puts text before any field (a request target); says where it lies.
+    pub(crate) fn push_text(&mut self, text: &[u8]) -> (usize, usize) {
+        let at = self.text.len();
+        self.text.extend_from_slice(text);
+        (at, text.len())
+    }
+
+    /// Takes a raw head over; its fields are added with [`Headers::push_range`].
+    pub(crate) fn reset_to(&mut self, raw: &[u8]) {
+        self.text.clear();
+        self.text.extend_from_slice(raw);
+        self.fields.clear();
+    }
+
+    /// Adds a field that lies in the raw head given to [`Headers::reset_to`].
+    pub(crate) fn push_range(&mut self, name: (usize, usize), value: (usize, usize), known: Known) {
+        self.fields.push(Field {
+            name_at: name.0 as u32,
+            name_len: name.1 as u16,
+            value_at: value.0 as u32,
+            value_len: value.1 as u32,
+            known,
+        });
+    }
+
+    /// Bytes of the text buffer: a request line or status line kept beside the fields.
+    pub(crate) fn text(&self, at: usize, len: usize) -> &[u8] {
+        &self.text[at..at + len]
+    }
+
+    fn name_of(&self, field: &Field) -> &[u8] {
+        &self.text[field.name_at as usize..][..field.name_len as usize]
+    }
+
+    fn value_of(&self, field: &Field) -> &[u8] {
+        &self.text[field.value_at as usize..][..field.value_len as usize]
+    }
+
+    fn position(&self, name: &[u8]) -> Option<usize> {
+        let known = Known::of(name);
+        self.fields.iter().position(|f| self.is(f, name, known))
+    }
+
+    fn is(&self, field: &Field, name: &[u8], known: Known) -> bool {
+        if known != Known::Other {
+            field.known == known
+        } else {
+            field.name_len as usize == name.len()
+                && self.name_of(field).eq_ignore_ascii_case(name)
+        }
+    }
+
+    /// The first value of a field.
+    pub fn get(&self, name: &str) -> Option<&[u8]> {
+        self.position(name.as_bytes()).map(|at| self.value_of(&self.fields[at]))
+    }
+
+    /// The first value of a field, when it is text.
+    pub fn get_str(&self, name: &str) -> Option<&str> {
+        std::str::from_utf8(self.get(name)?).ok()
+    }
+
+    /// The first value of a known field.
+    pub fn known(&self, known: Known) -> Option<&[u8]> {
+        self.fields.iter().find(|f| f.known == known).map(|f| self.value_of(f))
+    }
+
+    /// Every value of a known field.
+    pub fn all_known(&self, known: Known) -> impl Iterator<Item = &[u8]> {
+        self.fields.iter().filter(move |f| f.known == known).map(|f| self.value_of(f))
+    }
+
+    /// Every value of a field, in order.
+    pub fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
+        let known = Known::of(name.as_bytes());
+        self.fields
+            .iter()
+            .filter(move |f| self.is(f, name.as_bytes(), known))
+            .map(|f| self.value_of(f))
+    }
+
+    /// Is there such a field?
+    pub fn contains(&self, name: &str) -> bool {
+        self.position(name.as_bytes()).is_some()
+    }
+
+    /// Every field in order: name, value.
+    pub fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        self.fields.iter().map(|f| (self.name_of(f), self.value_of(f)))
+    }
+
+    /// Every field in order with what it is known as.
+    pub fn iter_known(&self) -> impl Iterator<Item = (Known, &[u8], &[u8])> {
+        self.fields.iter().map(|f| (f.known, self.name_of(f), self.value_of(f)))
+    }
+
+    /// Adds a field behind the others. A name or value that cannot stand in a head
+    /// (CR, LF or NUL in it, or longer than a head may be) is left out: no caller can
+    /// split a message.
+    pub fn append(&mut self, name: &str, value: &[u8]) {
+        if let Some(field) = self.store(name.as_bytes(), value) {
+            self.fields.push(field);
+        }
+    }
+
+    fn store(&mut self, name: &[u8], value: &[u8]) -> Option<Field> {
+        let bad = |b: &u8| matches!(b, b'\r' | b'\n' | 0);
+        let fits = name.len() <= u16::MAX as usize && self.text.len() + value.len() < HEAD_TEXT_MAX;
+        if name.is_empty() || !fits || name.iter().any(bad) || value.iter().any(bad) {
+            return None;
+        }
+        let name_at = self.text.len();
+        self.text.extend_from_slice(name);
+        let value_at = self.text.len();
+        self.text.extend_from_slice(value);
+        Some(Field {
+            name_at: name_at as u32,
+            name_len: name.len() as u16,
+            value_at: value_at as u32,
+            value_len: value.len() as u32,
+            known: Known::of(name),
+        })
+    }
+
+    /// Makes `name` have this one value, in the place of its first occurrence.
+    pub fn set(&mut self, name: &str, value: &[u8]) {
+        let Some(at) = self.position(name.as_bytes()) else { return self.append(name, value) };
+        let Some(field) = self.store(name.as_bytes(), value) else { return };
+        self.fields[at] = field;
+        let known = field.known;
+        let mut seen = false;
+        let Self { text, fields } = self;
+        fields.retain(|f| {
+            let same = if known != Known::Other {
+                f.known == known
+            } else {
+                text[f.name_at as usize..][..f.name_len as usize]
+                    .eq_ignore_ascii_case(name.as_bytes())
+            };
+            !same || !std::mem::replace(&mut seen, true)
+        });
+    }
+
+    /// Removes every occurrence of a field; says whether there was one.
+    pub fn remove(&mut self, name: &str) -> bool {
+        let known = Known::of(name.as_bytes());
+        let before = self.fields.len();
+        let Self { text, fields } = self;
+        fields.retain(|f| {
+            if known != Known::Other {
+                f.known != known
+            } else {
+                !text[f.name_at as usize..][..f.name_len as usize]
+                    .eq_ignore_ascii_case(name.as_bytes())
+            }
+        });
+        fields.len() != before
+    }
+
+    /// Keeps the fields that `keep` says yes to.
+    pub fn retain(&mut self, mut keep: impl FnMut(Known, &[u8], &[u8]) -> bool) {
+        let Self { text, fields } = self;
+        fields.retain(|f| {
+            keep(
+                f.known,
+                &text[f.name_at as usize..][..f.name_len as usize],
+                &text[f.value_at as usize..][..f.value_len as usize],
+            )
+        });
+    }
+
+    /// Drops what belongs to one connection only: the hop-by-hop fields and every
+    /// field that `Connection` names (RFC 9110 section 7.6.1).
+    pub fn remove_hop_by_hop(&mut self) {
+        let named: Vec<Vec<u8>> = self
+            .all_known(Known::Connection)
+            .flat_map(tokens)
+            .filter(|t| !is_plain_connection_token(t))
+            .map(<[u8]>::to_ascii_lowercase)
+            .collect();
+        self.retain(|known, name, _| {
+            !known.is_hop_by_hop() && !named.iter().any(|n| name.eq_ignore_ascii_case(n))
+        });
+    }
+
+    /// Does any `Connection` field carry this token?
+    pub fn connection_has(&self, token: &str) -> bool {
+        self.all_known(Known::Connection)
+            .flat_map(tokens)
+            .any(|t| t.eq_ignore_ascii_case(token.as_bytes()))
+    }
+
+    /// Writes `name: value` lines.
+    pub fn write_to(&self, out: &mut Vec<u8>) {
+        for field in &self.fields {
+            write_line(out, self.name_of(field), self.value_of(field));
+        }
+    }
+}
+
+/// Writes one header line.
+pub(crate) fn write_line(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
+    out.extend_from_slice(name);
+    out.extend_from_slice(b": ");
+    out.extend_from_slice(value);
+    out.extend_from_slice(b"\r\n");
+}
+
+/// The comma-separated tokens of a list field, trimmed, empty ones left out.
+pub fn tokens(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+    value.split(|b| *b == b',').map(<[u8]>::trim_ascii).filter(|t| !t.is_empty())
+}
+
+fn is_plain_connection_token(token: &[u8]) -> bool {
+    [b"keep-alive".as_slice(), b"close", b"upgrade", b"te"]
+        .iter()
+        .any(|t| token.eq_ignore_ascii_case(t))
+}
+
+impl fmt::Debug for Headers {
+    /// Names only: values may be secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.iter().map(|(n, _)| String::from_utf8_lossy(n))).finish()
+    }
+}
+
+/// Bytes of a header block's memory that is kept for the next.
+const KEPT_TEXT_MAX: usize = 16 << 10;
+
+/// Bytes one header block may grow to by what is added to it.
+const HEAD_TEXT_MAX: usize = 4 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn block(fields: &[(&str, &str)]) -> Headers {
+        let mut headers = Headers::new();
+        for (name, value) in fields {
+            headers.append(name, value.as_bytes());
+        }
+        headers
+    }
+
+    fn text(headers: &Headers) -> String {
+        let mut out = Vec::new();
+        headers.write_to(&mut out);
+        String::from_utf8(out).expect("tests use text")
+    }
+
+    #[test]
+    fn set_replaces_in_place_and_drops_repeats() {
+        let mut headers = block(&[("A", "1"), ("x-B", "2"), ("a", "3"), ("C", "4")]);
+        headers.set("a", b"9");
+        assert_eq!(text(&headers), "a: 9\r\nx-B: 2\r\nC: 4\r\n");
+        headers.set("new", b"5");
+        assert_eq!(headers.get("NEW"), Some(b"5".as_slice()));
+    }
+
+    #[test]
+    fn names_keep_their_case_and_match_without_it() {
+        let mut headers = block(&[("X-MiXed", "v"), ("HOST", "h")]);
+        assert_eq!(headers.get("x-mixed"), Some(b"v".as_slice()));
+        assert_eq!(headers.known(Known::Host), Some(b"h".as_slice()));
+        assert!(headers.remove("x-mixed"));
+        assert!(!headers.remove("x-mixed"));
+        assert_eq!(text(&headers), "HOST: h\r\n");
+    }
+
+    #[test]
+    fn hop_by_hop_goes_with_what_connection_names() {
+        let mut headers = block(&[
+            ("Connection", "close, X-Secret"),
+            ("x-secret", "1"),
+            ("TE", "trailers"),
+            ("Keep-Alive", "timeout=5"),
+            ("X-Stays", "1"),
+        ]);
+        headers.remove_hop_by_hop();
+        assert_eq!(text(&headers), "X-Stays: 1\r\n");
+    }
+
+    #[test]
+    fn a_value_that_would_split_the_message_is_left_out() {
+        let mut headers = Headers::new();
+        headers.append("a", b"1\r\nInjected: 2");
+        headers.append("b\n", b"1");
+        headers.append("c", b"\0");
+        assert!(headers.is_empty());
+    }
+}

@@ -1,0 +1,281 @@
+//! What a plugin is: a compiled configuration with steps at the phases it names.
+//!
+//! Plugins are written against [`Plugin`]; the gateway runs them as [`DynPlugin`]. The
+//! [`Registry`] is the one list of those that exist.
+
+use std::future::{Future, ready};
+use std::pin::Pin;
+use std::sync::Arc;
+
+use ::http::StatusCode;
+use bytes::Bytes;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use sluicegate_model::plugin::{Catalog, PluginInfo};
+use sluicegate_model::schema::Schema;
+
+use crate::exchange::{Exchange, Response};
+use crate::upstream::UpstreamDeps;
+
+/// What a request does after a phase.
+pub enum Flow {
+    /// It goes on.
+    Continue,
+    /// It ends here with this response, which still passes `header_filter`,
+    /// `body_filter` and `log`.
+    Respond(Response),
+}
+
+/// A set of phases.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Phases(u8);
+
+impl Phases {
+    /// After routing, before the consumer is known.
+    pub const REWRITE: Self = Self(1);
+    /// Decides whether and how the request goes on; function plugins answer here.
+    pub const ACCESS: Self = Self(2);
+    /// The upstream node is picked, nothing is sent yet.
+    pub const BEFORE_PROXY: Self = Self(4);
+    /// The response head is known.
+    pub const HEADER_FILTER: Self = Self(8);
+    /// For each piece of the response body.
+    pub const BODY_FILTER: Self = Self(16);
+    /// The response is sent.
+    pub const LOG: Self = Self(32);
+
+    /// Both sets together.
+    pub const fn and(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// Does this set hold all of `other`?
+    pub const fn has(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+}
+
+/// A plugin, compiled from one configuration.
+pub trait Plugin: Sized + Send + Sync + 'static {
+    /// Its name in configurations.
+    const NAME: &'static str;
+    /// Higher runs first.
+    const PRIORITY: i32;
+    /// The version the Admin API reports.
+    const VERSION: f64 = 0.1;
+    /// The phases it takes part in; a step of a phase left out never runs.
+    const PHASES: Phases;
+    /// Paths of configuration fields kept encrypted at rest.
+    const SECRETS: &'static [&'static str] = &[];
+    /// The typed view of a configuration that passed [`Plugin::schema`].
+    type Config: DeserializeOwned;
+
+    /// The JSON schema of a configuration.
+    fn schema() -> Value;
+
+    /// The JSON schema of the plugin's metadata, if it has any.
+    fn metadata_schema() -> Option<Value> {
+        None
+    }
+
+    /// Makes the runtime form, or says which field is wrong and why.
+    fn compile(config: Self::Config, ctx: &CompileCtx<'_>) -> Result<Self, ConfigError>;
+
+    /// The `rewrite` step.
+    fn rewrite(
+        &self,
+        _exchange: &mut Exchange,
+    ) -> impl Future<Output = Result<Flow, PluginError>> {
+        ready(Ok(Flow::Continue))
+    }
+
+    /// The `access` step.
+    fn access(&self, _exchange: &mut Exchange) -> impl Future<Output = Result<Flow, PluginError>> {
+        ready(Ok(Flow::Continue))
+    }
+
+    /// The `before_proxy` step.
+    fn before_proxy(
+        &self,
+        _exchange: &mut Exchange,
+    ) -> impl Future<Output = Result<Flow, PluginError>> {
+        ready(Ok(Flow::Continue))
+    }
+
+    /// The `header_filter` step.
+    fn header_filter(&self, _exchange: &mut Exchange, _response: &mut Response) {}
+
+    /// The `body_filter` step: may replace a piece of the body. `last` comes once.
+    fn body_filter(&self, _exchange: &mut Exchange, _piece: &mut Bytes, _last: bool) {}
+
+    /// The `log` step.
+    fn log(&self, _exchange: &Exchange) {}
+}
+
+/// What `compile` may look at besides the configuration itself.
+pub struct CompileCtx<'a> {
+    /// The plugin's metadata, when there is any.
+    pub metadata: Option<&'a Value>,
+    /// `plugin_attr` of config.yaml for this plugin.
+    pub attr: Option<&'a Value>,
+    /// Names the resource the configuration belongs to, for warnings.
+    pub owner: &'a str,
+    /// TLS and names of the running gateway; `None` in a trial, where nothing is warned
+    /// about and nothing is looked up.
+    pub deps: Option<&'a UpstreamDeps>,
+}
+
+/// A configuration that passed its schema and still cannot work.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct ConfigError(pub String);
+
+/// A step failed. The client sees the status; the cause was or will be logged.
+#[derive(Debug, thiserror::Error)]
+#[error("{cause}")]
+pub struct PluginError {
+    /// What the client gets.
+    pub status: StatusCode,
+    /// What the log gets; never a secret.
+    pub cause: String,
+}
+
+/// A plugin as the phase runner sees it.
+pub trait DynPlugin: Send + Sync {
+    /// The plugin's name.
+    fn name(&self) -> &'static str;
+    /// The phases it takes part in.
+    fn phases(&self) -> Phases;
+    /// See [`Plugin::rewrite`].
+    fn rewrite<'a>(&'a self, exchange: &'a mut Exchange) -> Step<'a>;
+    /// See [`Plugin::access`].
+    fn access<'a>(&'a self, exchange: &'a mut Exchange) -> Step<'a>;
+    /// See [`Plugin::before_proxy`].
+    fn before_proxy<'a>(&'a self, exchange: &'a mut Exchange) -> Step<'a>;
+    /// See [`Plugin::header_filter`].
+    fn header_filter(&self, exchange: &mut Exchange, response: &mut Response);
+    /// See [`Plugin::body_filter`].
+    fn body_filter(&self, exchange: &mut Exchange, piece: &mut Bytes, last: bool);
+    /// See [`Plugin::log`].
+    fn log(&self, exchange: &Exchange);
+}
+
+/// A step on its way.
+pub type Step<'a> = Pin<Box<dyn Future<Output = Result<Flow, PluginError>> + 'a>>;
+
+impl<P: Plugin> DynPlugin for P {
+    fn name(&self) -> &'static str {
+        P::NAME
+    }
+    fn phases(&self) -> Phases {
+        P::PHASES
+    }
+    fn rewrite<'a>(&'a self, exchange: &'a mut Exchange) -> Step<'a> {
+        Box::pin(Plugin::rewrite(self, exchange))
+    }
+    fn access<'a>(&'a self, exchange: &'a mut Exchange) -> Step<'a> {
+        Box::pin(Plugin::access(self, exchange))
+    }
+    fn before_proxy<'a>(&'a self, exchange: &'a mut Exchange) -> Step<'a> {
+        Box::pin(Plugin::before_proxy(self, exchange))
+    }
+    fn header_filter(&self, exchange: &mut Exchange, response: &mut Response) {
+        Plugin::header_filter(self, exchange, response);
+    }
+    fn body_filter(&self, exchange: &mut Exchange, piece: &mut Bytes, last: bool) {
+        Plugin::body_filter(self, exchange, piece, last);
+    }
+    fn log(&self, exchange: &Exchange) {
+        Plugin::log(self, exchange);
+    }
+}
+
+type Compile =
+    dyn Fn(&Value, &CompileCtx<'_>) -> Result<Arc<dyn DynPlugin>, String> + Send + Sync;
+
+/// One plugin of the registry.
+#[derive(Clone)]
+pub struct Registered {
+    /// What the Admin API tells about it.
+    pub info: PluginInfo,
+    compile: Arc<Compile>,
+}
+
+impl Registered {
+    /// Checks a configuration against the schema, fills in defaults and compiles it.
+    pub fn compile(
+        &self,
+        config: &Value,
+        ctx: &CompileCtx<'_>,
+    ) -> Result<Arc<dyn DynPlugin>, String> {
+        (self.compile)(config, ctx)
+    }
+}
+
+/// Every plugin there is, in order of priority.
+#[derive(Clone, Default)]
+pub struct Registry {
+    plugins: Vec<Registered>,
+}
+
+impl Registry {
+    /// Adds a plugin.
+    ///
+    /// # Panics
+    /// When its schema does not compile: a fault of the plugin, found by its first test.
+    pub fn add<P: Plugin>(&mut self) {
+        let mut schema = P::schema();
+        sluicegate_model::plugin::inject_meta(&mut schema);
+        let checker = Arc::new(Schema::compile(&schema).expect("a plugin's schema compiles"));
+        let compile: Arc<Compile> = Arc::new(move |config, ctx| {
+            checker.check(config)?;
+            let mut filled = config.clone();
+            checker.fill_defaults(&mut filled);
+            let typed: P::Config = serde_json::from_value(filled).map_err(|e| e.to_string())?;
+            let plugin = P::compile(typed, ctx).map_err(|e| e.to_string())?;
+            Ok(Arc::new(plugin) as Arc<dyn DynPlugin>)
+        });
+        let trial = compile.clone();
+        let check = move |config: &Value| {
+            let ctx = CompileCtx { metadata: None, attr: None, owner: "", deps: None };
+            trial(config, &ctx).map(drop)
+        };
+        let info = PluginInfo {
+            name: P::NAME,
+            priority: P::PRIORITY,
+            version: P::VERSION,
+            schema,
+            metadata_schema: P::metadata_schema(),
+            consumer_schema: None,
+            secrets: P::SECRETS,
+            check: Arc::new(check),
+        };
+        self.plugins.push(Registered { info, compile });
+        self.plugins.sort_by_key(|p| std::cmp::Reverse(p.info.priority));
+    }
+
+    /// Only the plugins whose name is in `names`.
+    pub fn only(&self, names: &[String]) -> Self {
+        let plugins =
+            self.plugins.iter().filter(|p| names.iter().any(|n| n == p.info.name)).cloned();
+        Self { plugins: plugins.collect() }
+    }
+
+    /// Every plugin, highest priority first.
+    pub fn iter(&self) -> impl Iterator<Item = &Registered> {
+        self.plugins.iter()
+    }
+
+    /// The plugin of this name.
+    pub fn get(&self, name: &str) -> Option<&Registered> {
+        self.plugins.iter().find(|p| p.info.name == name)
+    }
+
+    /// The plain list the Admin API works with.
+    pub fn catalog(&self) -> Catalog {
+        Catalog::new(
+            self.plugins.iter().map(|p| p.info.clone()).collect(),
+            |vars| crate::expr::Expr::compile(vars).map(drop),
+        )
+    }
+}

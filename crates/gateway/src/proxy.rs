@@ -1,0 +1,318 @@
+//! Sending a request to an upstream node and bringing its answer back.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use ::http::{Method, StatusCode};
+use tracing::{error, warn};
+
+use crate::body::Body;
+use crate::client::{self, Answer, CallError, Outgoing, Received, Target, Timeouts};
+use crate::exchange::{Exchange, Origin, Response, Version};
+use crate::forwarded;
+use crate::http::headers::{Known, write_line};
+use crate::plugin::{Flow, PluginError};
+use crate::snapshot::Route;
+use crate::upstream::{PassHost, Upstream};
+
+/// Proxies the request to the route's upstream.
+pub async fn proxy(exchange: &mut Exchange, route: &Arc<Route>) -> Result<Response, PluginError> {
+    let Some(upstream) = route.upstream.clone() else {
+        error!(route = %route.id, "A route has neither an upstream nor a plugin that answers: add one of them.");
+        return Ok(Response::page(StatusCode::SERVICE_UNAVAILABLE));
+    };
+    if upstream.nodes.is_empty() {
+        error!(route = %route.id, upstream = %upstream.id, "An upstream has no nodes.");
+        return Ok(Response::page(StatusCode::SERVICE_UNAVAILABLE));
+    }
+    if let Flow::Respond(response) = route.chain.before_proxy(exchange).await? {
+        return Ok(response);
+    }
+    let timeouts = route.timeouts.unwrap_or(upstream.timeouts);
+    exchange.upstream.scheme = upstream.scheme.as_str();
+    exchange.upstream.began = Some(Instant::now());
+    let answer = try_nodes(exchange, route, &upstream, timeouts).await;
+    let began = exchange.upstream.began;
+    Ok(match answer {
+        Ok(received) => {
+            exchange.upstream.status = Some(received.status.as_u16());
+            exchange.upstream.header_time = began.map(|b| b.elapsed());
+            respond(received, upstream.scheme.is_h2())
+        }
+        Err(error) => {
+            let status = error.status();
+            if matches!(error, CallError::RequestBody(_)) {
+                warn!(route = %route.id, %error, "A client's request body did not arrive.");
+                return Ok(Response::page(status));
+            }
+            exchange.core.counters.upstream_errors.add(1);
+            exchange.upstream.status = Some(status.as_u16());
+            exchange.upstream.response_time = began.map(|b| b.elapsed());
+            error!(route = %route.id, upstream = %upstream.id, %error, "An upstream did not answer.");
+            let mut response = Response::page(status);
+            response.headers.append(UPSTREAM_STATUS, status.as_str().as_bytes());
+            response
+        }
+    })
+}
+
+/// Tries nodes until one answers, as far as that cannot run a request twice.
+async fn try_nodes(
+    exchange: &mut Exchange,
+    route: &Route,
+    upstream: &Upstream,
+    timeouts: Timeouts,
+) -> Result<Received, CallError> {
+    let started = Instant::now();
+    let mut tried = Vec::new();
+    let mut body = std::mem::take(&mut exchange.request.body);
+    let mut last_error = CallError::Closed;
+    while tried.len() <= upstream.retries {
+        if upstream.retry_timeout.is_some_and(|t| !tried.is_empty() && started.elapsed() >= t) {
+            break;
+        }
+        let Some(at) = upstream.pick(&tried) else { break };
+        tried.push(at);
+        match try_node(exchange, route, upstream, at, timeouts, &mut body).await {
+            Ok(received) => return Ok(received),
+            Err(Failed { error, again }) => {
+                let more = again && tried.len() <= upstream.retries;
+                if more {
+                    warn!(route = %route.id, upstream = %upstream.id, node = %upstream.nodes[at].authority, %error, "A node did not answer; the next one is tried.");
+                }
+                last_error = error;
+                if !more {
+                    break;
+                }
+            }
+        }
+    }
+    Err(last_error)
+}
+
+struct Failed {
+    error: CallError,
+    /// Another node may be tried: nothing was sent, or sending twice does no harm.
+    again: bool,
+}
+
+async fn try_node(
+    exchange: &mut Exchange,
+    route: &Route,
+    upstream: &Upstream,
+    at: usize,
+    timeouts: Timeouts,
+    body: &mut Body,
+) -> Result<Received, Failed> {
+    let before = |error| Failed { error, again: true };
+    let node = &upstream.nodes[at];
+    let addr = node.addr(timeouts.connect).await.map_err(before)?;
+    exchange.upstream.addrs.push(addr);
+    let client_host = exchange.request.headers.get_str("host").unwrap_or_default();
+    let host: Arc<str> = match &upstream.pass_host {
+        PassHost::Pass => client_host.into(),
+        PassHost::Node => node.authority.clone(),
+        PassHost::Rewrite(host) => host.clone(),
+    };
+    let tls = match upstream.scheme.is_tls() {
+        false => None,
+        true => {
+            let name = crate::exchange::host_without_port(host.as_bytes());
+            let name = if name.is_empty() { node.host.clone() } else { name };
+            let name = name.trim_start_matches('[').trim_end_matches(']');
+            let target = upstream.tls_target(name, &exchange.core.shared.tls_clients);
+            Some(target.map_err(|cause| {
+                before(CallError::Tls { addr, source: std::io::Error::other(cause) })
+            })?)
+        }
+    };
+    exchange.upstream.host = Some(host.clone());
+    let target = Target { addr, tls, keepalive: Some(upstream.keepalive) };
+    if upstream.scheme.is_h2() {
+        return send_grpc(exchange, &target, &host, timeouts, body).await;
+    }
+    let idempotent = is_idempotent(&exchange.request.method);
+    let mut fresh = false;
+    loop {
+        let connecting = Instant::now();
+        let conn = client::acquire(&exchange.core, &target, timeouts.connect, fresh)
+            .await
+            .map_err(before)?;
+        exchange.upstream.connect_time = Some(connecting.elapsed());
+        let replay = body.replay();
+        let may_upgrade = route.enable_websocket && forwarded::wants_upgrade(&exchange.request);
+        let mut head = exchange.core.take_head();
+        let chunked = write_head(exchange, &host, body, may_upgrade, &mut head);
+        let outgoing = Outgoing {
+            head,
+            body: std::mem::take(body),
+            chunked,
+            no_answer_body: exchange.request.method == Method::HEAD,
+            may_upgrade,
+        };
+        match client::send(&exchange.core, conn, outgoing, timeouts).await {
+            Answer::Received(received) => return Ok(received),
+            Answer::Failed { error, stale, untouched } => {
+                let again = replay.is_some() && (untouched || idempotent);
+                *body = replay.unwrap_or_default();
+                // The node closed an idle connection just as we used it: that is no answer
+                // of the node, so the same node gets the request again, once.
+                if stale && again && !fresh {
+                    fresh = true;
+                    continue;
+                }
+                return Err(Failed { error, again });
+            }
+        }
+    }
+}
+
+/// RFC 9110 section 9.2.2; nginx leaves out the same methods when it retries.
+fn is_idempotent(method: &Method) -> bool {
+    matches!(
+        *method,
+        Method::GET | Method::HEAD | Method::PUT | Method::DELETE | Method::OPTIONS | Method::TRACE
+    )
+}
+
+/// Writes the upstream's request head; says whether the body goes out in chunks.
+fn write_head(
+    exchange: &Exchange,
+    host: &str,
+    body: &Body,
+    upgrade: bool,
+    out: &mut Vec<u8>,
+) -> bool {
+    let request = &exchange.request;
+    out.extend_from_slice(request.method.as_str().as_bytes());
+    out.push(b' ');
+    match &exchange.upstream.uri {
+        Some(uri) => out.extend_from_slice(uri.as_bytes()),
+        None => {
+            let target = request.target();
+            if target.first() == Some(&b'?') {
+                out.push(b'/');
+            }
+            out.extend_from_slice(target);
+        }
+    }
+    out.extend_from_slice(b" HTTP/1.1\r\n");
+    write_line(out, b"Host", host.as_bytes());
+    let named = forwarded::ConnectionTokens::of(&request.headers);
+    let forward = forwarded::Forwarded::of(exchange);
+    for (known, name, value) in request.headers.iter_known() {
+        let skip = known.is_hop_by_hop()
+            || matches!(known, Known::Host | Known::ContentLength | Known::Expect)
+            || forward.replaces(known)
+            || named.contains(name);
+        if !skip {
+            write_line(out, name, value);
+        }
+    }
+    forward.write_proxied(exchange, out);
+    if upgrade {
+        write_line(out, b"Connection", b"upgrade");
+        for value in request.headers.all_known(Known::Upgrade) {
+            write_line(out, b"Upgrade", value);
+        }
+    }
+    let chunked = write_framing(request, body, out);
+    out.extend_from_slice(b"\r\n");
+    chunked
+}
+
+/// Writes `Content-Length` or `Transfer-Encoding` for a body; says which.
+fn write_framing(request: &crate::exchange::Request, body: &Body, out: &mut Vec<u8>) -> bool {
+    match body.remaining() {
+        Some(0) => {
+            let announced = request.headers.known(Known::ContentLength).is_some();
+            if announced || request.method == Method::POST || request.method == Method::PUT {
+                write_line(out, b"Content-Length", b"0");
+            }
+            false
+        }
+        Some(n) => {
+            write_line(out, b"Content-Length", itoa::Buffer::new().format(n).as_bytes());
+            false
+        }
+        None => {
+            write_line(out, b"Transfer-Encoding", b"chunked");
+            true
+        }
+    }
+}
+
+async fn send_grpc(
+    exchange: &mut Exchange,
+    target: &Target,
+    host: &str,
+    timeouts: Timeouts,
+    body: &mut Body,
+) -> Result<Received, Failed> {
+    let head = grpc_head(exchange, target, host)
+        .map_err(|why| Failed { error: CallError::Send(std::io::Error::other(why)), again: false })?;
+    let core = exchange.core.clone();
+    client::send_h2(&core, target, head, body, timeouts).await.map_err(|error| {
+        let again = error.is_before_sending();
+        Failed { error, again }
+    })
+}
+
+fn grpc_head(
+    exchange: &Exchange,
+    target: &Target,
+    host: &str,
+) -> Result<::http::Request<()>, ::http::Error> {
+    let request = &exchange.request;
+    let path = String::from_utf8_lossy(request.target());
+    let mut builder = ::http::Request::builder()
+        .method(request.method.clone())
+        .uri(
+            ::http::Uri::builder()
+                .scheme(if target.tls.is_some() { "https" } else { "http" })
+                .authority(host)
+                .path_and_query(path.as_ref())
+                .build()?,
+        )
+        .version(::http::Version::HTTP_2);
+    let forward = forwarded::Forwarded::of(exchange);
+    let named = forwarded::ConnectionTokens::of(&request.headers);
+    for (known, name, value) in request.headers.iter_known() {
+        let te_trailers = known == Known::Te && value.eq_ignore_ascii_case(b"trailers");
+        let skip = (known.is_hop_by_hop() && !te_trailers)
+            || matches!(known, Known::Host | Known::Expect)
+            || forward.replaces(known)
+            || named.contains(name);
+        if !skip {
+            builder = builder.header(name, value);
+        }
+    }
+    for (name, value) in forward.proxied(exchange) {
+        builder = builder.header(name, value);
+    }
+    builder.body(())
+}
+
+fn respond(received: Received, h2: bool) -> Response {
+    let mut response = Response::new(received.status);
+    response.headers = received.headers;
+    response.origin = Origin::Upstream;
+    response.tunnel = received.tunnel;
+    response.body = received.body;
+    if response.tunnel.is_none() {
+        response.headers.remove_hop_by_hop();
+    }
+    if received.status.is_server_error() {
+        response.headers.set(UPSTREAM_STATUS, received.status.as_str().as_bytes());
+    }
+    let _ = h2;
+    response
+}
+
+/// Tells that a failure came from the upstream, as APISIX does for 5xx.
+const UPSTREAM_STATUS: &str = "X-APISIX-Upstream-Status";
+
+/// Does the client speak a version that has no chunks?
+pub(crate) fn lacks_chunks(version: Version) -> bool {
+    version == Version::Http10
+}

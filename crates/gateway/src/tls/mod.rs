@@ -1,0 +1,185 @@
+//! TLS towards clients: certificates by server name out of the snapshot, so that a changed
+//! `ssls` resource serves the next handshake without a reload.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use rustls::ServerConfig;
+use rustls::crypto::ring as provider;
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use rustls_pki_types::PrivateKeyDer;
+use rustls_pki_types::pem::PemObject;
+use sluicegate_model::ssl::Ssl;
+
+use crate::settings::Settings;
+
+/// The certificates of one `ssls` resource.
+#[derive(Debug)]
+pub struct TlsEntry {
+    /// Lower-case names; `*.` for any one label in front.
+    names: Vec<String>,
+    keys: Vec<Arc<CertifiedKey>>,
+}
+
+impl TlsEntry {
+    /// Parses the certificates and keys of a resource and matches them with each other.
+    /// A disabled resource, or one that is for upstreams, has no names here.
+    pub fn compile(id: &str, ssl: &Ssl) -> Result<Self, String> {
+        if ssl.client.is_some() {
+            // Serving it without asking for the client's certificate would let everybody in.
+            return Err(format!(
+                "ssl {id}: client certificates (client.ca) are not verified by this version, so its names are not served"
+            ));
+        }
+        let keys = ssl
+            .pairs()
+            .map(|(cert, key)| certified(cert, key).map(Arc::new))
+            .collect::<Result<Vec<_>, _>>()?;
+        let serves = ssl.is_enabled() && ssl.kind != "client";
+        let names = ssl.names().filter(|_| serves).map(str::to_ascii_lowercase).collect();
+        Ok(Self { names, keys })
+    }
+}
+
+/// Parses a certificate chain and its key, and checks that they belong together.
+pub fn certified(cert: &str, key: &str) -> Result<CertifiedKey, String> {
+    let chain = crate::client::parse_chain(cert)?;
+    let key = PrivateKeyDer::from_pem_slice(key.as_bytes())
+        .map_err(|e| format!("the private key cannot be read: {e}"))?;
+    let key = provider::sign::any_supported_type(&key)
+        .map_err(|e| format!("the private key cannot be used: {e}"))?;
+    let certified = CertifiedKey::new(chain, key);
+    match certified.keys_match() {
+        Ok(()) | Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => {
+            Ok(certified)
+        }
+        Err(e) => Err(format!("the certificate and the private key do not belong together: {e}")),
+    }
+}
+
+/// All certificates by server name.
+#[derive(Debug, Default)]
+pub struct Certificates {
+    exact: HashMap<String, Vec<Arc<CertifiedKey>>>,
+    /// By what follows the `*.`.
+    wildcard: HashMap<String, Vec<Arc<CertifiedKey>>>,
+    any: Vec<Arc<CertifiedKey>>,
+}
+
+impl Certificates {
+    /// Puts the certificates of many resources together.
+    pub fn build(entries: impl Iterator<Item = Arc<TlsEntry>>) -> Self {
+        let mut all = Self::default();
+        for entry in entries {
+            for name in &entry.names {
+                let list = if name == "*" {
+                    &mut all.any
+                } else if let Some(rest) = name.strip_prefix("*.") {
+                    all.wildcard.entry(rest.to_owned()).or_default()
+                } else {
+                    all.exact.entry(name.clone()).or_default()
+                };
+                list.extend(entry.keys.iter().cloned());
+            }
+        }
+        all
+    }
+
+    /// Is there none?
+    pub fn is_empty(&self) -> bool {
+        self.exact.is_empty() && self.wildcard.is_empty() && self.any.is_empty()
+    }
+
+    fn find(&self, name: &str) -> &[Arc<CertifiedKey>] {
+        if let Some(found) = self.exact.get(name) {
+            return found;
+        }
+        if let Some((_, rest)) = name.split_once('.')
+            && let Some(found) = self.wildcard.get(rest)
+        {
+            return found;
+        }
+        &self.any
+    }
+}
+
+/// TLS towards clients, replaced as a whole when the static configuration changes.
+pub struct TlsServer {
+    config: ArcSwap<ServerConfig>,
+    resolver: Arc<Resolver>,
+}
+
+#[derive(Debug)]
+struct Resolver {
+    certificates: ArcSwap<Certificates>,
+    fallback: ArcSwap<Option<String>>,
+}
+
+impl ResolvesServerCert for Resolver {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let certificates = self.certificates.load();
+        let fallback = self.fallback.load();
+        let asked = hello.server_name().map(str::to_ascii_lowercase);
+        let name = asked.as_deref().or(fallback.as_deref())?;
+        let schemes = hello.signature_schemes();
+        let fits = |key: &&Arc<CertifiedKey>| key.key.choose_scheme(schemes).is_some();
+        certificates.find(name).iter().find(fits).cloned()
+    }
+}
+
+impl TlsServer {
+    /// TLS as `settings` want it, with no certificate yet.
+    pub fn new(settings: &Settings) -> Result<Self, String> {
+        let resolver = Arc::new(Resolver {
+            certificates: ArcSwap::default(),
+            fallback: ArcSwap::from_pointee(settings.tls.fallback_sni.clone()),
+        });
+        let config = server_config(settings, resolver.clone())?;
+        Ok(Self { config: ArcSwap::from_pointee(config), resolver })
+    }
+
+    /// New handshakes follow these settings.
+    pub fn reload(&self, settings: &Settings) -> Result<(), String> {
+        let config = server_config(settings, self.resolver.clone())?;
+        self.resolver.fallback.store(Arc::new(settings.tls.fallback_sni.clone()));
+        self.config.store(Arc::new(config));
+        Ok(())
+    }
+
+    /// New handshakes choose from these certificates.
+    pub fn publish(&self, certificates: Arc<Certificates>) {
+        self.resolver.certificates.store(certificates);
+    }
+
+    /// The configuration for a new handshake.
+    pub fn config(&self) -> Arc<ServerConfig> {
+        self.config.load_full()
+    }
+}
+
+fn server_config(settings: &Settings, resolver: Arc<Resolver>) -> Result<ServerConfig, String> {
+    let mut versions = Vec::new();
+    if settings.tls.tls12 {
+        versions.push(&rustls::version::TLS12);
+    }
+    if settings.tls.tls13 {
+        versions.push(&rustls::version::TLS13);
+    }
+    let mut config = ServerConfig::builder_with_provider(Arc::new(provider::default_provider()))
+        .with_protocol_versions(&versions)
+        .map_err(|e| format!("apisix.ssl.ssl_protocols: {e}"))?
+        .with_no_client_auth()
+        .with_cert_resolver(resolver);
+    config.alpn_protocols = match settings.http2 {
+        true => vec![b"h2".to_vec(), b"http/1.1".to_vec()],
+        false => vec![b"http/1.1".to_vec()],
+    };
+    if settings.tls.session_tickets {
+        config.ticketer = provider::Ticketer::new().map_err(|e| e.to_string())?;
+    } else {
+        config.send_tls13_tickets = 0;
+    }
+    Ok(config)
+}

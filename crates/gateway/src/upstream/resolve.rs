@@ -1,0 +1,159 @@
+//! Names of upstreams and functions, resolved in the background and refreshed by their TTL.
+//!
+//! A request only reads what is known. When a name is gone its last addresses stay in use
+//! and the log says so: a nameserver that is down must not take the upstreams with it.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use hickory_resolver::TokioResolver;
+use tokio::sync::Notify;
+use tracing::{info, warn};
+
+/// Resolves names on the runtime it was made on.
+pub struct Resolver {
+    runtime: tokio::runtime::Handle,
+    dns: Option<Arc<TokioResolver>>,
+    ipv6: bool,
+    names: Mutex<HashMap<String, Weak<Name>>>,
+}
+
+/// A name and its addresses as last seen.
+pub struct Name {
+    /// The name.
+    pub host: String,
+    state: ArcSwap<Answer>,
+    changed: Notify,
+    turn: AtomicUsize,
+}
+
+#[derive(Default)]
+struct Answer {
+    addrs: Vec<IpAddr>,
+    /// Why there are none, once that is known.
+    error: Option<String>,
+}
+
+impl Resolver {
+    /// A resolver with the system's configuration (`/etc/resolv.conf`, `/etc/hosts`).
+    pub fn new(runtime: tokio::runtime::Handle, ipv6: bool) -> Arc<Self> {
+        let built = {
+            let _entered = runtime.enter();
+            TokioResolver::builder_tokio().and_then(|builder| builder.build())
+        };
+        let dns = match built {
+            Ok(dns) => Some(Arc::new(dns)),
+            Err(error) => {
+                warn!(%error, "The system's resolver configuration cannot be used: names will not resolve.");
+                None
+            }
+        };
+        Arc::new(Self { runtime, dns, ipv6, names: Mutex::default() })
+    }
+
+    /// The name's entry; it is refreshed for as long as somebody holds it.
+    pub fn name(self: &Arc<Self>, host: &str) -> Arc<Name> {
+        let host = host.to_ascii_lowercase();
+        let mut names = self.names.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some(name) = names.get(&host).and_then(Weak::upgrade) {
+            return name;
+        }
+        names.retain(|_, name| name.strong_count() > 0);
+        let name = Arc::new(Name {
+            host: host.clone(),
+            state: ArcSwap::default(),
+            changed: Notify::new(),
+            turn: AtomicUsize::new(0),
+        });
+        names.insert(host, Arc::downgrade(&name));
+        self.runtime.spawn(self.clone().keep_fresh(Arc::downgrade(&name)));
+        name
+    }
+
+    async fn keep_fresh(self: Arc<Self>, name: Weak<Name>) {
+        let mut failures = 0_u32;
+        loop {
+            let Some(entry) = name.upgrade() else { return };
+            let wait = match self.look_up(&entry.host).await {
+                Ok((addrs, ttl)) => {
+                    failures = 0;
+                    let known = entry.state.load();
+                    if known.addrs != addrs {
+                        info!(host = %entry.host, ?addrs, "A name has new addresses.");
+                    }
+                    entry.state.store(Arc::new(Answer { addrs, error: None }));
+                    ttl.clamp(TTL_MIN, TTL_MAX)
+                }
+                Err(error) => {
+                    failures += 1;
+                    let addrs = entry.state.load().addrs.clone();
+                    if failures == 1 {
+                        warn!(host = %entry.host, %error, kept = addrs.len(), "A name does not resolve; its last addresses stay in use.");
+                    }
+                    entry.state.store(Arc::new(Answer { addrs, error: Some(error) }));
+                    RETRY_FIRST.saturating_mul(1 << failures.min(5)).min(RETRY_LAST)
+                }
+            };
+            entry.changed.notify_waiters();
+            drop(entry);
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    async fn look_up(&self, host: &str) -> Result<(Vec<IpAddr>, Duration), String> {
+        let dns = self.dns.as_ref().ok_or("no resolver configuration")?;
+        let found = dns.lookup_ip(host).await.map_err(|e| e.to_string())?;
+        let ttl = found.valid_until().saturating_duration_since(Instant::now());
+        let mut addrs: Vec<IpAddr> = found.iter().collect();
+        if !self.ipv6 || addrs.iter().any(IpAddr::is_ipv4) {
+            // IPv6 addresses serve where they are the only ones.
+            addrs.retain(IpAddr::is_ipv4);
+        }
+        addrs.sort();
+        addrs.dedup();
+        if addrs.is_empty() { Err("it has no usable address".into()) } else { Ok((addrs, ttl)) }
+    }
+}
+
+impl Name {
+    /// The next address, turn by turn, if any is known now.
+    pub fn next(&self) -> Option<IpAddr> {
+        let state = self.state.load();
+        if state.addrs.is_empty() {
+            return None;
+        }
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        Some(state.addrs[turn % state.addrs.len()])
+    }
+
+    /// Waits for the first answer of the resolver, at most `limit`.
+    pub async fn first(&self, limit: Duration) -> Result<IpAddr, String> {
+        let answered = async {
+            loop {
+                let changed = self.changed.notified();
+                if let Some(addr) = self.next() {
+                    return Ok(addr);
+                }
+                let error = self.state.load().error.clone();
+                if let Some(error) = error {
+                    return Err(error);
+                }
+                changed.await;
+            }
+        };
+        let late = || Err(format!("no answer from the resolver within {limit:?}"));
+        tokio::time::timeout(limit, answered).await.unwrap_or_else(|_| late())
+    }
+}
+
+/// Names are asked for again no sooner and no later than this, whatever their TTL.
+const TTL_MIN: Duration = Duration::from_secs(1);
+const TTL_MAX: Duration = Duration::from_secs(300);
+
+/// A failed look-up is repeated after this, then after twice that, up to the last.
+const RETRY_FIRST: Duration = Duration::from_millis(250);
+const RETRY_LAST: Duration = Duration::from_secs(5);

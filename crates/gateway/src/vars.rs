@@ -1,0 +1,251 @@
+//! The variables of a request: nginx's and APISIX's names, for route conditions, log
+//! formats and plugins.
+
+use std::borrow::Cow;
+use std::time::{Duration, UNIX_EPOCH};
+
+use crate::exchange::{Exchange, Version};
+use crate::expr::{Builtin, Value, VarName, Vars};
+use crate::http::headers::{Headers, Known};
+use crate::uri;
+
+impl Vars for Exchange {
+    fn var<'a>(&'a self, name: &VarName) -> Option<Value<'a>> {
+        match name {
+            VarName::Arg(name) => argument(self.request.query()?, name.as_bytes()),
+            VarName::Cookie(name) => cookie(&self.request.headers, name),
+            VarName::Http(name) => header(&self.request.headers, name),
+            VarName::SentHttp(name) => header(self.sent.as_ref()?, name),
+            VarName::UpstreamHttp(name) => {
+                self.upstream.status?;
+                header(self.sent.as_ref()?, name)
+            }
+            VarName::PostArg(name) | VarName::PostBody(name) => {
+                argument(self.form.as_ref()?, name.as_bytes())
+            }
+            VarName::UriParam(name) => {
+                let range = self.matched.param(name)?;
+                Some(bytes(self.uri().get(range)?))
+            }
+            VarName::Builtin(builtin) => self.builtin(*builtin),
+            VarName::Graphql(_) | VarName::Other(_) => None,
+        }
+    }
+}
+
+fn bytes(text: &[u8]) -> Value<'_> {
+    Value::Str(Cow::Borrowed(text))
+}
+
+fn owned<'a>(text: impl Into<Vec<u8>>) -> Value<'a> {
+    Value::Str(Cow::Owned(text.into()))
+}
+
+fn header<'a>(headers: &'a Headers, name: &str) -> Option<Value<'a>> {
+    let same = |found: &&[u8]| {
+        found.len() == name.len()
+            && found.iter().zip(name.bytes()).all(|(a, b)| {
+                a.eq_ignore_ascii_case(&b) || (*a == b'_' && b == b'-')
+            })
+    };
+    let mut values = headers.iter().filter(|(found, _)| same(found)).map(|(_, value)| value);
+    let first = values.next()?;
+    let Some(second) = values.next() else { return Some(bytes(first)) };
+    // Repeated fields read as one list, as in nginx since 1.23.
+    let mut all = first.to_vec();
+    for value in std::iter::once(second).chain(values) {
+        all.extend_from_slice(b", ");
+        all.extend_from_slice(value);
+    }
+    Some(owned(all))
+}
+
+/// The first argument of a name, decoded; an argument without `=` is there and empty.
+fn argument<'a>(query: &'a [u8], name: &[u8]) -> Option<Value<'a>> {
+    query.split(|b| *b == b'&').filter(|part| !part.is_empty()).find_map(|part| {
+        let (key, value) = match memchr::memchr(b'=', part) {
+            Some(at) => (&part[..at], &part[at + 1..]),
+            None => (part, &part[part.len()..]),
+        };
+        (*decoded(key) == *name).then(|| Value::Str(decoded(value)))
+    })
+}
+
+/// Percent-decoded, `+` as a space.
+fn decoded(text: &[u8]) -> Cow<'_, [u8]> {
+    if memchr::memchr2(b'%', b'+', text).is_none() {
+        return Cow::Borrowed(text);
+    }
+    let hex = |b: u8| (b as char).to_digit(16).and_then(|d| u8::try_from(d).ok());
+    let mut out = Vec::with_capacity(text.len());
+    let mut at = 0;
+    while let Some(&b) = text.get(at) {
+        let escape = text.get(at + 1).copied().and_then(hex).zip(text.get(at + 2).copied().and_then(hex));
+        match (b, escape) {
+            (b'%', Some((high, low))) => {
+                out.push(high << 4 | low);
+                at += 3;
+                continue;
+            }
+            (b'+', _) => out.push(b' '),
+            _ => out.push(b),
+        }
+        at += 1;
+    }
+    Cow::Owned(out)
+}
+
+fn cookie<'a>(headers: &'a Headers, name: &str) -> Option<Value<'a>> {
+    headers
+        .all_known(Known::Cookie)
+        .flat_map(|line| line.split(|b| *b == b';'))
+        .map(<[u8]>::trim_ascii)
+        .find_map(|pair| {
+            let at = memchr::memchr(b'=', pair)?;
+            (pair[..at].trim_ascii() == name.as_bytes()).then(|| bytes(&pair[at + 1..]))
+        })
+}
+
+/// Seconds with three decimals, as nginx writes times.
+fn seconds(time: Duration) -> String {
+    format!("{}.{:03}", time.as_secs(), time.subsec_millis())
+}
+
+impl Exchange {
+    fn builtin(&self, builtin: Builtin) -> Option<Value<'_>> {
+        let request = &self.request;
+        let tls = self.connection.tls.as_ref();
+        let number = |n: u64| Some(owned(itoa::Buffer::new().format(n).as_bytes()));
+        let or_dash = |time: Option<Duration>| Some(time.map_or(bytes(b"-"), |t| owned(seconds(t))));
+        match builtin {
+            Builtin::Uri => Some(bytes(self.uri())),
+            Builtin::RequestUri => Some(owned(self.request_uri())),
+            Builtin::RealRequestUri => Some(bytes(request.target())),
+            Builtin::Args => request.query().map(bytes),
+            Builtin::IsArgs => Some(bytes(if request.query().is_some_and(|q| !q.is_empty()) { b"?" } else { b"" })),
+            Builtin::Request | Builtin::RequestLine => {
+                let mut line = request.method.as_str().as_bytes().to_vec();
+                line.push(b' ');
+                line.extend_from_slice(request.target());
+                line.push(b' ');
+                line.extend_from_slice(request.version.as_str().as_bytes());
+                Some(owned(line))
+            }
+            Builtin::RequestMethod => Some(bytes(request.method.as_str().as_bytes())),
+            Builtin::ServerProtocol => Some(bytes(request.version.as_str().as_bytes())),
+            Builtin::Scheme => Some(bytes(self.connection.scheme().as_bytes())),
+            Builtin::Https => Some(bytes(if tls.is_some() { b"on" } else { b"" })),
+            Builtin::Host => Some(owned(request.host())),
+            Builtin::Hostname => Some(bytes(hostname())),
+            Builtin::ContentType => request.headers.known(Known::ContentType).map(bytes),
+            Builtin::ContentLength => request.headers.known(Known::ContentLength).map(bytes),
+            Builtin::RemoteAddr => Some(owned(self.remote_addr.to_string())),
+            Builtin::RemotePort => number(self.remote_port.into()),
+            Builtin::RemoteUser => basic_user(&request.headers).map(owned),
+            Builtin::BinaryRemoteAddr => Some(match self.remote_addr {
+                std::net::IpAddr::V4(ip) => owned(ip.octets()),
+                std::net::IpAddr::V6(ip) => owned(ip.octets()),
+            }),
+            Builtin::ProxyAddXForwardedFor => {
+                let mut all = Vec::new();
+                for value in request.headers.all_known(Known::XForwardedFor) {
+                    all.extend_from_slice(value);
+                    all.extend_from_slice(b", ");
+                }
+                all.extend_from_slice(self.remote_addr.to_string().as_bytes());
+                Some(owned(all))
+            }
+            Builtin::OriginalXForwardedFor => header(&request.headers, "x-forwarded-for"),
+            Builtin::ServerAddr => Some(owned(self.connection.local.ip().to_string())),
+            Builtin::ServerPort => number(self.connection.local.port().into()),
+            Builtin::ServerName => Some(bytes(b"_")),
+            Builtin::Connection => number(self.connection.number),
+            Builtin::ConnectionRequests => number(self.connection_requests),
+            Builtin::Pid => number(std::process::id().into()),
+            Builtin::Pipe => Some(bytes(b".")),
+            Builtin::NginxVersion => None,
+            Builtin::RequestId | Builtin::ApisixRequestId => Some(bytes(self.request_id().as_bytes())),
+            Builtin::RequestTime => Some(owned(seconds(self.started.elapsed()))),
+            Builtin::RequestLength | Builtin::BytesReceived => number(self.bytes_received),
+            Builtin::RequestCompletion => Some(bytes(if self.completed { b"OK" } else { b"" })),
+            Builtin::Status => Some(owned(format!("{:03}", self.status))),
+            Builtin::BodyBytesSent => number(self.body_bytes_sent),
+            Builtin::BytesSent => number(self.bytes_sent),
+            Builtin::TimeIso8601 => Some(owned(crate::observe::time::iso8601(self.started_at))),
+            Builtin::TimeLocal => Some(owned(crate::observe::time::common_log(self.started_at))),
+            Builtin::Msec => {
+                let now = self.started_at.duration_since(UNIX_EPOCH).unwrap_or_default();
+                Some(owned(seconds(now + self.started.elapsed())))
+            }
+            Builtin::RouteId => self.route.as_ref().map(|r| bytes(r.id.as_bytes())),
+            Builtin::RouteName => self.route.as_ref()?.name.as_ref().map(|n| bytes(n.as_bytes())),
+            Builtin::ServiceId => self.route.as_ref()?.service.as_ref().map(|s| bytes(s.0.as_bytes())),
+            Builtin::ServiceName => {
+                self.route.as_ref()?.service.as_ref()?.1.as_ref().map(|n| bytes(n.as_bytes()))
+            }
+            Builtin::SslProtocol => tls.map(|t| bytes(t.protocol.as_bytes())),
+            Builtin::SslCipher => tls.map(|t| bytes(t.cipher.as_bytes())),
+            Builtin::SslServerName => tls?.sni.as_ref().map(|s| bytes(s.as_bytes())),
+            Builtin::UpstreamAddr => {
+                let all: Vec<String> = self.upstream.addrs.iter().map(ToString::to_string).collect();
+                (!all.is_empty()).then(|| owned(all.join(", ")))
+            }
+            Builtin::BalancerIp => self.upstream.addrs.last().map(|a| owned(a.ip().to_string())),
+            Builtin::BalancerPort => self.upstream.addrs.last().and_then(|a| number(a.port().into())),
+            Builtin::UpstreamStatus => self.upstream.status.and_then(|s| number(s.into())),
+            Builtin::UpstreamHost => match &self.upstream.host {
+                Some(host) => Some(bytes(host.as_bytes())),
+                None => request.headers.known(Known::Host).map(bytes),
+            },
+            Builtin::UpstreamScheme if self.upstream.scheme.is_empty() => Some(bytes(b"http")),
+            Builtin::UpstreamScheme => Some(bytes(self.upstream.scheme.as_bytes())),
+            Builtin::UpstreamUri => self.upstream.uri.as_ref().map(|u| bytes(u.as_bytes())),
+            Builtin::UpstreamConnectTime => or_dash(self.upstream.connect_time),
+            Builtin::UpstreamHeaderTime => or_dash(self.upstream.header_time),
+            Builtin::UpstreamResponseTime | Builtin::ApisixUpstreamResponseTime => {
+                or_dash(self.upstream.response_time)
+            }
+            _ => None,
+        }
+    }
+
+    /// APISIX's `request_uri`: the normalised path with the query.
+    fn request_uri(&self) -> Vec<u8> {
+        let mut out = self.uri().to_vec();
+        if let Some(query) = self.request.query() {
+            out.push(b'?');
+            out.extend_from_slice(query);
+        }
+        out
+    }
+
+    /// Is the client's request of HTTP/2?
+    pub fn is_h2(&self) -> bool {
+        self.request.version == Version::Http2
+    }
+
+    /// The rest of the path behind the route's `*`, raw, as a function's path gets it:
+    /// dot segments resolved, everything else as sent. `None`: the route has no `*`.
+    pub fn wildcard_rest(&self) -> Option<Cow<'_, str>> {
+        let range = self.matched.ext()?;
+        let slashes =
+            if self.matched_slashes_kept { uri::Slashes::Kept } else { uri::Slashes::Decoded };
+        uri::resolve_raw_range(self.request.path(), range, slashes)
+    }
+}
+
+fn basic_user(headers: &Headers) -> Option<Vec<u8>> {
+    use base64::Engine;
+    let value = headers.known(Known::Authorization)?;
+    let coded = value.get(6..).filter(|_| value[..6].eq_ignore_ascii_case(b"basic "))?;
+    let plain = base64::engine::general_purpose::STANDARD.decode(coded.trim_ascii()).ok()?;
+    let end = memchr::memchr(b':', &plain)?;
+    Some(plain[..end].to_vec())
+}
+
+fn hostname() -> &'static [u8] {
+    static NAME: std::sync::OnceLock<Vec<u8>> = std::sync::OnceLock::new();
+    NAME.get_or_init(|| {
+        std::fs::read("/proc/sys/kernel/hostname").unwrap_or_default().trim_ascii().to_vec()
+    })
+}

@@ -1,0 +1,34 @@
+//! `consumers` and `consumer_groups`.
+
+use serde_json::{Value, json};
+
+use super::common::{add, id, metadata, plugins};
+
+pub(crate) fn consumer() -> Value {
+    let mut properties = metadata(false);
+    add(
+        &mut properties,
+        json!({
+            "username": {"type": "string", "minLength": 1, "maxLength": 256, "pattern": r"^[a-zA-Z0-9_\-]+$"},
+            "group_id": id(),
+            "plugins": plugins(),
+        }),
+    );
+    json!({
+        "type": "object",
+        "properties": properties,
+        "required": ["username"],
+        "additionalProperties": false,
+    })
+}
+
+pub(crate) fn consumer_group() -> Value {
+    let mut properties = metadata(true);
+    add(&mut properties, json!({"plugins": plugins()}));
+    json!({
+        "type": "object",
+        "properties": properties,
+        "required": ["id", "plugins"],
+        "additionalProperties": false,
+    })
+}

@@ -1,0 +1,287 @@
+//! What every store promises, run on every store.
+
+use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
+
+use sluicegate_store::{
+    Change, EmbeddedStore, Entry, Event, Expect, KEY_BYTES_MAX, MemoryStore, Store, StoreError,
+    VALUE_BYTES_MAX,
+};
+
+/// Runs one promise's test on each store.
+macro_rules! promises {
+    ($($name:ident),* $(,)?) => {
+        mod memory {
+            $(#[tokio::test]
+            async fn $name() {
+                super::$name(std::sync::Arc::new(super::MemoryStore::new())).await;
+            })*
+        }
+        mod embedded {
+            $(#[tokio::test]
+            async fn $name() {
+                let folder = tempfile::tempdir().unwrap();
+                let store = super::EmbeddedStore::open(folder.path().join("store.redb")).unwrap();
+                super::$name(std::sync::Arc::new(store)).await;
+            })*
+        }
+    };
+}
+
+promises!(
+    what_was_put_is_got_and_listed_by_prefix_in_key_order,
+    revisions_only_grow_and_entries_remember_theirs,
+    an_expectation_that_does_not_hold_changes_nothing,
+    of_concurrent_changes_with_an_expectation_none_is_lost,
+    generated_ids_are_unique_and_below_the_write_they_are_for,
+    a_watch_continues_exactly_where_its_snapshot_ends,
+    a_watch_can_start_at_a_remembered_revision,
+    a_watch_delivers_every_change_once_and_in_order_under_concurrent_writers,
+    a_change_reaches_a_waiting_watch_within_milliseconds,
+    an_answered_write_is_visible_to_the_next_read,
+    keys_and_values_have_limits,
+);
+
+type Shared = Arc<dyn Store>;
+
+async fn what_was_put_is_got_and_listed_by_prefix_in_key_order(store: Shared) {
+    for key in ["/routes/2", "/routes/1", "/routes2/1", "/services/1", "/routes/10"] {
+        assert!(put(&store, key, key).await.created, "{key}");
+    }
+    assert_eq!(text(&store.get("/routes/1").await.unwrap().unwrap()), "/routes/1");
+    assert_eq!(store.get("/routes/3").await.unwrap(), None);
+    assert_eq!(store.get("/routes").await.unwrap(), None);
+    for (prefix, keys) in [
+        ("/routes/", vec!["/routes/1", "/routes/10", "/routes/2"]),
+        ("/services/", vec!["/services/1"]),
+        ("/nothing/", vec![]),
+        ("/", vec!["/routes/1", "/routes/10", "/routes/2", "/routes2/1", "/services/1"]),
+    ] {
+        let listing = store.list(prefix).await.unwrap();
+        assert_eq!(listing.entries.iter().map(|e| &*e.key).collect::<Vec<_>>(), keys, "{prefix}");
+        assert_eq!(listing.revision, 5);
+    }
+    assert!(!put(&store, "/routes/1", "new").await.created);
+    assert_eq!(text(&store.get("/routes/1").await.unwrap().unwrap()), "new");
+    assert!(store.delete("/routes/1", Expect::Any).await.unwrap().is_some());
+    assert_eq!(store.get("/routes/1").await.unwrap(), None);
+    assert_eq!(store.delete("/routes/1", Expect::Any).await.unwrap(), None);
+}
+
+async fn revisions_only_grow_and_entries_remember_theirs(store: Shared) {
+    let first = put(&store, "/routes/1", "a").await.entry;
+    assert_eq!(first.created, first.modified);
+    let other = put(&store, "/routes/2", "a").await.entry;
+    assert!(other.modified > first.modified);
+    let again = put(&store, "/routes/1", "a").await.entry;
+    assert_eq!(again.created, first.created);
+    assert!(again.modified > other.modified);
+    let deleted = store.delete("/routes/1", Expect::Any).await.unwrap().unwrap();
+    assert!(deleted > again.modified);
+    let revived = put(&store, "/routes/1", "a").await.entry;
+    assert!(revived.created > deleted);
+    assert_eq!(store.list("/").await.unwrap().revision, revived.modified);
+}
+
+async fn an_expectation_that_does_not_hold_changes_nothing(store: Shared) {
+    let old = put(&store, "/routes/1", "old").await.entry;
+    let now = put(&store, "/routes/1", "now").await.entry;
+    let revision = store.list("/").await.unwrap().revision;
+    let key = "/routes/1";
+    for (key, expect, found) in [
+        (key, Expect::Absent, Some(now.modified)),
+        (key, Expect::Revision(old.modified), Some(now.modified)),
+        (key, Expect::Revision(now.modified + 1), Some(now.modified)),
+        ("/routes/2", Expect::Revision(now.modified), None),
+    ] {
+        for answer in [
+            store.put(key, bytes("x"), expect).await.map(|_| ()),
+            store.delete(key, expect).await.map(|_| ()),
+        ] {
+            match answer {
+                Err(StoreError::Conflict { found: f, .. }) if f == found => {}
+                other => panic!("{expect:?}: {other:?}"),
+            }
+        }
+    }
+    assert_eq!(store.get(key).await.unwrap(), Some(now.clone()));
+    assert_eq!(store.list("/").await.unwrap().revision, revision);
+
+    store.put(key, bytes("x"), Expect::Revision(now.modified)).await.unwrap();
+    store.put("/routes/2", bytes("x"), Expect::Absent).await.unwrap();
+    assert_eq!(store.delete("/routes/3", Expect::Absent).await.unwrap(), None);
+}
+
+async fn of_concurrent_changes_with_an_expectation_none_is_lost(store: Shared) {
+    put(&store, "/counter", "0").await;
+    let clients = (0..8).map(|_| {
+        let store = Arc::clone(&store);
+        tokio::spawn(async move {
+            for _ in 0..20 {
+                loop {
+                    let old = store.get("/counter").await.unwrap().unwrap();
+                    let new = (text(&old).parse::<u64>().unwrap() + 1).to_string();
+                    let expect = Expect::Revision(old.modified);
+                    match store.put("/counter", bytes(&new), expect).await {
+                        Ok(_) => break,
+                        Err(StoreError::Conflict { .. }) => tokio::task::yield_now().await,
+                        Err(other) => panic!("{other}"),
+                    }
+                }
+            }
+        })
+    });
+    for client in clients.collect::<Vec<_>>() {
+        client.await.unwrap();
+    }
+    assert_eq!(text(&store.get("/counter").await.unwrap().unwrap()), "160");
+}
+
+async fn generated_ids_are_unique_and_below_the_write_they_are_for(store: Shared) {
+    let before = put(&store, "/routes/1", "a").await.entry.modified;
+    let first = store.next_id().await.unwrap();
+    let second = store.next_id().await.unwrap();
+    let written = put(&store, "/routes/2", "a").await.entry.modified;
+    assert!(before < first && first < second && second < written);
+}
+
+async fn a_watch_continues_exactly_where_its_snapshot_ends(store: Shared) {
+    put(&store, "/routes/1", "old").await;
+    put(&store, "/services/1", "old").await;
+    let (listing, mut watch) = store.snapshot_and_watch("/routes/").await.unwrap();
+    assert_eq!(listing.entries.len(), 1);
+    assert_eq!(watch.delivered(), listing.revision);
+    assert!(within(20, watch.changes()).await.is_none(), "there is no news");
+    // Dropping the wait above lost nothing.
+    put(&store, "/services/1", "other prefix").await;
+    let changed = put(&store, "/routes/1", "new").await.entry;
+    let deleted = store.delete("/routes/1", Expect::Any).await.unwrap().unwrap();
+    let events = read(&mut watch, 2).await;
+    assert_eq!(events[0].change, Change::Put(changed.clone()));
+    assert_eq!(events[0].revision, changed.modified);
+    let gone = Event { revision: deleted, key: "/routes/1".into(), change: Change::Delete };
+    assert_eq!(events[1], gone);
+    assert_eq!(watch.delivered(), deleted);
+}
+
+async fn a_watch_can_start_at_a_remembered_revision(store: Shared) {
+    let first = put(&store, "/routes/1", "1").await.entry.modified;
+    let second = put(&store, "/routes/2", "2").await.entry.modified;
+    for (from, keys) in [
+        (first, vec!["/routes/1", "/routes/2"]),
+        (first + 1, vec!["/routes/2"]),
+        (second, vec!["/routes/2"]),
+    ] {
+        let events = read(&mut store.watch(from).await.unwrap(), keys.len()).await;
+        assert_eq!(events.iter().map(|e| &*e.key).collect::<Vec<_>>(), keys, "from {from}");
+    }
+    let mut future = store.watch(second + 1).await.unwrap();
+    let third = put(&store, "/routes/3", "3").await.entry.modified;
+    assert_eq!(read(&mut future, 1).await[0].revision, third);
+}
+
+async fn a_watch_delivers_every_change_once_and_in_order_under_concurrent_writers(store: Shared) {
+    let writers = (0..8).map(|writer| {
+        let store = Arc::clone(&store);
+        tokio::spawn(async move {
+            for n in 0..50 {
+                let key = format!("/routes/{}", (writer * 7 + n) % 40);
+                if n % 5 == 4 {
+                    store.delete(&key, Expect::Any).await.unwrap();
+                } else {
+                    put(&store, &key, &n.to_string()).await;
+                }
+                tokio::task::yield_now().await;
+            }
+        })
+    });
+    let writers = writers.collect::<Vec<_>>();
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    // Started in the middle: snapshot plus changes must add up to what there is in the end.
+    let (listing, mut watch) = store.snapshot_and_watch("/").await.unwrap();
+    for writer in writers {
+        writer.await.unwrap();
+    }
+    let mut seen: BTreeMap<_, _> =
+        listing.entries.into_iter().map(|entry| (Arc::clone(&entry.key), entry)).collect();
+    let last = store.list("/").await.unwrap();
+    let mut revision = listing.revision;
+    while watch.delivered() < last.revision {
+        for event in watch.changes().await.unwrap() {
+            assert!(event.revision > revision, "{} after {revision}", event.revision);
+            revision = event.revision;
+            match event.change {
+                Change::Put(entry) => seen.insert(event.key, entry),
+                Change::Delete => {
+                    assert!(seen.contains_key(&event.key), "only what is there is deleted");
+                    seen.remove(&event.key)
+                }
+            };
+        }
+    }
+    assert_eq!(seen.into_values().collect::<Vec<_>>(), last.entries);
+}
+
+async fn a_change_reaches_a_waiting_watch_within_milliseconds(store: Shared) {
+    let (_, mut watch) = store.snapshot_and_watch("/").await.unwrap();
+    let waiting = tokio::spawn(async move {
+        let events = watch.changes().await.unwrap();
+        (events, std::time::Instant::now())
+    });
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    put(&store, "/routes/1", "a").await;
+    let answered = std::time::Instant::now();
+    let (events, delivered) = waiting.await.unwrap();
+    assert_eq!(events.len(), 1);
+    let late = delivered.saturating_duration_since(answered);
+    assert!(late < Duration::from_millis(50), "{late:?}");
+}
+
+async fn an_answered_write_is_visible_to_the_next_read(store: Shared) {
+    for n in 0..20 {
+        let entry = put(&store, "/routes/1", &n.to_string()).await.entry;
+        assert_eq!(store.get("/routes/1").await.unwrap(), Some(entry));
+    }
+}
+
+async fn keys_and_values_have_limits(store: Shared) {
+    let longest = format!("/{}", "k".repeat(KEY_BYTES_MAX - 1));
+    for (key, fits) in [
+        (longest.as_str(), true),
+        (&format!("{longest}k"), false),
+        ("routes/1", false),
+        ("", false),
+    ] {
+        let put = store.put(key, bytes("x"), Expect::Any).await;
+        assert_eq!(put.is_ok(), fits, "{key}");
+        assert_eq!(store.delete(key, Expect::Any).await.is_ok(), fits, "{key}");
+    }
+    for (len, fits) in [(VALUE_BYTES_MAX, true), (VALUE_BYTES_MAX + 1, false)] {
+        let put = store.put("/routes/1", vec![b' '; len].into(), Expect::Any).await;
+        assert_eq!(put.is_ok(), fits, "{len}");
+    }
+}
+
+async fn put(store: &Shared, key: &str, value: &str) -> sluicegate_store::Written {
+    store.put(key, bytes(value), Expect::Any).await.unwrap()
+}
+
+fn bytes(value: &str) -> Arc<[u8]> {
+    value.as_bytes().into()
+}
+
+fn text(entry: &Entry) -> &str {
+    std::str::from_utf8(&entry.value).unwrap()
+}
+
+async fn read(watch: &mut sluicegate_store::Watch, count: usize) -> Vec<Event> {
+    let mut events = Vec::new();
+    while events.len() < count {
+        events.extend(within(5_000, watch.changes()).await.expect("a change in time").unwrap());
+    }
+    assert_eq!(events.len(), count);
+    events
+}
+
+async fn within<T>(ms: u64, future: impl Future<Output = T>) -> Option<T> {
+    tokio::time::timeout(Duration::from_millis(ms), future).await.ok()
+}

@@ -1,0 +1,167 @@
+//! What only tests need from the system: Python with botocore, which judges signatures, and the
+//! command-line clients that end-to-end tests use.
+//!
+//! On Debian, as root, missing packages are installed; anywhere else they are named. Python's own
+//! packages go into a virtual environment in the target folder, never into the system.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, bail};
+
+use crate::command::{in_ci, on_path, output, program, target};
+
+/// Names, for the tests, the Python that has botocore.
+pub(crate) const PYTHON_VARIABLE: &str = "SLUICEGATE_PYTHON";
+
+/// The Python of the tests' virtual environment, whether or not it exists yet.
+pub(crate) fn python() -> PathBuf {
+    target().join("venv/bin/python")
+}
+
+/// `cargo xtask tools`.
+pub(crate) fn command() -> Result<()> {
+    set_up()?;
+    println!("The tests' Python: {}", python().display());
+    Ok(())
+}
+
+/// Installs what is missing where that is allowed. What stays missing is an error in continuous
+/// integration and a line of text elsewhere.
+pub(crate) fn set_up() -> Result<()> {
+    let mut missing = missing_pieces();
+    if !missing.is_empty() && may_install() {
+        install(&missing)?;
+        missing = missing_pieces();
+    }
+    let mut problems = Vec::new();
+    if !missing.is_empty() {
+        let names: Vec<&str> = missing.iter().map(|piece| piece.name).collect();
+        problems.push(format!(
+            "missing: {}; install {} (Debian's names)",
+            names.join(", "),
+            packages(&missing).join(" ")
+        ));
+    }
+    match python_with_venv() {
+        Some(system_python) => {
+            if let Err(error) = virtual_environment(&system_python) {
+                problems.push(format!("no botocore for the signature judge: {error:#}"));
+            }
+        }
+        None => {
+            problems.push("no botocore for the signature judge: no Python to run it".to_owned())
+        }
+    }
+    if problems.is_empty() {
+        return Ok(());
+    }
+    if in_ci() {
+        bail!("{}", problems.join("\n"));
+    }
+    for problem in problems {
+        println!("{problem}. Tests that need it will say that they were skipped.");
+    }
+    Ok(())
+}
+
+/// Makes the virtual environment, or leaves one that is already right alone.
+fn virtual_environment(system_python: &Path) -> Result<()> {
+    let has_botocore = || {
+        let probe = "import botocore; print(botocore.__version__)";
+        output(program(python()).args(["-c", probe]))
+            .is_ok_and(|text| text.trim() == BOTOCORE_VERSION)
+    };
+    if has_botocore() {
+        return Ok(());
+    }
+    let folder = target().join("venv");
+    println!("Making a virtual environment with botocore {BOTOCORE_VERSION}.");
+    output(program(system_python).args(["-m", "venv", "--clear"]).arg(&folder))?;
+    output(program(python()).args(["-m", "pip", "install", "--quiet"]).args([
+        "--disable-pip-version-check",
+        "--no-input",
+        &format!("botocore=={BOTOCORE_VERSION}"),
+    ]))?;
+    if !has_botocore() {
+        bail!("pip installed botocore, but {} cannot import it", python().display());
+    }
+    Ok(())
+}
+
+fn install(missing: &[&Piece]) -> Result<()> {
+    let packages = packages(missing);
+    println!("Installing {}.", packages.join(" "));
+    let apt = || {
+        let mut command = program("apt-get");
+        command.env("DEBIAN_FRONTEND", "noninteractive").arg("-qq");
+        command
+    };
+    output(apt().arg("update"))?;
+    output(apt().args(["install", "-y", "--no-install-recommends"]).args(packages))?;
+    Ok(())
+}
+
+/// Whether this is Debian (or made from it) and we are root.
+fn may_install() -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let is_root = std::fs::metadata("/proc/self").is_ok_and(|data| data.uid() == 0);
+    is_root && Path::new("/etc/debian_version").exists() && on_path("apt-get").is_some()
+}
+
+fn missing_pieces() -> Vec<&'static Piece> {
+    PIECES.iter().filter(|piece| !(piece.is_there)()).collect()
+}
+
+fn packages(pieces: &[&Piece]) -> Vec<&'static str> {
+    let mut packages: Vec<&str> = pieces.iter().map(|piece| piece.package).collect();
+    packages.dedup();
+    packages
+}
+
+/// A Python that can make virtual environments. The system's own comes second: the one first on the
+/// path may be one that apt cannot complete.
+fn python_with_venv() -> Option<PathBuf> {
+    [on_path("python3"), Some(PathBuf::from("/usr/bin/python3"))]
+        .into_iter()
+        .flatten()
+        .find(|python| output(program(python).args(["-c", "import venv, ensurepip"])).is_ok())
+}
+
+fn curl_speaks_http2() -> bool {
+    on_path("curl").is_some()
+        && output(program("curl").arg("--version")).is_ok_and(|text| text.contains("HTTP2"))
+}
+
+struct Piece {
+    name: &'static str,
+    /// The Debian package that brings it.
+    package: &'static str,
+    is_there: fn() -> bool,
+}
+
+// Pieces of one package stand next to each other.
+const PIECES: [Piece; 5] = [
+    Piece {
+        name: "Python 3 with its venv module",
+        package: "python3-venv",
+        is_there: || python_with_venv().is_some(),
+    },
+    Piece { name: "h2load", package: "nghttp2-client", is_there: || on_path("h2load").is_some() },
+    Piece { name: "nghttp", package: "nghttp2-client", is_there: || on_path("nghttp").is_some() },
+    Piece { name: "curl with HTTP/2", package: "curl", is_there: curl_speaks_http2 },
+    Piece { name: "openssl", package: "openssl", is_there: || on_path("openssl").is_some() },
+];
+
+/// The version whose signatures the tests were checked against.
+const BOTOCORE_VERSION: &str = "1.44.5";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_package_is_named_once_however_many_pieces_it_brings() {
+        let pieces: Vec<&Piece> = PIECES.iter().collect();
+        assert_eq!(packages(&pieces), ["python3-venv", "nghttp2-client", "curl", "openssl"]);
+    }
+}
