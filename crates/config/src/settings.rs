@@ -148,6 +148,23 @@ impl Config {
             false => Vec::new(),
         }
     }
+
+    /// Plain addresses whose connections begin with a PROXY protocol header.
+    pub fn proxy_protocol_http_addrs(&self) -> Vec<SocketAddr> {
+        self.proxy_protocol_addrs(self.apisix.proxy_protocol.listen_http_port)
+    }
+
+    /// TLS addresses whose connections begin with a PROXY protocol header.
+    pub fn proxy_protocol_https_addrs(&self) -> Vec<SocketAddr> {
+        match self.apisix.ssl.enable {
+            true => self.proxy_protocol_addrs(self.apisix.proxy_protocol.listen_https_port),
+            false => Vec::new(),
+        }
+    }
+
+    fn proxy_protocol_addrs(&self, port: Option<u16>) -> Vec<SocketAddr> {
+        port.map_or_else(Vec::new, |port| self.apisix.expand(&[Listen { ip: None, port }]))
+    }
 }
 
 /// `apisix`: the gateway itself.
@@ -704,7 +721,7 @@ impl Build<'_> {
     fn deployment(&mut self, enable_admin: bool) -> Deployment {
         let v = self.values;
         self.refuse_later_stores();
-        let required = v.get("deployment.admin.admin_key_required");
+        let required: bool = v.get("deployment.admin.admin_key_required");
         if enable_admin && !required {
             let path = "deployment.admin.admin_key_required";
             self.surprise(path, "off: whoever can connect to the Admin API controls the gateway");

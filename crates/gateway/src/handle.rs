@@ -60,8 +60,8 @@ fn normalise(exchange: &mut Exchange) -> Option<Response> {
     let settings = exchange.core.settings();
     let normal = uri::normalize(exchange.request.path()).and_then(|path| {
         let mut path = match path {
-            std::borrow::Cow::Borrowed(_) => None,
-            std::borrow::Cow::Owned(path) => Some(path),
+            std::borrow::Cow::Borrowed(same) if same.len() == exchange.request.path().len() => None,
+            path => Some(path.into_owned()),
         };
         if settings.delete_uri_tail_slash {
             let now = path.as_deref().unwrap_or(exchange.request.path());

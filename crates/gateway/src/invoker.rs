@@ -247,7 +247,7 @@ impl FunctionInvoker {
         };
         let client_query = exchange.request.query().filter(|q| !q.is_empty());
         // The head was checked to be ASCII where it matters; other bytes are escaped.
-        let client_query = client_query.map(uri::escape);
+        let client_query = client_query.map(uri::escape_query);
         // Differs: APISIX drops a query written in function_uri.
         let query = match (&self.query, client_query) {
             (None, None) => None,

@@ -199,6 +199,12 @@ pub fn escape(uri: &[u8]) -> Cow<'_, str> {
     escape_where(uri, |byte| byte == b'%' || !may_stand(byte))
 }
 
+/// Escapes what may not stand in a request line at all, in a query as sent: blanks, control characters
+/// and bytes beyond ASCII. Escapes that are there stay as they are.
+pub fn escape_query(query: &[u8]) -> Cow<'_, str> {
+    escape_where(query, |byte| !byte.is_ascii_graphic())
+}
+
 fn path_only(path: &[u8]) -> &[u8] {
     match memchr2(b'?', b'#', path) {
         Some(end) => &path[..end],
@@ -628,6 +634,17 @@ mod tests {
         ] {
             assert_eq!(escape(uri), escaped);
             assert_eq!(normalize(escaped.as_bytes()).expect("well-formed").as_ref(), uri);
+        }
+    }
+
+    #[test]
+    fn a_query_keeps_its_escapes() {
+        for (query, escaped) in [
+            (&b"a=%20b+c&d[]=1&e=/?"[..], "a=%20b+c&d[]=1&e=/?"),
+            (b"a=b c\n", "a=b%20c%0A"),
+            ("é=1".as_bytes(), "%C3%A9=1"),
+        ] {
+            assert_eq!(escape_query(query), escaped);
         }
     }
 

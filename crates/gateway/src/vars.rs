@@ -228,6 +228,10 @@ impl Exchange {
     /// dot segments resolved, everything else as sent. `None`: the route has no `*`.
     pub fn wildcard_rest(&self) -> Option<Cow<'_, str>> {
         let range = self.matched.ext()?;
+        if self.core.settings().normalize_uri_like_servlet {
+            // Parameters were cut out of the path: the raw one has other places.
+            return self.uri().get(range).map(uri::escape);
+        }
         let slashes =
             if self.matched_slashes_kept { uri::Slashes::Kept } else { uri::Slashes::Decoded };
         uri::resolve_raw_range(self.request.path(), range, slashes)

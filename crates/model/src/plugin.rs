@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
+use crate::Kind;
 use crate::encrypt::Keyring;
 use crate::schema::Schema;
 
@@ -112,6 +113,36 @@ impl Catalog {
     pub fn decrypt(&self, keyring: &Keyring, plugins: &mut Map<String, Value>, part: Part) {
         for (name, config) in plugins {
             keyring.decrypt_paths(config, &self.secrets(name, part));
+        }
+    }
+
+    /// Decrypts everything that is secret in a stored resource: plugins' secrets and private
+    /// keys. What does not decrypt stays as it is.
+    pub fn decrypt_resource(&self, keyring: &Keyring, kind: Kind, value: &mut Value) {
+        if kind == Kind::PluginMetadata {
+            let name = value.get("id").and_then(Value::as_str).unwrap_or_default().to_owned();
+            keyring.decrypt_paths(value, &self.secrets(&name, Part::Metadata));
+            return;
+        }
+        if let Some(plugins) = value.get_mut("plugins").and_then(Value::as_object_mut) {
+            let part = if kind == Kind::Consumers { Part::Consumer } else { Part::Route };
+            self.decrypt(keyring, plugins, part);
+        }
+        let open = |key: Option<&mut Value>| {
+            if let Some(Value::String(key)) = key
+                && let Some(plain) = keyring.decrypt_pem(key)
+            {
+                *key = plain;
+            }
+        };
+        match kind {
+            Kind::Ssls => {
+                open(value.get_mut("key"));
+                let keys = value.get_mut("keys").and_then(Value::as_array_mut);
+                keys.into_iter().flatten().for_each(|key| open(Some(key)));
+            }
+            Kind::Upstreams => open(value.pointer_mut("/tls/client_key")),
+            _ => open(value.pointer_mut("/upstream/tls/client_key")),
         }
     }
 

@@ -1,3 +1,11 @@
 //! The `sluicegate` binary.
 
-fn main() {}
+mod boot;
+mod cli;
+mod error_log;
+mod settings;
+mod signals;
+
+fn main() -> std::process::ExitCode {
+    cli::run()
+}

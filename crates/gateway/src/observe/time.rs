@@ -20,6 +20,11 @@ pub fn iso8601(time: SystemTime) -> String {
     local(time).strftime("%Y-%m-%dT%H:%M:%S%:z").to_string()
 }
 
+/// `2026/11/22 15:04:05`, as nginx's error log has it.
+pub fn error_log(time: SystemTime) -> String {
+    local(time).strftime("%Y/%m/%d %H:%M:%S").to_string()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -568,9 +568,7 @@ impl<T> Entries<T> {
     }
 
     fn without(&self, gone: &Entry<T>) -> Option<Self> {
-        let kept = |entry: &&Entry<T>| {
-            entry.pattern != gone.pattern || !Arc::ptr_eq(&entry.route, &gone.route)
-        };
+        let kept = |entry: &&Entry<T>| !Arc::ptr_eq(&entry.route, &gone.route);
         let mut entries: Vec<_> = self.as_slice().iter().filter(kept).cloned().collect();
         match entries.len() {
             0 => None,

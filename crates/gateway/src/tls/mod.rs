@@ -43,6 +43,11 @@ impl TlsEntry {
     }
 }
 
+/// Checks that a PEM text holds at least one certificate.
+pub fn parse_certificate(cert: &str) -> Result<(), String> {
+    crate::client::parse_chain(cert).map(drop)
+}
+
 /// Parses a certificate chain and its key, and checks that they belong together.
 pub fn certified(cert: &str, key: &str) -> Result<CertifiedKey, String> {
     let chain = crate::client::parse_chain(cert)?;

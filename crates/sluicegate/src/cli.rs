@@ -1,0 +1,128 @@
+//! The command line.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use clap::{Args, Parser, Subcommand};
+use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+
+use crate::{boot, signals};
+
+#[derive(Parser)]
+#[command(
+    name = "sluicegate",
+    version,
+    about = "An API gateway that speaks Apache APISIX's language and puts cloud functions behind routes.",
+    after_help = "Start with `sluicegate quickstart`: a gateway, a local stand-in for AWS and curl lines to try.",
+    arg_required_else_help = true
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the gateway in the foreground; conf/config.yaml is made when it is missing
+    Start(Place),
+    /// Check the configuration and say what is wrong with it
+    Test(Place),
+    /// Make the running gateway read its configuration again (SIGHUP)
+    Reload(Place),
+    /// Stop gracefully: requests under way finish (SIGQUIT)
+    Quit(Place),
+    /// Stop at once (SIGINT)
+    Stop(Place),
+    /// Print the version
+    Version,
+}
+
+/// Where the gateway keeps its files.
+#[derive(Args, Clone)]
+pub(crate) struct Place {
+    /// Folder of conf/, data/ and logs/
+    #[arg(short = 'p', long = "prefix", default_value = ".", value_name = "PREFIX")]
+    prefix: PathBuf,
+    /// Configuration file [default: PREFIX/conf/config.yaml]
+    #[arg(short = 'c', long = "config", value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+impl Place {
+    pub(crate) fn new(prefix: PathBuf) -> Self {
+        Self { prefix, config: None }
+    }
+
+    /// The folder, as an absolute path where that can be known.
+    pub(crate) fn prefix(&self) -> PathBuf {
+        std::path::absolute(&self.prefix).unwrap_or_else(|_| self.prefix.clone())
+    }
+
+    /// The configuration file.
+    pub(crate) fn config(&self) -> PathBuf {
+        self.config.clone().unwrap_or_else(|| self.prefix.join("conf/config.yaml"))
+    }
+
+    /// A path of the configuration: under the prefix unless absolute.
+    pub(crate) fn under(&self, path: &Path) -> PathBuf {
+        self.prefix().join(path)
+    }
+
+    /// Where the running gateway writes its process id.
+    pub(crate) fn pid_file(&self) -> PathBuf {
+        self.under(Path::new("logs/sluicegate.pid"))
+    }
+}
+
+/// Runs what the command line asks for.
+pub(crate) fn run() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Start(place) => boot::Running::start(&place).and_then(signals::serve),
+        Command::Test(place) => boot::test(&place),
+        Command::Reload(place) => signal(&place, Signal::HUP, None),
+        Command::Quit(place) => signal(&place, Signal::QUIT, Some(QUIT_WAIT)),
+        Command::Stop(place) => signal(&place, Signal::INT, Some(STOP_WAIT)),
+        Command::Version => {
+            println!("sluicegate {}", env!("CARGO_PKG_VERSION"));
+            Ok(())
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("sluicegate: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Signals the running gateway and, if asked to, waits until it is gone.
+fn signal(place: &Place, signal: Signal, wait: Option<Duration>) -> anyhow::Result<()> {
+    let file = place.pid_file();
+    let text = std::fs::read_to_string(&file).with_context(|| {
+        format!("no gateway runs under {} ({} cannot be read); give its folder with -p", place.prefix().display(), file.display())
+    })?;
+    let pid = text
+        .trim()
+        .parse()
+        .ok()
+        .and_then(Pid::from_raw)
+        .with_context(|| format!("{} holds no process id", file.display()))?;
+    kill_process(pid, signal)
+        .with_context(|| format!("process {} of {} is not there any more", text.trim(), file.display()))?;
+    let Some(wait) = wait else { return Ok(()) };
+    let deadline = Instant::now() + wait;
+    while test_kill_process(pid).is_ok() {
+        if Instant::now() >= deadline {
+            bail!("process {} still runs after {wait:?}", text.trim());
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
+/// How long `quit` and `stop` wait for the gateway to be gone.
+const QUIT_WAIT: Duration = Duration::from_secs(300);
+const STOP_WAIT: Duration = Duration::from_secs(15);

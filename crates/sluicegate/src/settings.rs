@@ -1,0 +1,163 @@
+//! config.yaml in the terms of the rooms that act on it.
+
+use std::path::Path;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use sluicegate_admin as admin;
+use sluicegate_config::{
+    AdminRole, Config, LogEscape, LogTarget, RouterHttp, TlsVersion, WorkerProcesses,
+};
+use sluicegate_gateway::client::Keepalive;
+use sluicegate_gateway::http::head::HeadLimits;
+use sluicegate_gateway::router::Mode;
+use sluicegate_gateway::settings::{AccessLog, Listen, RealIp, Settings, TlsSettings};
+use sluicegate_model::encrypt::Keyring;
+
+use crate::cli::Place;
+
+/// The data plane's part.
+pub(crate) fn gateway(config: &Config, place: &Place) -> Settings {
+    let apisix = &config.apisix;
+    let http = &config.nginx_config.http;
+    let mut listen: Vec<Listen> = Vec::new();
+    let mut add = |addrs: Vec<std::net::SocketAddr>, tls, proxy_protocol| {
+        listen.extend(addrs.into_iter().map(|addr| Listen { addr, tls, proxy_protocol }));
+    };
+    add(config.http_addrs(), false, false);
+    add(config.https_addrs(), true, false);
+    add(config.proxy_protocol_http_addrs(), false, true);
+    add(config.proxy_protocol_https_addrs(), true, true);
+    let access_log = |path: std::path::PathBuf| AccessLog {
+        path,
+        format: http.access_log_format.clone(),
+        json: http.access_log_format_escape == LogEscape::Json,
+        buffer: usize::try_from(http.access_log_buffer).unwrap_or(16 << 10),
+    };
+    Settings {
+        listen,
+        http2: apisix.enable_http2,
+        workers: workers(config),
+        server: server(config),
+        client_head: HeadLimits {
+            bytes: usize::try_from(config.limits.header_bytes).unwrap_or(64 << 10),
+            fields: config.limits.header_count,
+        },
+        upstream_head: HeadLimits { bytes: UPSTREAM_HEAD_BYTES, fields: UPSTREAM_HEAD_FIELDS },
+        client_header_timeout: http.client_header_timeout,
+        client_body_timeout: http.client_body_timeout,
+        send_timeout: http.send_timeout,
+        keepalive_timeout: http.keepalive_timeout,
+        client_body_max: http.client_max_body_size,
+        underscores_in_headers: http.underscores_in_headers,
+        real_ip: RealIp {
+            header: http.real_ip_header.to_ascii_lowercase(),
+            from: http.real_ip_from.clone(),
+            recursive: http.real_ip_recursive,
+        },
+        trusted_addresses: apisix.trusted_addresses.clone(),
+        router: router(config),
+        delete_uri_tail_slash: apisix.delete_uri_tail_slash,
+        normalize_uri_like_servlet: apisix.normalize_uri_like_servlet,
+        match_uri_encoded_slash: apisix.match_uri_encoded_slash,
+        tls: TlsSettings {
+            tls12: apisix.ssl.protocols.contains(&TlsVersion::V1_2),
+            tls13: apisix.ssl.protocols.contains(&TlsVersion::V1_3),
+            session_tickets: apisix.ssl.session_tickets,
+            fallback_sni: apisix.ssl.fallback_sni.as_ref().map(|name| name.to_ascii_lowercase()),
+        },
+        access_log: match &http.access_log {
+            LogTarget::Off => None,
+            LogTarget::Stdout => Some(access_log("-".into())),
+            LogTarget::Stderr => Some(access_log("/dev/stderr".into())),
+            LogTarget::File(path) => Some(access_log(place.under(path))),
+        },
+        shutdown_timeout: config.nginx_config.worker_shutdown_timeout,
+        buffered_body_bytes: config.limits.buffered_body_bytes,
+        idle_grace: config.limits.idle_grace,
+        upstream_keepalive: keepalive(config),
+        http2_streams: HTTP2_STREAMS,
+    }
+}
+
+/// How routes are matched.
+pub(crate) fn router(config: &Config) -> Mode {
+    match config.apisix.router_http {
+        RouterHttp::HostUri => Mode::HostUri,
+        RouterHttp::Uri => Mode::Uri,
+        RouterHttp::UriWithParameter => Mode::UriWithParameter,
+    }
+}
+
+/// Request threads.
+pub(crate) fn workers(config: &Config) -> usize {
+    match config.nginx_config.worker_processes {
+        WorkerProcesses::Count(n) => n.get().into(),
+        WorkerProcesses::Auto => std::thread::available_parallelism().map_or(1, usize::from),
+    }
+}
+
+/// Upstream connections kept where an upstream says nothing.
+pub(crate) fn keepalive(config: &Config) -> Keepalive {
+    let upstream = &config.nginx_config.http.upstream;
+    Keepalive {
+        size: upstream.keepalive,
+        idle_timeout: upstream.keepalive_timeout,
+        requests: upstream.keepalive_requests as u64,
+    }
+}
+
+fn server(config: &Config) -> String {
+    match config.apisix.enable_server_tokens {
+        true => concat!("Sluicegate/", env!("CARGO_PKG_VERSION")).to_owned(),
+        false => "Sluicegate".to_owned(),
+    }
+}
+
+/// The Admin API's part.
+pub(crate) fn admin(config: &Config) -> admin::Settings {
+    let from = &config.deployment.admin;
+    let keys = from.admin_key.iter().map(|key| admin::AdminKey {
+        name: key.name.clone(),
+        key: key.key.expose().to_owned(),
+        role: match key.role {
+            AdminRole::Admin => admin::Role::Admin,
+            AdminRole::Viewer => admin::Role::Viewer,
+        },
+    });
+    // An empty list means nobody here and everybody there: fail closed.
+    let nobody = || vec![IpNet::from(std::net::IpAddr::from([255, 255, 255, 255]))];
+    admin::Settings {
+        keys: keys.collect(),
+        key_required: from.admin_key_required,
+        allow_admin: match from.allow_admin.is_empty() {
+            true => nobody(),
+            false => from.allow_admin.clone(),
+        },
+        cors: from.enable_admin_cors,
+        encrypt_fields: config.apisix.data_encryption.enable_encrypt_fields,
+        server: server(config),
+        ..admin::Settings::default()
+    }
+}
+
+/// The keys of encryption at rest.
+pub(crate) fn keyring(config: &Config) -> Keyring {
+    let keys = config.apisix.data_encryption.keyring.iter();
+    Keyring::new(keys.map(|key| key.expose().to_owned()).collect())
+}
+
+/// Where the embedded store lies.
+pub(crate) fn store_file(config: &Config, place: &Place) -> std::path::PathBuf {
+    place.under(Path::new(&config.deployment.embedded_path))
+}
+
+/// An upstream's response head: nginx's limits are tighter, real upstreams are not.
+const UPSTREAM_HEAD_BYTES: usize = 64 << 10;
+const UPSTREAM_HEAD_FIELDS: usize = 1000;
+
+/// Streams a client may have open on one HTTP/2 connection, as nginx has it.
+const HTTP2_STREAMS: u32 = 128;
+
+/// A stop by SIGINT gives requests under way this long.
+pub(crate) const INTERRUPT_GRACE: Duration = Duration::from_secs(1);
