@@ -4,6 +4,8 @@
 //! [`Body::read_limited`] holds a body whole, up to a limit its caller names.
 
 use std::future::poll_fn;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -174,6 +176,66 @@ impl Body {
     }
 }
 
+/// Part of the room there is for bodies held whole, given back when dropped.
+pub struct Room {
+    used: Arc<AtomicU64>,
+    bytes: u64,
+}
+
+impl Room {
+    /// Takes `bytes` of `limit` bytes, of which `used` counts those taken.
+    fn take(used: &Arc<AtomicU64>, bytes: u64, limit: u64) -> Result<Self, BodyError> {
+        let before = used.fetch_add(bytes, Ordering::Relaxed);
+        let room = Self { used: used.clone(), bytes };
+        if before.saturating_add(bytes) > limit { Err(BodyError::NoRoom { limit }) } else { Ok(room) }
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        self.used.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+impl Body {
+    /// Reads the whole body into memory, at most `limit` bytes of it and at most `total`
+    /// bytes of all bodies that `used` counts. The room is taken for as long as the result
+    /// is kept.
+    pub async fn hold(
+        &mut self,
+        limit: u64,
+        used: &Arc<AtomicU64>,
+        total: u64,
+    ) -> Result<(Bytes, Option<Room>), BodyError> {
+        match self.remaining() {
+            Some(0) => Ok((Bytes::new(), None)),
+            Some(n) if n > limit => Err(BodyError::TooLarge { limit }),
+            Some(n) => {
+                let room = Room::take(used, n, total)?;
+                Ok((self.read_limited(limit).await?, Some(room)))
+            }
+            None => {
+                // Of unknown length: room is taken piece by piece.
+                let mut room = Room { used: used.clone(), bytes: 0 };
+                let mut whole = BytesMut::new();
+                loop {
+                    let n = self.fill().await?;
+                    if n == 0 {
+                        return Ok((whole.freeze(), Some(room)));
+                    }
+                    if whole.len() as u64 + n as u64 > limit {
+                        return Err(BodyError::TooLarge { limit });
+                    }
+                    let mut more = Room::take(used, n as u64, total)?;
+                    room.bytes += std::mem::take(&mut more.bytes);
+                    whole.extend_from_slice(&self.data()[..n]);
+                    self.consume(n);
+                }
+            }
+        }
+    }
+}
+
 impl std::fmt::Debug for Body {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Body({:?} bytes)", self.remaining())
@@ -186,6 +248,18 @@ const READ_AHEAD_BYTES: usize = 64 << 10;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn held_bodies_share_their_room_and_give_it_back() {
+        let used = Arc::default();
+        let hold = async |n: usize| Body::from_bytes(vec![0; n]).hold(100, &used, 150).await;
+        let first = hold(100).await.expect("there is room");
+        assert!(matches!(hold(51).await, Err(BodyError::NoRoom { limit: 150 })));
+        let second = hold(50).await.expect("what was refused took nothing");
+        drop((first, second));
+        assert_eq!(used.load(Ordering::Relaxed), 0);
+        assert!(matches!(hold(101).await, Err(BodyError::TooLarge { limit: 100 })));
+    }
 
     #[tokio::test]
     async fn a_body_is_read_up_to_its_limit_and_not_past_it() {

@@ -91,6 +91,9 @@ impl Shared {
     }
 }
 
+/// A request's hold on its snapshot.
+pub type Held = Rc<Arc<Snapshot>>;
+
 /// What one request thread owns.
 pub struct Core {
     /// Which one, from 0.
@@ -106,7 +109,7 @@ pub struct Core {
     pub(crate) buffers: RefCell<Vec<Vec<u8>>>,
     heads: RefCell<Vec<Vec<u8>>>,
     settings: RefCell<(u64, Rc<Settings>)>,
-    snapshot: RefCell<(u64, Rc<Arc<Snapshot>>)>,
+    snapshot: RefCell<(u64, Held)>,
     date: RefCell<(u64, String)>,
     random: RefCell<(Vec<u8>, usize)>,
     active: Cell<u64>,
@@ -151,7 +154,7 @@ impl Core {
     }
 
     /// The configuration a request that starts now is served by.
-    pub fn snapshot(&self) -> Rc<Arc<Snapshot>> {
+    pub fn snapshot(&self) -> Held {
         let version = self.shared.snapshot_version.load(Ordering::Acquire);
         let mut mine = self.snapshot.borrow_mut();
         if mine.0 != version {

@@ -8,19 +8,19 @@ use std::time::{Duration, Instant, SystemTime};
 use ::http::{Method, StatusCode};
 use bytes::Bytes;
 
-use crate::body::Body;
-use crate::core::Core;
+use crate::body::{Body, Room};
+use crate::core::{Core, Held};
 use crate::http::headers::{Headers, Known};
 use crate::page;
 use crate::router::Matched;
-use crate::snapshot::{Route, Snapshot};
+use crate::snapshot::Route;
 
 /// A request on its way through the gateway.
 pub struct Exchange {
     /// The core that serves it.
     pub core: Rc<Core>,
     /// The configuration that serves it, from its first step to its last.
-    pub snapshot: Rc<Arc<Snapshot>>,
+    pub snapshot: Held,
     /// Where it came in.
     pub connection: Rc<Connection>,
     /// The client's address: the peer's, or what a trusted proxy says it is (`real_ip_*`).
@@ -55,7 +55,7 @@ pub struct Exchange {
     /// The response's fields, once its head is sent.
     pub sent: Option<Headers>,
     /// A form body, read before routing because some route's `vars` ask for it.
-    pub form: Option<Bytes>,
+    pub form: Option<(Bytes, Option<Room>)>,
     /// Requests served on the connection so far, this one included.
     pub connection_requests: u64,
     /// The response went out whole.

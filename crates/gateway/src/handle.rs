@@ -1,12 +1,13 @@
 //! The way of a request. Start reading here: [`handle`] names its steps in their order.
 
-use std::rc::Rc;
 use std::sync::Arc;
 
 use ::http::StatusCode;
 use tracing::{debug, error, warn};
 
+use crate::body::{Body, BodyError};
 use crate::exchange::{Exchange, Response};
+use crate::http::Known;
 use crate::plugin::{Flow, PluginError};
 use crate::router::Match;
 use crate::snapshot::{Route, Snapshot};
@@ -30,6 +31,11 @@ async fn answer(exchange: &mut Exchange) -> Result<Response, PluginError> {
         return Ok(response);
     }
     let snapshot = exchange.snapshot.clone();
+    if snapshot.reads_forms
+        && let Some(response) = read_form(exchange).await
+    {
+        return Ok(response);
+    }
     let Some(route) = find_route(exchange, &snapshot) else {
         exchange.core.counters.not_found.add(1);
         return Ok(Response::message(
@@ -92,7 +98,38 @@ fn normalise(exchange: &mut Exchange) -> Option<Response> {
     }
 }
 
-fn find_route(exchange: &mut Exchange, snapshot: &Rc<Arc<Snapshot>>) -> Option<Arc<Route>> {
+/// Reads a form body, because some route's `vars` ask for `post_arg_*`. One that is
+/// announced too long stays unread and has no such variables.
+async fn read_form(exchange: &mut Exchange) -> Option<Response> {
+    let settings = exchange.core.settings();
+    let is_form = exchange.request.headers.known(Known::ContentType).is_some_and(|t| {
+        t.get(..FORM.len()).is_some_and(|t| t.eq_ignore_ascii_case(FORM))
+    });
+    let too_long = exchange.request.body.remaining().is_some_and(|n| n > settings.post_args_max);
+    if !is_form || too_long {
+        return None;
+    }
+    let used = exchange.core.shared.buffered.clone();
+    let total = settings.buffered_body_bytes;
+    match exchange.request.body.hold(settings.post_args_max, &used, total).await {
+        Ok((form, room)) => {
+            exchange.request.body = Body::from_bytes(form.clone());
+            exchange.form = Some((form, room));
+            None
+        }
+        Err(error) => {
+            warn!(client = %exchange.remote_addr, %error, "A form could not be read.");
+            Some(Response::page(match error {
+                BodyError::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+                BodyError::NoRoom { .. } => StatusCode::SERVICE_UNAVAILABLE,
+                BodyError::TimedOut(_) => StatusCode::REQUEST_TIMEOUT,
+                _ => StatusCode::BAD_REQUEST,
+            }))
+        }
+    }
+}
+
+fn find_route(exchange: &mut Exchange, snapshot: &Snapshot) -> Option<Arc<Route>> {
     let mut matched = std::mem::take(&mut exchange.matched);
     let settings = exchange.core.settings();
     let kept = settings
@@ -129,3 +166,6 @@ fn refuse_large_body(exchange: &Exchange) -> Option<Response> {
         Response::page(StatusCode::PAYLOAD_TOO_LARGE)
     })
 }
+
+/// The media type of HTML forms, whose fields are `post_arg_*`.
+const FORM: &[u8] = b"application/x-www-form-urlencoded";

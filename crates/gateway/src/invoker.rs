@@ -7,7 +7,6 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use ::http::{Method, StatusCode, Uri};
@@ -16,7 +15,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tracing::{error, warn};
 
-use crate::body::{Body, BodyError};
+use crate::body::{Body, BodyError, Room};
 use crate::client::{
     self, Answer, CallError, Keepalive, Outgoing, Received, Target, Timeouts, TlsRequest, TlsTarget,
 };
@@ -80,26 +79,6 @@ pub struct Call {
     /// The whole body.
     pub body: Bytes,
     _room: Option<Room>,
-}
-
-/// A part of the room for held bodies, given back when dropped.
-struct Room {
-    used: Arc<AtomicU64>,
-    bytes: u64,
-}
-
-impl Room {
-    fn take(used: &Arc<AtomicU64>, bytes: u64, limit: u64) -> Result<Self, BodyError> {
-        let before = used.fetch_add(bytes, Ordering::Relaxed);
-        let room = Self { used: used.clone(), bytes };
-        if before + bytes > limit { Err(BodyError::NoRoom { limit }) } else { Ok(room) }
-    }
-}
-
-impl Drop for Room {
-    fn drop(&mut self) {
-        self.used.fetch_sub(self.bytes, Ordering::Relaxed);
-    }
 }
 
 /// Why a function did not answer.
@@ -237,7 +216,9 @@ impl FunctionInvoker {
     }
 
     async fn try_prepare(&self, exchange: &mut Exchange) -> Result<Call, InvokeError> {
-        let (body, room) = self.read_body(exchange).await?;
+        let used = exchange.core.shared.buffered.clone();
+        let total = exchange.core.settings().buffered_body_bytes;
+        let (body, room) = exchange.request.body.hold(self.body_max, &used, total).await?;
         let path = match exchange.matched.ext() {
             None => self.path.clone(),
             Some(_) => {
@@ -268,46 +249,6 @@ impl FunctionInvoker {
         }
         Forwarded::of(exchange).set_for_function(exchange, &mut headers);
         Ok(Call { method: request.method.clone(), path, query, headers, body, _room: room })
-    }
-
-    async fn read_body(&self, exchange: &mut Exchange) -> Result<(Bytes, Option<Room>), BodyError> {
-        let limit = self.body_max;
-        let mut body = std::mem::take(&mut exchange.request.body);
-        let announced = body.remaining();
-        if announced == Some(0) {
-            return Ok((Bytes::new(), None));
-        }
-        if announced.is_some_and(|n| n > limit) {
-            exchange.request.body = body;
-            return Err(BodyError::TooLarge { limit });
-        }
-        let used = exchange.core.shared.buffered.clone();
-        let total = exchange.core.settings().buffered_body_bytes;
-        match announced {
-            Some(n) => {
-                let room = Room::take(&used, n, total)?;
-                let bytes = body.read_limited(limit).await?;
-                Ok((bytes, Some(room)))
-            }
-            None => {
-                // Of unknown length: room is taken piece by piece.
-                let mut room = Room { used: used.clone(), bytes: 0 };
-                let mut whole = bytes::BytesMut::new();
-                loop {
-                    let n = body.fill().await?;
-                    if n == 0 {
-                        return Ok((whole.freeze(), Some(room)));
-                    }
-                    if whole.len() as u64 + n as u64 > limit {
-                        return Err(BodyError::TooLarge { limit });
-                    }
-                    let mut more = Room::take(&used, n as u64, total)?;
-                    room.bytes += std::mem::take(&mut more.bytes);
-                    whole.extend_from_slice(&body.data()[..n]);
-                    body.consume(n);
-                }
-            }
-        }
     }
 
     /// Sends the call. Its answer passes through; every failure is 503.

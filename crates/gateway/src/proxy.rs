@@ -16,7 +16,7 @@ use crate::snapshot::Route;
 use crate::upstream::{PassHost, Upstream};
 
 /// Proxies the request to the route's upstream.
-pub async fn proxy(exchange: &mut Exchange, route: &Arc<Route>) -> Result<Response, PluginError> {
+pub(crate) async fn proxy(exchange: &mut Exchange, route: &Arc<Route>) -> Result<Response, PluginError> {
     let Some(upstream) = route.upstream.clone() else {
         error!(route = %route.id, "A route has neither an upstream nor a plugin that answers: add one of them.");
         return Ok(Response::page(StatusCode::SERVICE_UNAVAILABLE));
@@ -87,6 +87,8 @@ async fn try_nodes(
             }
         }
     }
+    // What was not sent is skipped, so that the connection can be kept.
+    exchange.request.body = body;
     Err(last_error)
 }
 

@@ -34,6 +34,8 @@ pub struct Settings {
     pub keepalive_timeout: Duration,
     /// Bytes of a request body; `None`: no limit.
     pub client_body_max: Option<u64>,
+    /// Bytes of a form read for `post_arg_*` variables.
+    pub post_args_max: u64,
     /// Take header names with underscores.
     pub underscores_in_headers: bool,
     /// Whom to believe about the client's address.

@@ -21,7 +21,7 @@ impl Vars for Exchange {
                 header(self.sent.as_ref()?, name)
             }
             VarName::PostArg(name) | VarName::PostBody(name) => {
-                argument(self.form.as_ref()?, name.as_bytes())
+                argument(&self.form.as_ref()?.0, name.as_bytes())
             }
             VarName::UriParam(name) => {
                 let range = self.matched.param(name)?;

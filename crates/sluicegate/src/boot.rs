@@ -1,6 +1,6 @@
 //! Putting the rooms together. The only place that knows all of them.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
@@ -494,11 +494,6 @@ pub(crate) fn random(out: &mut [u8]) {
 /// Unix time in seconds.
 pub(crate) fn unix_now() -> u64 {
     sluicegate_gateway::core::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
-}
-
-/// Is this address this machine's own?
-pub(crate) fn is_local(ip: IpAddr) -> bool {
-    ip.is_loopback() || ip.is_unspecified()
 }
 
 /// Threads of everything that is not a request.

@@ -1,1 +1,18 @@
-//! Sluicegate: testkit.
+//! What tests share: a gateway process, origins that record, clients that read strictly,
+//! certificates, and [`PluginTest`] for one plugin in a real gateway.
+//!
+//! Everything listens on loopback with ports from the system, every wait has a deadline, and
+//! nothing is left behind when a test ends. A helper that cannot do its work panics: the test
+//! has failed then.
+
+pub mod certs;
+pub mod client;
+pub mod gateway;
+pub mod origin;
+pub mod plugin;
+pub mod wait;
+
+pub use client::{Client, Response};
+pub use gateway::GatewayProcess;
+pub use origin::{Answer, Origin, Received};
+pub use plugin::PluginTest;

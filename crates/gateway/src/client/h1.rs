@@ -150,9 +150,12 @@ impl Call {
 
     fn arm(&mut self) -> Duration {
         let limit = if self.sent { self.timeouts.read } else { self.timeouts.send };
-        if !self.armed
-            && let Some(conn) = &mut self.conn
-        {
+        let Some(conn) = &mut self.conn else { return limit };
+        if !self.sent && !self.writer.stalled {
+            // The client is waited for, not the far side: its own limit counts.
+            conn.timer.disarm();
+            self.armed = false;
+        } else if !self.armed {
             conn.timer.arm(limit);
             self.armed = true;
         }

@@ -23,7 +23,7 @@ use super::{CallError, Received, Target, Timeouts};
 
 /// The HTTP/2 connections of a core.
 #[derive(Default)]
-pub struct Multiplexed {
+pub(crate) struct Multiplexed {
     open: RefCell<HashMap<(SocketAddr, u64), SendRequest<Bytes>>>,
 }
 
@@ -132,7 +132,7 @@ impl Call {
         if let Some(error) = self.sending_error.take() {
             return Poll::Ready(Err(CallError::RequestBody(error)));
         }
-        self.timer.arm(self.read_limit);
+        self.timer.arm_once(self.read_limit);
         let Some(response) = &mut self.response else {
             return Poll::Ready(Err(CallError::Closed));
         };
@@ -141,6 +141,7 @@ impl Call {
                 let (parts, receiving) = response.into_parts();
                 self.response = None;
                 self.receiving = Some(receiving);
+                self.timer.disarm();
                 Poll::Ready(Ok(parts))
             }
             Poll::Ready(Err(error)) => Poll::Ready(Err(error.into())),
@@ -156,8 +157,12 @@ impl Call {
         while let Some(stream) = &mut self.stream {
             match pump(&mut self.request_body, stream, cx) {
                 Poll::Pending => return,
-                Poll::Ready(Ok(true)) => {}
-                Poll::Ready(Ok(false)) => self.stream = None,
+                // The far side takes its time counted from the last byte it got.
+                Poll::Ready(Ok(true)) => self.timer.disarm(),
+                Poll::Ready(Ok(false)) => {
+                    self.stream = None;
+                    self.timer.disarm();
+                }
                 Poll::Ready(Err(error)) => {
                     stream.send_reset(::h2::Reason::CANCEL);
                     self.stream = None;
@@ -243,7 +248,7 @@ impl Source for Call {
                     self.receiving = None;
                 }
                 Poll::Pending => {
-                    self.timer.arm(self.read_limit);
+                    self.timer.arm_once(self.read_limit);
                     if self.timer.poll_expired(cx).is_ready() {
                         return Poll::Ready(Err(BodyError::TimedOut(self.read_limit)));
                     }
@@ -251,6 +256,7 @@ impl Source for Call {
                 }
             }
         }
+        self.timer.disarm();
         Poll::Ready(Ok(self.piece.len()))
     }
 

@@ -115,24 +115,16 @@ pub(super) async fn serve(
             }
         }
     }
-    let mut io = io.borrow_mut();
-    let ClientIo { stream, buffer, .. } = &mut *io;
-    buffer.consume(usize::MAX >> 1);
-    buffer.give_back(&mut core.buffers.borrow_mut(), crate::core::BUFFERS_KEPT);
-    // The peer may be gone already.
-    let _ = poll_fn(|cx| std::pin::Pin::new(&mut *stream).poll_shutdown_once(cx)).await;
-}
-
-trait ShutdownOnce {
-    fn poll_shutdown_once(self: std::pin::Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()>;
-}
-
-impl ShutdownOnce for Stream {
-    /// Says goodbye without waiting for it to be heard.
-    fn poll_shutdown_once(self: std::pin::Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let _ = tokio::io::AsyncWrite::poll_shutdown(self, cx);
+    poll_fn(|cx| {
+        let mut io = io.borrow_mut();
+        let ClientIo { stream, buffer, .. } = &mut *io;
+        buffer.consume(usize::MAX >> 1);
+        buffer.give_back(&mut core.buffers.borrow_mut(), crate::core::BUFFERS_KEPT);
+        // Goodbye, without waiting for it to be heard: the peer may be gone already.
+        let _ = tokio::io::AsyncWrite::poll_shutdown(std::pin::Pin::new(stream), cx);
         Poll::Ready(())
-    }
+    })
+    .await;
 }
 
 /// What becomes of a connection after a request.
@@ -350,7 +342,16 @@ async fn respond(
     let body_read = io.borrow().body_done;
     // A body that was never asked for, or is too long to skip, ends the connection.
     let mut keep = request.keep_alive && !core.is_draining() && !settings.keepalive_timeout.is_zero();
-    let unread = !body_read && !exchange.request.body.remaining().is_some_and(|n| n <= DISCARD_MAX);
+    let left = match (&exchange.request.body, &response.body) {
+        // A client that waits for `100 Continue` may or may not send what it announced.
+        (Body::Stream(_), _) if request.expects_continue => None,
+        (Body::Stream(body), _) => body.remaining(),
+        // It still goes to the upstream while the answer comes.
+        (_, Body::Stream(_)) => Some(0),
+        // Whoever took it dropped it half read: its rest must not become the next request.
+        _ => None,
+    };
+    let unread = !body_read && left.is_none_or(|n| n > DISCARD_MAX);
     keep &= !unread;
     keep |= switching;
     let mut chunked = false;
@@ -422,8 +423,13 @@ async fn respond(
     if unread {
         return After::Linger;
     }
-    if !body_read && discard(&mut exchange.request.body).await.is_err() {
-        return After::Close;
+    if !io.borrow().body_done {
+        match exchange.request.body {
+            Body::Stream(_) if discard(&mut exchange.request.body).await.is_ok() => {}
+            Body::Stream(_) => return After::Close,
+            // The answer was over before the upload was.
+            _ => return After::Linger,
+        }
     }
     if keep { After::Keep } else { After::Close }
 }

@@ -28,7 +28,7 @@ impl Format {
         let mut parts = Vec::new();
         let mut rest = format;
         while let Some(at) = rest.find('$') {
-            parts.push(Part::Text(rest[..at].as_bytes().to_vec()));
+            parts.push(Part::Text(rest.as_bytes()[..at].to_vec()));
             rest = &rest[at + 1..];
             let (name, after) = match rest.strip_prefix('{') {
                 Some(inner) => match inner.find('}') {

@@ -1,0 +1,22 @@
+//! End to end: the built `sluicegate` binary with real sockets, TLS, Admin API and origins that
+//! stand for AWS.
+//!
+//! [`GatewayProcess`](sluicegate_testkit::gateway::GatewayProcess) starts the binary under a
+//! temporary prefix, [`Origin`](sluicegate_testkit::origin::Origin) records what reaches the other
+//! side, [`Client`](sluicegate_testkit::client::Client) sends bytes and reads answers strictly.
+
+mod bad_input;
+mod crash;
+mod encryption;
+mod lifecycle;
+mod observe;
+mod proxying;
+mod router;
+mod scale;
+mod signing;
+mod smuggling;
+mod tls;
+mod walk;
+
+/// The binary under test.
+const BINARY: &str = env!("CARGO_BIN_EXE_sluicegate");
