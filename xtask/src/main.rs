@@ -5,6 +5,8 @@
 
 mod bench;
 mod command;
+#[cfg(test)]
+mod differs;
 mod test;
 mod tools;
 

@@ -116,8 +116,10 @@ impl Edit<'_> {
             return None;
         }
         let Some(item) = items.get(self.index) else {
+            // An empty list has brackets; the parser's place of the closing one is not reliable.
+            let map = self.item();
             let empty = items.is_empty() && self.index == 0;
-            return empty.then(|| self.splice(list.start, list.close, &self.flow(&[])))?;
+            return empty.then(|| self.splice(list.end, list.end, &map))?;
         };
         if item.alias {
             return None;
@@ -141,8 +143,10 @@ impl Edit<'_> {
             return None;
         }
         let old = self.slice(node.start, node.end)?;
-        if matches!(old.trim_end(), "''" | "\"\"" | "~" | "null" | "Null" | "NULL") {
-            return self.splice(node.start, node.start + old.trim_end().chars().count(), value);
+        // The parser counts a comment behind quotes as theirs, so only the start tells.
+        let nothing = ["''", "\"\"", "~", "null", "Null", "NULL"];
+        if let Some(nothing) = nothing.iter().find(|nothing| old.starts_with(**nothing)) {
+            return self.splice(node.start, node.start + nothing.len(), value);
         }
         if !old.is_empty() {
             return None;
@@ -218,8 +222,13 @@ impl Edit<'_> {
 
     /// The value of the key in front of `names`, on one line.
     fn flow(&self, names: &[&str]) -> String {
-        let list = format!("[{{name: admin, key: {}, role: admin}}]", self.quoted);
+        let list = format!("[{}]", self.item());
         names.iter().rev().fold(list, |value, name| format!("{{{name}: {value}}}"))
+    }
+
+    /// A list's new entry, on one line.
+    fn item(&self) -> String {
+        format!("{{name: admin, key: {}, role: admin}}", self.quoted)
     }
 
     fn is_flow(&self, map: &Node) -> bool {
@@ -309,12 +318,14 @@ mod tests {
             ("\"key\" :", "\"key\" : KEY"),
         ] {
             // The comment's letters take more bytes than characters.
-            let text = format!(
-                "# Schlüssel\n\napisix:\n  node_listen: 9080   # plain\ndeployment:\n  admin:\n    \
-                 admin_key:\n      -\n        name: admin\n        {empty}\n        role: admin\n\
-                 \nplugins: [cors]\n"
-            );
-            check(0, &text, &text.replace(empty, filled));
+            let text = |key: &str| {
+                format!(
+                    "# Schlüssel\n\napisix:\n  node_listen: 9080   # plain\ndeployment:\n  admin:\n    \
+                     admin_key:\n      -\n        name: admin\n        {key}\n        role: \
+                     admin\n\nplugins: [cors]\n"
+                )
+            };
+            check(0, &text(empty), &text(filled));
         }
     }
 

@@ -116,23 +116,23 @@ pub(crate) const KEYS: &[Key] = &[
     key("apisix.delete_uri_tail_slash", Bool, "false", "Match routes without the slash at the path's end."),
     key("apisix.normalize_uri_like_servlet", Bool, "false", "Match routes on the path as a Java servlet container normalises it: parameters after `;` are left out."),
     key("apisix.match_uri_encoded_slash", Bool, "false", "Keep `%2F` escaped while matching, so that it belongs to a path parameter."),
-    known("apisix.max_post_args_readable_size", COUNT, "64", "Most MiB of a body read to match `post_arg.*` variables; 0 for no limit."),
+    key("apisix.max_post_args_readable_size", COUNT, "64", "Most MiB of a body read to match `post_arg.*` variables; 0 for no limit."),
     key("apisix.router.http", OneOf(&["radixtree_host_uri", "radixtree_uri", "radixtree_uri_with_parameter"]), "radixtree_host_uri", "How routes are found: by host, then path; by path; by path with `:name` parameters."),
     known("apisix.router.ssl", OneOf(&["radixtree_sni"]), "radixtree_sni", "How certificates are found: by SNI, the only way there is."),
     known("apisix.proxy_mode", OneOf(&["http", "stream", "http&stream"]), "http", "What is proxied: HTTP, TCP and UDP streams, or both. Sluicegate proxies HTTP."),
     known("apisix.stream_proxy.tcp", List(&Any), "", "Ports of the TCP proxy.").example("[9100]"),
     known("apisix.stream_proxy.udp", List(&Any), "", "Ports of the UDP proxy.").example("[9200]"),
-    key("apisix.dns_resolver", List(&Nameserver), "", "DNS servers to ask. Left out: those of /etc/resolv.conf.").example("[1.1.1.1, 8.8.8.8]"),
-    key("apisix.dns_resolver_valid", SECONDS, "", "Use DNS answers this long, in place of their own TTL.").example("30"),
-    key("apisix.resolver_timeout", SECONDS, "5", "How long to wait for a DNS answer."),
+    known("apisix.dns_resolver", List(&Nameserver), "", "DNS servers to ask. Left out: those of /etc/resolv.conf.").example("[1.1.1.1, 8.8.8.8]"),
+    known("apisix.dns_resolver_valid", SECONDS, "", "Use DNS answers this long, in place of their own TTL.").example("30"),
+    known("apisix.resolver_timeout", SECONDS, "5", "How long to wait for a DNS answer."),
     known("apisix.enable_resolv_search_opt", Bool, "true", "Use the search list of /etc/resolv.conf."),
     key("apisix.ssl.enable", Bool, "true", "Whether the TLS ports listen.").restart(),
     key("apisix.ssl.listen", List(&Object(SSL_LISTEN)), "[{port: 9443}]", "Where clients connect with TLS.").restart(),
-    key("apisix.ssl.ssl_trusted_certificate", Path, "system", "PEM file of the authorities trusted when connecting to upstreams, or the word system for the system's own."),
+    key("apisix.ssl.ssl_trusted_certificate", Path, "system", "PEM file of the authorities trusted when connecting to upstreams, or the word system for the system's own.").restart(),
     // Differs: APISIX hands old versions to OpenSSL. rustls has TLS 1.2 and 1.3 only; older ones
     // are left out with a warning, and a list of nothing else is refused.
     key("apisix.ssl.ssl_protocols", TlsVersions, "TLSv1.2 TLSv1.3", "TLS versions for clients. Versions before 1.2 are left out with a warning."),
-    key("apisix.ssl.ssl_ciphers", Text, "ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-RSA-AES128-GCM-SHA256:ECDHE-ECDSA-AES256-GCM-SHA384:ECDHE-RSA-AES256-GCM-SHA384:ECDHE-ECDSA-CHACHA20-POLY1305:ECDHE-RSA-CHACHA20-POLY1305:DHE-RSA-AES128-GCM-SHA256:DHE-RSA-AES256-GCM-SHA384", "Cipher suites for clients with TLS 1.2, by OpenSSL's names. Names that the TLS library does not have are left out."),
+    known("apisix.ssl.ssl_ciphers", Text, "ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-RSA-AES128-GCM-SHA256:ECDHE-ECDSA-AES256-GCM-SHA384:ECDHE-RSA-AES256-GCM-SHA384:ECDHE-ECDSA-CHACHA20-POLY1305:ECDHE-RSA-CHACHA20-POLY1305:DHE-RSA-AES128-GCM-SHA256:DHE-RSA-AES256-GCM-SHA384", "Cipher suites for clients with TLS 1.2, by OpenSSL's names. Names that the TLS library does not have are left out."),
     key("apisix.ssl.ssl_session_tickets", Bool, "false", "Resume TLS sessions by tickets. Off by default, as tickets weaken forward secrecy."),
     key("apisix.ssl.fallback_sni", Text, "", "The name to choose a certificate by when a client sends none.").example("gate.example.com"),
     key("apisix.enable_control", Bool, "true", "Whether the control API listens.").restart(),
@@ -143,7 +143,7 @@ pub(crate) const KEYS: &[Key] = &[
     key("apisix.data_encryption.enable_encrypt_fields", Bool, "true", "Encrypt the secret fields of plugins in the store."),
     deprecated("apisix.data_encryption.enable", Bool, "use apisix.data_encryption.enable_encrypt_fields, which wins when both are set", "The older name of `enable_encrypt_fields`."),
     // Differs: APISIX falls back to two keys that everybody can read in its sources.
-    key("apisix.data_encryption.keyring", OneOrMore(&AesKey), "", "Keys that encrypt secret fields and private keys in the store (16 characters: AES-128, 32: AES-256). The first encrypts, all decrypt: put a new one first and keep the old ones. Left out: secrets are stored as they are, with a warning.").example("[sixteen-letters-]"),
+    key("apisix.data_encryption.keyring", OneOrMore(&AesKey), "", "Keys that encrypt secret fields and private keys in the store (16 characters: AES-128, 32: AES-256). The first encrypts, all decrypt: put a new one first and keep the old ones. Left out: secrets are stored as they are, with a warning.").restart().example("[sixteen-letters-]"),
     known("apisix.status.ip", Ip, "", "Address of the status API.").example("127.0.0.1"),
     known("apisix.status.port", PORT, "", "Port of the status API.").example("7085"),
     known("apisix.disable_upstream_healthcheck", Bool, "false", "Switch every health check off."),
@@ -195,7 +195,7 @@ pub(crate) const KEYS: &[Key] = &[
     key("nginx_config.http.real_ip_recursive", OnOff, "'off'", "Take the last address in that header which is not in `real_ip_from` itself, not just the last one."),
     key("nginx_config.http.real_ip_from", List(&NetOrUnix), "[127.0.0.1, 'unix:']", "Peers that may tell us the client's address. (We have no Unix sockets: `unix:` is taken and means nothing.)"),
     known("nginx_config.http.custom_lua_shared_dict", Map, "", "Sizes of shared memory zones.").example("{ipc_shared_dict: 100m}"),
-    key("nginx_config.http.proxy_ssl_server_name", Bool, "true", "Send the server's name (SNI) to TLS upstreams."),
+    known("nginx_config.http.proxy_ssl_server_name", Bool, "true", "Send the server's name (SNI) to TLS upstreams."),
     key("nginx_config.http.upstream.keepalive", COUNT, "320", "Most idle upstream connections that one worker keeps."),
     key("nginx_config.http.upstream.keepalive_requests", COUNT, "1000", "Requests after which an upstream connection is closed."),
     key("nginx_config.http.upstream.keepalive_timeout", Duration, "60s", "How long an upstream connection may be idle."),
@@ -355,10 +355,7 @@ mod tests {
     #[test]
     fn names_too_long_for_a_typing_error_get_no_suggestion() {
         let name = |bytes: usize| "node_listen".to_owned() + &"x".repeat(bytes - 11);
-        assert_eq!(
-            nearest(&name(SUGGEST_BYTES_MAX), [name(99).as_str()].into_iter()).is_some(),
-            true
-        );
+        assert!(nearest(&name(SUGGEST_BYTES_MAX), [name(99).as_str()].into_iter()).is_some());
         assert_eq!(nearest(&name(SUGGEST_BYTES_MAX + 1), [name(100).as_str()].into_iter()), None);
     }
 }

@@ -45,13 +45,16 @@ pub fn example() -> String {
         out.push('\n');
         comment(&mut out, &indent, &sentences(key));
         let lines = match key.default {
-            "" => value_lines(key.example),
+            _ if !is_active(key) => {
+                let value = if key.default.is_empty() { key.example } else { key.default };
+                vec![format!(" {value}")]
+            }
             default => value_lines(default),
         };
         let hash = if is_active(key) { "" } else { "#" };
         out += &format!("{indent}{hash}{name}:{}\n", lines[0]);
         for line in &lines[1..] {
-            out += &format!("{indent}{hash}{line}\n");
+            out += &format!("{indent}{line}\n");
         }
     }
     out

@@ -37,7 +37,7 @@ pub(crate) async fn proxy(exchange: &mut Exchange, route: &Arc<Route>) -> Result
         Ok(received) => {
             exchange.upstream.status = Some(received.status.as_u16());
             exchange.upstream.header_time = began.map(|b| b.elapsed());
-            respond(received, upstream.scheme.is_h2())
+            respond(received, exchange.core.settings().show_upstream_status)
         }
         Err(error) => {
             let status = error.status();
@@ -295,7 +295,7 @@ fn grpc_head(
     builder.body(())
 }
 
-fn respond(received: Received, h2: bool) -> Response {
+fn respond(received: Received, show_status: bool) -> Response {
     let mut response = Response::new(received.status);
     response.headers = received.headers;
     response.origin = Origin::Upstream;
@@ -304,10 +304,9 @@ fn respond(received: Received, h2: bool) -> Response {
     if response.tunnel.is_none() {
         response.headers.remove_hop_by_hop();
     }
-    if received.status.is_server_error() {
+    if show_status || received.status.is_server_error() {
         response.headers.set(UPSTREAM_STATUS, received.status.as_str().as_bytes());
     }
-    let _ = h2;
     response
 }
 

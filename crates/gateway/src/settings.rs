@@ -62,6 +62,8 @@ pub struct Settings {
     pub idle_grace: Duration,
     /// Upstream connections kept where an upstream says nothing (`nginx_config.http.upstream`).
     pub upstream_keepalive: crate::client::Keepalive,
+    /// Tell an upstream's status with every answer of it, not only with 5xx.
+    pub show_upstream_status: bool,
     /// HTTP/2 streams a client may have open on one connection.
     pub http2_streams: u32,
 }
@@ -95,6 +97,9 @@ pub struct TlsSettings {
     pub tls12: bool,
     /// TLS 1.3 is offered.
     pub tls13: bool,
+    /// TLS 1.2 cipher suites by OpenSSL's names, as configured; names of none that rustls has
+    /// stand for all.
+    pub ciphers: Vec<String>,
     /// Session tickets are given out.
     pub session_tickets: bool,
     /// The name whose certificate answers clients that name none.

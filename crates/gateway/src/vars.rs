@@ -199,7 +199,7 @@ impl Exchange {
             },
             Builtin::UpstreamScheme if self.upstream.scheme.is_empty() => Some(bytes(b"http")),
             Builtin::UpstreamScheme => Some(bytes(self.upstream.scheme.as_bytes())),
-            Builtin::UpstreamUri => self.upstream.uri.as_ref().map(|u| bytes(u.as_bytes())),
+            Builtin::UpstreamUri => Some(bytes(self.upstream.uri.as_deref().unwrap_or_default().as_bytes())),
             Builtin::UpstreamConnectTime => or_dash(self.upstream.connect_time),
             Builtin::UpstreamHeaderTime => or_dash(self.upstream.header_time),
             Builtin::UpstreamResponseTime | Builtin::ApisixUpstreamResponseTime => {

@@ -62,6 +62,11 @@ impl Plugin for AwsLambda {
 
     fn compile(config: Config, ctx: &CompileCtx<'_>) -> Result<Self, ConfigError> {
         let authorization = config.authorization.unwrap_or_default();
+        // Differs: APISIX takes any text. What cannot stand in a header would be left out of the
+        // call, and the call go without a key.
+        if authorization.apikey.as_ref().is_some_and(|key| key.contains(char::is_control)) {
+            return Err(ConfigError("`authorization.apikey` has control characters".into()));
+        }
         let signer = authorization
             .iam
             .map(|iam| {

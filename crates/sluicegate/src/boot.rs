@@ -95,7 +95,7 @@ impl Running {
             warn!(why, "There are no root certificates: upstreams and functions cannot be verified; install ca-certificates or set apisix.ssl.ssl_trusted_certificate.");
         }
         let upstream_deps = UpstreamDeps {
-            resolver: Resolver::new(runtime.handle().clone(), config.apisix.enable_ipv6),
+            resolver: Resolver::new(runtime.handle().clone(), &settings::dns(&config)),
             keepalive: settings::keepalive(&config),
             tls: tls.clone(),
         };
@@ -428,17 +428,13 @@ struct Certificates(Keyring);
 
 impl Outside for Certificates {
     fn cert_pair(&self, cert: &str, key: Option<&str>) -> Result<(), String> {
-        match key {
-            None => sluicegate_gateway::tls::parse_certificate(cert)
-                .map_err(|e| format!("failed to parse cert: {e}")),
-            Some(key) => {
-                let key = self
-                    .0
-                    .decrypt_pem(key)
-                    .ok_or("failed to decrypt previous encrypted key")?;
-                sluicegate_gateway::tls::certified(cert, &key).map(drop)
-            }
-        }
+        // The texts are those of the library APISIX uses.
+        sluicegate_gateway::tls::parse_certificate(cert)
+            .map_err(|_| "failed to parse cert: PEM_read_bio_X509_AUX() failed".to_owned())?;
+        let Some(key) = key else { return Ok(()) };
+        let plain = self.0.decrypt_pem(key).filter(|plain| plain.contains("-----BEGIN"));
+        let key = plain.ok_or("failed to decrypt previous encrypted key")?;
+        sluicegate_gateway::tls::certified(cert, &key).map(drop)
     }
 }
 

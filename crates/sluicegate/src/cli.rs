@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 
-use crate::{boot, signals};
+use crate::{boot, quickstart, signals};
 
 #[derive(Parser)]
 #[command(
@@ -25,6 +25,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Try everything on this machine: the gateway, a local stand-in for AWS, routes and curl lines
+    Quickstart(quickstart::Options),
     /// Run the gateway in the foreground; conf/config.yaml is made when it is missing
     Start(Place),
     /// Check the configuration and say what is wrong with it
@@ -65,6 +67,23 @@ impl Place {
         self.config.clone().unwrap_or_else(|| self.prefix.join("conf/config.yaml"))
     }
 
+    /// The folder as a person would type it in a shell: from the current folder where it lies there.
+    pub(crate) fn shown(&self) -> String {
+        let prefix = self.prefix();
+        let here = std::env::current_dir().unwrap_or_default();
+        let shown = match prefix.strip_prefix(here) {
+            Ok(rest) if rest.as_os_str().is_empty() => Path::new("."),
+            Ok(rest) => rest,
+            Err(_) => &prefix,
+        };
+        let text = shown.display().to_string();
+        let plain = |c: char| c.is_alphanumeric() || "/._-+@%,=:".contains(c);
+        match text.chars().all(plain) {
+            true => text,
+            false => format!("'{}'", text.replace('\'', r"'\''")),
+        }
+    }
+
     /// A path of the configuration: under the prefix unless absolute.
     pub(crate) fn under(&self, path: &Path) -> PathBuf {
         self.prefix().join(path)
@@ -79,7 +98,10 @@ impl Place {
 /// Runs what the command line asks for.
 pub(crate) fn run() -> ExitCode {
     let result = match Cli::parse().command {
-        Command::Start(place) => boot::Running::start(&place).and_then(signals::serve),
+        Command::Quickstart(options) => quickstart::run(&options),
+        Command::Start(place) => {
+            boot::Running::start(&place).and_then(|running| signals::serve(running, || ()))
+        }
         Command::Test(place) => boot::test(&place),
         Command::Reload(place) => signal(&place, Signal::HUP, None),
         Command::Quit(place) => signal(&place, Signal::QUIT, Some(QUIT_WAIT)),

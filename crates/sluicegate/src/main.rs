@@ -3,6 +3,7 @@
 mod boot;
 mod cli;
 mod error_log;
+mod quickstart;
 mod settings;
 mod signals;
 

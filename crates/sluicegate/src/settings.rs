@@ -11,6 +11,7 @@ use sluicegate_config::{
 use sluicegate_gateway::client::Keepalive;
 use sluicegate_gateway::http::head::HeadLimits;
 use sluicegate_gateway::router::Mode;
+use sluicegate_gateway::upstream::resolve::DnsSettings;
 use sluicegate_gateway::settings::{AccessLog, Listen, RealIp, Settings, TlsSettings};
 use sluicegate_model::encrypt::Keyring;
 
@@ -64,6 +65,7 @@ pub(crate) fn gateway(config: &Config, place: &Place) -> Settings {
         tls: TlsSettings {
             tls12: apisix.ssl.protocols.contains(&TlsVersion::V1_2),
             tls13: apisix.ssl.protocols.contains(&TlsVersion::V1_3),
+            ciphers: apisix.ssl.ciphers.clone(),
             session_tickets: apisix.ssl.session_tickets,
             fallback_sni: apisix.ssl.fallback_sni.as_ref().map(|name| name.to_ascii_lowercase()),
         },
@@ -77,6 +79,7 @@ pub(crate) fn gateway(config: &Config, place: &Place) -> Settings {
         buffered_body_bytes: config.limits.buffered_body_bytes,
         idle_grace: config.limits.idle_grace,
         upstream_keepalive: keepalive(config),
+        show_upstream_status: apisix.show_upstream_status_in_response_header,
         http2_streams: HTTP2_STREAMS,
     }
 }
@@ -87,6 +90,16 @@ pub(crate) fn router(config: &Config) -> Mode {
         RouterHttp::HostUri => Mode::HostUri,
         RouterHttp::Uri => Mode::Uri,
         RouterHttp::UriWithParameter => Mode::UriWithParameter,
+    }
+}
+
+/// How names are resolved.
+pub(crate) fn dns(config: &Config) -> DnsSettings {
+    DnsSettings {
+        servers: config.apisix.dns_resolver.clone(),
+        valid: config.apisix.dns_resolver_valid,
+        timeout: config.apisix.resolver_timeout,
+        ipv6: config.apisix.enable_ipv6,
     }
 }
 

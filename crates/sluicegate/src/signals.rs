@@ -14,12 +14,13 @@ enum Got {
 }
 
 /// Serves until a signal ends it: SIGTERM and SIGQUIT gracefully, SIGINT at once. SIGHUP
-/// reloads config.yaml, SIGUSR1 reopens the logs.
-pub(crate) fn serve(mut running: Running) -> anyhow::Result<()> {
+/// reloads config.yaml, SIGUSR1 reopens the logs. `ready` is called once signals are heard.
+pub(crate) fn serve(mut running: Running, ready: impl FnOnce()) -> anyhow::Result<()> {
     let mut signals = {
         let _entered = running.runtime.enter();
         Signals::new()?
     };
+    ready();
     loop {
         let got = running.runtime.block_on(signals.next());
         match got {

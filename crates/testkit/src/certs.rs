@@ -3,6 +3,8 @@
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, KeyUsagePurpose,
 };
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 
 /// A certificate and its key, as PEM.
 #[derive(Clone, Debug)]
@@ -11,6 +13,13 @@ pub struct Pair {
     pub cert: String,
     /// Its private key.
     pub key: String,
+}
+
+impl Pair {
+    /// The certificate, DER.
+    pub fn der(&self) -> Vec<u8> {
+        CertificateDer::from_pem_slice(self.cert.as_bytes()).expect("the certificate is PEM").to_vec()
+    }
 }
 
 /// A certificate for `names` (DNS names, wildcards or addresses) that only itself vouches for.

@@ -3,6 +3,7 @@
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -267,6 +268,39 @@ pub fn request(
 ) -> Response {
     exchange(addr, request_bytes(method, target, headers, body))
 }
+
+/// Asks curl: what HTTP/2 and TLS look like from a client that many people use.
+#[track_caller]
+pub fn curl(args: &[&str]) -> CurlAnswer {
+    let output = Command::new("curl")
+        .args(["--silent", "--show-error", "--max-time", "15", "--write-out", CURL_TELLS])
+        .args(args)
+        .output()
+        .expect("curl is installed");
+    assert!(
+        output.status.success(),
+        "curl {args:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let (body, told) = text.rsplit_once('\n').expect("curl tells what it is asked to tell");
+    let (version, status) = told.split_once(' ').expect("two words were asked for");
+    let status = status.parse().expect("a status is a number");
+    CurlAnswer { version: version.to_owned(), status, body: body.to_owned() }
+}
+
+/// What curl got.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CurlAnswer {
+    /// `1.1` or `2`.
+    pub version: String,
+    /// The status.
+    pub status: u16,
+    /// The body.
+    pub body: String,
+}
+
+const CURL_TELLS: &str = "\n%{http_version} %{http_code}";
 
 /// The bytes of a request. `Host` is there, and `Content-Length` with a body.
 pub fn request_bytes(

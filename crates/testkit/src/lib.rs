@@ -8,11 +8,13 @@
 pub mod certs;
 pub mod client;
 pub mod gateway;
+pub mod judge;
 pub mod origin;
 pub mod plugin;
 pub mod wait;
 
 pub use client::{Client, Response};
 pub use gateway::GatewayProcess;
+pub use judge::Judge;
 pub use origin::{Answer, Origin, Received};
 pub use plugin::PluginTest;

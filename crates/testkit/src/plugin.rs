@@ -201,7 +201,7 @@ impl InProcess {
             registry,
             plugin_attr: Value::Null,
             upstream: UpstreamDeps {
-                resolver: Resolver::new(runtime.handle().clone(), false),
+                resolver: Resolver::new(runtime.handle().clone(), &Default::default()),
                 keepalive: KEEPALIVE,
                 tls: tls.clone(),
             },
@@ -229,7 +229,7 @@ impl InProcess {
             change(Kind::PluginMetadata, P::NAME, metadata.clone());
         }
         change(
-            Kind::Route,
+            Kind::Routes,
             "1",
             json!({
                 "id": "1",
@@ -284,6 +284,7 @@ fn settings() -> Settings {
         buffered_body_bytes: 1 << 30,
         idle_grace: Duration::from_secs(1),
         upstream_keepalive: KEEPALIVE,
+        show_upstream_status: false,
         http2_streams: 128,
     }
 }

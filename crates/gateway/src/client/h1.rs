@@ -192,6 +192,11 @@ impl Call {
                     };
                     return Poll::Ready(Err(error));
                 }
+                // A request that waits for its own body has that body's time limit.
+                Poll::Pending if !self.sent && !self.writer.stalled => {
+                    self.armed = false;
+                    return Poll::Pending;
+                }
                 Poll::Pending => {
                     if conn.timer.poll_expired(cx).is_ready() {
                         return Poll::Ready(Err(match self.sent {

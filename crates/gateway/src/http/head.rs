@@ -126,15 +126,12 @@ impl RequestHead {
                 if bytes.len() < limits.bytes {
                     return Ok(None);
                 }
-                return Err(match memchr::memchr(b'\n', bytes) {
-                    None => HeadError::TargetTooLong(limits.bytes),
-                    Some(_) => HeadError::TooLarge(limits.bytes),
-                });
+                return Err(too_large(bytes, limits));
             }
             Err(error) => return Err(refused(error, bytes, limits)),
         };
         if len > limits.bytes {
-            return Err(HeadError::TooLarge(limits.bytes));
+            return Err(too_large(bytes, limits));
         }
         let head = &bytes[..len];
         no_bare_lf(head)?;
@@ -213,6 +210,14 @@ impl ResponseHead {
                 headers.connection_has("keep-alive")
             };
         Ok(Some(Self { len, status, framing, keep_alive }))
+    }
+}
+
+/// Says which part of a head is too large: its first line, or all of it.
+fn too_large(bytes: &[u8], limits: HeadLimits) -> HeadError {
+    match memchr::memchr(b'\n', bytes) {
+        Some(line_end) if line_end < limits.bytes => HeadError::TooLarge(limits.bytes),
+        _ => HeadError::TargetTooLong(limits.bytes),
     }
 }
 
@@ -394,8 +399,8 @@ pub fn path_and_query(target: &str) -> &str {
 /// Does the end of a head lie in `bytes`, of which `scanned` were looked at before?
 pub(crate) fn has_head_end(bytes: &[u8], scanned: usize) -> bool {
     let from = scanned.saturating_sub(3);
-    memchr::memmem::find(&bytes[from..], b"\r\n\r\n").is_some()
-        // A head of bare LFs must be seen to be refused.
+    memchr::memmem::find(&bytes[from..], b"\n\r\n").is_some()
+        // A head of bare LFs, some or all, must be seen to be refused.
         || memchr::memmem::find(&bytes[from..], b"\n\n").is_some()
 }
 

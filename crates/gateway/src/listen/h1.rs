@@ -424,11 +424,12 @@ async fn respond(
         return After::Linger;
     }
     if !io.borrow().body_done {
-        match exchange.request.body {
-            Body::Stream(_) if discard(&mut exchange.request.body).await.is_ok() => {}
-            Body::Stream(_) => return After::Close,
+        if !matches!(exchange.request.body, Body::Stream(_)) {
             // The answer was over before the upload was.
-            _ => return After::Linger,
+            return After::Linger;
+        }
+        if discard(&mut exchange.request.body).await.is_err() {
+            return After::Close;
         }
     }
     if keep { After::Keep } else { After::Close }

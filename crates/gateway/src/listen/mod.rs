@@ -191,6 +191,7 @@ fn run_worker(
                     if core.open_connections() == 0 && core.listeners_closed() {
                         return;
                     }
+                    tick.reset_after(DRAIN_LOOK_EVERY);
                 }
             }
         }
@@ -408,6 +409,9 @@ const BACKLOG: i32 = 4096;
 
 /// How often a core looks after its idle things.
 const SWEEP_EVERY: Duration = Duration::from_millis(250);
+
+/// How often a stop looks whether the last connection is gone.
+const DRAIN_LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// The first byte of every TLS connection.
 const TLS_HANDSHAKE: u8 = 22;

@@ -60,10 +60,11 @@ impl Format {
                 Part::Var(name) => {
                     let value = vars.var(name);
                     match value.as_ref().and_then(|v| v.to_bytes()) {
-                        Some(text) if !text.is_empty() || self.json => self.escape(&text, out),
-                        // Nothing is empty in JSON and a dash elsewhere, as in nginx.
-                        _ if self.json => {}
-                        Some(_) | None => out.push(b'-'),
+                        Some(text) => self.escape(&text, out),
+                        // A variable without a value is empty in JSON and a dash elsewhere,
+                        // as in nginx.
+                        None if self.json => {}
+                        None => out.push(b'-'),
                     }
                 }
             }
@@ -192,7 +193,7 @@ mod tests {
     #[test]
     fn variables_are_escaped_and_missing_ones_shown() {
         for (format, json, expected) in [
-            ("[$http_a] ${http_a}$http_b $nothing!", false, r"[x\x22y\x0A] x\x22y\x0A- -!"),
+            ("[$http_a] ${http_a}$http_b $nothing!", false, r"[x\x22y\x0A] x\x22y\x0A -!"),
             (r#"{"a":"$http_a","b":"$http_b$none"}"#, true, r#"{"a":"x\"y\n","b":""}"#),
             ("cost: 5$ ${", false, "cost: 5$ ${"),
         ] {

@@ -52,7 +52,7 @@ pub fn parse_certificate(cert: &str) -> Result<(), String> {
 pub fn certified(cert: &str, key: &str) -> Result<CertifiedKey, String> {
     let chain = crate::client::parse_chain(cert)?;
     let key = PrivateKeyDer::from_pem_slice(key.as_bytes())
-        .map_err(|e| format!("the private key cannot be read: {e}"))?;
+        .map_err(|e| format!("failed to parse key: PEM_read_bio_PrivateKey() failed: {e}"))?;
     let key = provider::sign::any_supported_type(&key)
         .map_err(|e| format!("the private key cannot be used: {e}"))?;
     let certified = CertifiedKey::new(chain, key);
@@ -172,7 +172,9 @@ fn server_config(settings: &Settings, resolver: Arc<Resolver>) -> Result<ServerC
     if settings.tls.tls13 {
         versions.push(&rustls::version::TLS13);
     }
-    let mut config = ServerConfig::builder_with_provider(Arc::new(provider::default_provider()))
+    let mut provider_used = provider::default_provider();
+    provider_used.cipher_suites = cipher_suites(&settings.tls.ciphers);
+    let mut config = ServerConfig::builder_with_provider(Arc::new(provider_used))
         .with_protocol_versions(&versions)
         .map_err(|e| format!("apisix.ssl.ssl_protocols: {e}"))?
         .with_no_client_auth()
@@ -187,4 +189,52 @@ fn server_config(settings: &Settings, resolver: Arc<Resolver>) -> Result<ServerC
         config.send_tls13_tickets = 0;
     }
     Ok(config)
+}
+
+/// The suites of TLS 1.3, and those of TLS 1.2 that `names` list in their order of preference.
+fn cipher_suites(names: &[String]) -> Vec<rustls::SupportedCipherSuite> {
+    let all = provider::ALL_CIPHER_SUITES;
+    let of_12 = |name: &String| {
+        let known = OPENSSL_NAMES.iter().find(|(openssl, _)| openssl.eq_ignore_ascii_case(name))?;
+        all.iter().find(|suite| suite.suite() == known.1).copied()
+    };
+    let mut chosen: Vec<_> = names.iter().filter_map(of_12).collect();
+    if chosen.is_empty() {
+        return all.to_vec();
+    }
+    let of_13 = all.iter().filter(|suite| suite.tls13().is_some());
+    chosen.extend(of_13);
+    chosen
+}
+
+/// What OpenSSL, and so config.yaml, calls the TLS 1.2 suites that rustls has.
+const OPENSSL_NAMES: [(&str, rustls::CipherSuite); 6] = {
+    use rustls::CipherSuite as S;
+    [
+        ("ECDHE-ECDSA-AES256-GCM-SHA384", S::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384),
+        ("ECDHE-ECDSA-AES128-GCM-SHA256", S::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256),
+        ("ECDHE-ECDSA-CHACHA20-POLY1305", S::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256),
+        ("ECDHE-RSA-AES256-GCM-SHA384", S::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384),
+        ("ECDHE-RSA-AES128-GCM-SHA256", S::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256),
+        ("ECDHE-RSA-CHACHA20-POLY1305", S::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256),
+    ]
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cipher_names_choose_the_suites_of_tls_1_2_only() {
+        let names = |list: &[&str]| {
+            let list: Vec<String> = list.iter().map(|n| (*n).to_owned()).collect();
+            let suites = cipher_suites(&list);
+            let old = suites.iter().filter(|s| s.tls13().is_none()).count();
+            (old, suites.len() - old)
+        };
+        let (all, new) = names(&[]);
+        assert!(all >= 6 && new >= 2);
+        assert_eq!(names(&["ECDHE-RSA-AES128-GCM-SHA256", "DHE-RSA-AES128-GCM-SHA256"]), (1, new));
+        assert_eq!(names(&["HIGH", "!aNULL"]), (all, new));
+    }
 }

@@ -4,13 +4,15 @@
 //! and the log says so: a nameserver that is down must not take the upstreams with it.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use hickory_resolver::TokioResolver;
+use hickory_resolver::config::{NameServerConfig, ResolverConfig};
+use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use tokio::sync::Notify;
 use tracing::{info, warn};
 
@@ -19,7 +21,29 @@ pub struct Resolver {
     runtime: tokio::runtime::Handle,
     dns: Option<Arc<TokioResolver>>,
     ipv6: bool,
+    valid: Option<Duration>,
     names: Mutex<HashMap<String, Weak<Name>>>,
+}
+
+fn build(settings: &DnsSettings) -> Result<TokioResolver, hickory_resolver::net::NetError> {
+    let mut builder = match &settings.servers {
+        None => TokioResolver::builder_tokio()?,
+        Some(servers) => {
+            let servers = servers.iter().map(|server| {
+                let mut config = NameServerConfig::udp_and_tcp(server.ip());
+                for connection in &mut config.connections {
+                    connection.port = server.port();
+                }
+                config
+            });
+            let config = ResolverConfig::from_name_servers(servers.collect());
+            TokioResolver::builder_with_config(config, TokioRuntimeProvider::default())
+        }
+    };
+    builder.options_mut().timeout = settings.timeout;
+    // Names are kept here; a second cache would only make answers older.
+    builder.options_mut().cache_size = 0;
+    builder.build()
 }
 
 /// A name and its addresses as last seen.
@@ -38,21 +62,47 @@ struct Answer {
     error: Option<String>,
 }
 
+/// How names are resolved: `apisix.dns_resolver` and its neighbours.
+#[derive(Clone, Debug)]
+pub struct DnsSettings {
+    /// Servers to ask; `None`: the system's (`/etc/resolv.conf`).
+    pub servers: Option<Vec<SocketAddr>>,
+    /// Use answers for this long, whatever their TTL.
+    pub valid: Option<Duration>,
+    /// How long to wait for an answer.
+    pub timeout: Duration,
+    /// Use IPv6 addresses where a name has no others.
+    pub ipv6: bool,
+}
+
+/// The system's servers and hosts, as APISIX's defaults have it.
+impl Default for DnsSettings {
+    fn default() -> Self {
+        Self { servers: None, valid: None, timeout: Duration::from_secs(5), ipv6: true }
+    }
+}
+
 impl Resolver {
-    /// A resolver with the system's configuration (`/etc/resolv.conf`, `/etc/hosts`).
-    pub fn new(runtime: tokio::runtime::Handle, ipv6: bool) -> Arc<Self> {
+    /// A resolver that works on `runtime`. `/etc/hosts` comes first in any case.
+    pub fn new(runtime: tokio::runtime::Handle, settings: &DnsSettings) -> Arc<Self> {
         let built = {
             let _entered = runtime.enter();
-            TokioResolver::builder_tokio().and_then(|builder| builder.build())
+            build(settings)
         };
         let dns = match built {
             Ok(dns) => Some(Arc::new(dns)),
             Err(error) => {
-                warn!(%error, "The system's resolver configuration cannot be used: names will not resolve.");
+                warn!(%error, "The system's resolver configuration cannot be used: names will not resolve; set apisix.dns_resolver.");
                 None
             }
         };
-        Arc::new(Self { runtime, dns, ipv6, names: Mutex::default() })
+        Arc::new(Self {
+            runtime,
+            dns,
+            ipv6: settings.ipv6,
+            valid: settings.valid,
+            names: Mutex::default(),
+        })
     }
 
     /// The name's entry; it is refreshed for as long as somebody holds it.
@@ -86,7 +136,7 @@ impl Resolver {
                         info!(host = %entry.host, ?addrs, "A name has new addresses.");
                     }
                     entry.state.store(Arc::new(Answer { addrs, error: None }));
-                    ttl.clamp(TTL_MIN, TTL_MAX)
+                    self.valid.unwrap_or(ttl).clamp(TTL_MIN, TTL_MAX)
                 }
                 Err(error) => {
                     failures += 1;

@@ -8,6 +8,8 @@
 mod bad_input;
 mod crash;
 mod encryption;
+mod forwarding;
+mod grpc;
 mod lifecycle;
 mod observe;
 mod proxying;
@@ -15,8 +17,11 @@ mod router;
 mod scale;
 mod signing;
 mod smuggling;
+mod streaming;
 mod tls;
 mod walk;
+mod websocket;
+mod wire;
 
 /// The binary under test.
 const BINARY: &str = env!("CARGO_BIN_EXE_sluicegate");
