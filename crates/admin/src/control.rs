@@ -40,7 +40,12 @@ pub struct ControlState {
     pub server: String,
     /// Called on `PUT /v1/plugins/reload`.
     pub reload_plugins: Option<ReloadPlugins>,
+    /// What `GET /v1/status` answers: Sluicegate's own, APISIX has nothing like it.
+    pub status: Option<Status>,
 }
+
+/// Tells how the gateway is doing.
+pub type Status = Arc<dyn Fn() -> Value + Send + Sync>;
 
 async fn control(State(state): State<Arc<ControlState>>, request: Request) -> Response<Body> {
     let path = segments(request.uri().path()).unwrap_or_default();
@@ -53,6 +58,10 @@ impl ControlState {
     async fn answer(&self, method: &Method, path: &[&str]) -> Result<Answer, Answer> {
         let path = path.strip_prefix(&["v1"]).ok_or_else(not_found)?;
         match (method.as_str(), path) {
+            ("GET", ["status"]) => {
+                let status = self.status.as_ref().ok_or_else(not_found)?;
+                Ok(Answer::json(StatusCode::OK, status()))
+            }
             ("GET", ["schema"]) => Ok(self.schema()),
             // Health checks come with a later issue; until then nothing is checked.
             ("GET", ["healthcheck"]) => Ok(Answer::json(StatusCode::OK, json!([]))),

@@ -26,6 +26,8 @@ pub struct Config {
     pub nginx_config: NginxConfig,
     /// `deployment`: the store and the Admin API.
     pub deployment: Deployment,
+    /// `graphql`: reading of GraphQL queries.
+    pub graphql: Graphql,
     /// `plugins`: names of the plugins that may be used. `None`: all there are. See
     /// [`Config::enabled_plugins`].
     pub plugins: Option<Vec<String>>,
@@ -77,6 +79,7 @@ impl Config {
             apisix,
             nginx_config,
             deployment,
+            graphql: Graphql { max_size: values.get("graphql.max_size") },
             plugins: values.opt("plugins"),
             plugin_attr: PluginAttr(match values.opt("plugin_attr") {
                 Some(Value::Object(attributes)) => attributes,
@@ -480,6 +483,13 @@ pub enum AdminRole {
     Admin,
     /// Reading.
     Viewer,
+}
+
+/// `graphql`: GraphQL queries that routes look at.
+#[derive(Debug, Clone, Copy)]
+pub struct Graphql {
+    /// `max_size` of a request body, in bytes.
+    pub max_size: u64,
 }
 
 /// `plugin_attr`: settings by plugin name. `Debug` shows the names only, as values may be secret.

@@ -207,32 +207,82 @@ impl Body {
         used: &Arc<AtomicU64>,
         total: u64,
     ) -> Result<(Bytes, Option<Room>), BodyError> {
-        match self.remaining() {
-            Some(0) => Ok((Bytes::new(), None)),
-            Some(n) if n > limit => Err(BodyError::TooLarge { limit }),
-            Some(n) => {
-                let room = Room::take(used, n, total)?;
-                Ok((self.read_limited(limit).await?, Some(room)))
-            }
-            None => {
-                // Of unknown length: room is taken piece by piece.
-                let mut room = Room { used: used.clone(), bytes: 0 };
-                let mut whole = BytesMut::new();
-                loop {
-                    let n = self.fill().await?;
-                    if n == 0 {
-                        return Ok((whole.freeze(), Some(room)));
-                    }
-                    if whole.len() as u64 + n as u64 > limit {
-                        return Err(BodyError::TooLarge { limit });
-                    }
-                    let mut more = Room::take(used, n as u64, total)?;
-                    room.bytes += std::mem::take(&mut more.bytes);
-                    whole.extend_from_slice(&self.data()[..n]);
-                    self.consume(n);
-                }
-            }
+        let whole = self.peek(limit, used, total).await?.ok_or(BodyError::TooLarge { limit })?;
+        *self = Self::Empty;
+        Ok(whole)
+    }
+
+    /// Reads the whole body as [`Body::hold`] does, and leaves it to be read once more.
+    /// `None`: it is larger than `limit`, and still all there.
+    pub async fn peek(
+        &mut self,
+        limit: u64,
+        used: &Arc<AtomicU64>,
+        total: u64,
+    ) -> Result<Option<(Bytes, Option<Room>)>, BodyError> {
+        let expected = match self.remaining() {
+            Some(0) => return Ok(Some((Bytes::new(), None))),
+            Some(n) if n > limit => return Ok(None),
+            expected => expected.unwrap_or(0),
+        };
+        // Of unknown length: room is taken piece by piece.
+        let mut room = Room::take(used, expected, total)?;
+        if let Self::Bytes(bytes) = self {
+            return Ok(Some((bytes.clone(), Some(room))));
         }
+        // What a peer announces is not allocated before it arrives.
+        let mut whole = BytesMut::with_capacity(
+            usize::try_from(expected).unwrap_or(0).min(READ_AHEAD_BYTES),
+        );
+        loop {
+            let n = self.fill().await?;
+            if n == 0 {
+                let whole = whole.freeze();
+                *self = Self::from_bytes(whole.clone());
+                return Ok(Some((whole, Some(room))));
+            }
+            let len = whole.len() as u64 + n as u64;
+            if len > limit {
+                let rest = std::mem::take(self);
+                *self = Self::stream(PutBack { read: whole.freeze(), rest, _room: room });
+                return Ok(None);
+            }
+            if len > room.bytes {
+                let mut more = Room::take(used, len - room.bytes, total)?;
+                room.bytes += std::mem::take(&mut more.bytes);
+            }
+            whole.extend_from_slice(&self.data()[..n]);
+            self.consume(n);
+        }
+    }
+}
+
+/// A body of which a part was read and then put back in front of the rest.
+struct PutBack {
+    read: Bytes,
+    rest: Body,
+    _room: Room,
+}
+
+impl Source for PutBack {
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, BodyError>> {
+        if self.read.is_empty() { self.rest.poll_fill(cx) } else { Poll::Ready(Ok(self.read.len())) }
+    }
+
+    fn data(&self) -> &[u8] {
+        if self.read.is_empty() { self.rest.data() } else { &self.read }
+    }
+
+    fn consume(&mut self, n: usize) {
+        if self.read.is_empty() { self.rest.consume(n) } else { self.read.advance(n) }
+    }
+
+    fn remaining(&self) -> Option<u64> {
+        Some(self.rest.remaining()? + self.read.len() as u64)
+    }
+
+    fn take_trailers(&mut self) -> Option<Headers> {
+        self.rest.take_trailers()
     }
 }
 
@@ -259,6 +309,53 @@ mod tests {
         drop((first, second));
         assert_eq!(used.load(Ordering::Relaxed), 0);
         assert!(matches!(hold(101).await, Err(BodyError::TooLarge { limit: 100 })));
+    }
+
+    /// Bytes in pieces, their number unknown before.
+    struct Pieces(Vec<Bytes>);
+
+    impl Source for Pieces {
+        fn poll_fill(&mut self, _: &mut Context<'_>) -> Poll<Result<usize, BodyError>> {
+            if self.0.first().is_some_and(Bytes::is_empty) {
+                self.0.remove(0);
+            }
+            Poll::Ready(Ok(self.data().len()))
+        }
+
+        fn data(&self) -> &[u8] {
+            self.0.first().map_or(&[], |piece| piece)
+        }
+
+        fn consume(&mut self, n: usize) {
+            self.0[0].advance(n);
+        }
+
+        fn remaining(&self) -> Option<u64> {
+            None
+        }
+    }
+
+    #[tokio::test]
+    async fn a_body_peeked_at_is_all_there_afterwards() {
+        let used = Arc::default();
+        let streamed = || Body::stream(Pieces(vec!["abc".into(), "def".into(), "gh".into()]));
+        let at_hand = || Body::from_bytes("abcdefgh");
+        for (mut body, limit, fits) in [
+            (streamed(), 8, true),
+            (streamed(), 7, false),
+            (streamed(), 2, false),
+            (at_hand(), 8, true),
+            (at_hand(), 7, false),
+        ] {
+            let seen = body.peek(limit, &used, 8).await.expect("there is room");
+            assert_eq!(seen.map(|(seen, _)| seen), fits.then(|| "abcdefgh".into()), "limit {limit}");
+            let whole = body.read_limited(8).await.expect("it is no longer than that");
+            assert_eq!(whole, "abcdefgh", "limit {limit}");
+            drop(body);
+            assert_eq!(used.load(Ordering::Relaxed), 0, "limit {limit}");
+        }
+        assert!(matches!(streamed().peek(8, &used, 7).await, Err(BodyError::NoRoom { limit: 7 })));
+        assert_eq!(used.load(Ordering::Relaxed), 0);
     }
 
     #[tokio::test]

@@ -338,6 +338,26 @@ pub struct Counters {
     pub tls_failures: Count,
 }
 
+impl Shared {
+    /// Every counter by name, summed over the request threads.
+    pub fn counters(&self) -> Vec<(&'static str, u64)> {
+        type Of = fn(&Counters) -> &Count;
+        let all: [(&'static str, Of); 10] = [
+            ("connections", |c| &c.connections),
+            ("requests", |c| &c.requests),
+            ("not_found", |c| &c.not_found),
+            ("bad_requests", |c| &c.bad_requests),
+            ("tls_failures", |c| &c.tls_failures),
+            ("upstream_connections", |c| &c.upstream_connections),
+            ("upstream_errors", |c| &c.upstream_errors),
+            ("function_calls", |c| &c.function_calls),
+            ("function_errors", |c| &c.function_errors),
+            ("function_refusals", |c| &c.function_refusals),
+        ];
+        all.iter().map(|(name, of)| (*name, self.total(of))).collect()
+    }
+}
+
 /// Read buffers a core keeps for its connections.
 pub(crate) const BUFFERS_KEPT: usize = 256;
 

@@ -1,5 +1,6 @@
 //! One request and what is known about it, from its head to its log line.
 
+use std::cell::Cell;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use bytes::Bytes;
 
 use crate::body::{Body, Room};
 use crate::core::{Core, Held};
+use crate::graphql;
 use crate::http::headers::{Headers, Known};
 use crate::page;
 use crate::router::Matched;
@@ -54,8 +56,11 @@ pub struct Exchange {
     pub status: u16,
     /// The response's fields, once its head is sent.
     pub sent: Option<Headers>,
-    /// A form body, read before routing because some route's `vars` ask for it.
-    pub form: Option<(Bytes, Option<Room>)>,
+    /// What route conditions see of the body.
+    pub preview: Preview,
+    /// The body's or the query's GraphQL, once a route condition asked for it; `None`: it
+    /// holds none that can be read.
+    pub graphql: std::cell::OnceCell<Option<graphql::Operation>>,
     /// Requests served on the connection so far, this one included.
     pub connection_requests: u64,
     /// The response went out whole.
@@ -97,6 +102,55 @@ impl Connection {
     pub fn scheme(&self) -> &'static str {
         if self.tls.is_some() { "https" } else { "http" }
     }
+}
+
+/// The request body as route conditions see it.
+///
+/// Conditions cannot wait for a body. The first that asks for one leaves word here and counts
+/// as false; the body is then read, and the route is looked for once more. So no request
+/// waits for its body unless a route that could be its own asks for it.
+#[derive(Default)]
+pub struct Preview {
+    wanted: Cell<u64>,
+    looked: u64,
+    whole: Option<(Bytes, Option<Room>)>,
+}
+
+impl Preview {
+    /// The body, if it was read and is at most `limit` bytes long.
+    pub fn body(&self, limit: u64) -> Seen<'_> {
+        match &self.whole {
+            Some((body, _)) if body.len() as u64 <= limit => Seen::Whole(body),
+            None if self.looked < limit => {
+                self.wanted.set(self.wanted.get().max(limit));
+                Seen::NotYet
+            }
+            _ => Seen::TooLarge,
+        }
+    }
+
+    /// The limit up to which the body is now to be read, if someone asked for it.
+    pub(crate) fn wanted(&self) -> Option<u64> {
+        let wanted = self.wanted.get();
+        (self.whole.is_none() && wanted > self.looked).then_some(wanted)
+    }
+
+    /// Takes what was read of a body of at most `limit` bytes; `None`: it is longer.
+    pub(crate) fn put(&mut self, limit: u64, whole: Option<(Bytes, Option<Room>)>) {
+        self.looked = limit;
+        self.whole = whole;
+    }
+}
+
+/// What [`Preview::body`] has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seen<'a> {
+    /// Nothing yet. The body is read next, and conditions are evaluated anew.
+    NotYet,
+    /// The body is longer than was asked for.
+    TooLarge,
+    /// All of it.
+    Whole(&'a Bytes),
 }
 
 /// The HTTP version a request came in.

@@ -5,9 +5,8 @@ use std::sync::Arc;
 use ::http::StatusCode;
 use tracing::{debug, error, warn};
 
-use crate::body::{Body, BodyError};
+use crate::body::BodyError;
 use crate::exchange::{Exchange, Response};
-use crate::http::Known;
 use crate::plugin::{Flow, PluginError};
 use crate::router::Match;
 use crate::snapshot::{Route, Snapshot};
@@ -31,12 +30,11 @@ async fn answer(exchange: &mut Exchange) -> Result<Response, PluginError> {
         return Ok(response);
     }
     let snapshot = exchange.snapshot.clone();
-    if snapshot.reads_forms
-        && let Some(response) = read_form(exchange).await
-    {
-        return Ok(response);
-    }
-    let Some(route) = find_route(exchange, &snapshot) else {
+    let found = match route(exchange, &snapshot).await {
+        Ok(found) => found,
+        Err(response) => return Ok(response),
+    };
+    let Some(route) = found else {
         exchange.core.counters.not_found.add(1);
         return Ok(Response::message(
             StatusCode::NOT_FOUND,
@@ -98,29 +96,30 @@ fn normalise(exchange: &mut Exchange) -> Option<Response> {
     }
 }
 
-/// Reads a form body, because some route's `vars` ask for `post_arg_*`. One that is
-/// announced too long stays unread and has no such variables.
-async fn read_form(exchange: &mut Exchange) -> Option<Response> {
-    let settings = exchange.core.settings();
-    let is_form = exchange.request.headers.known(Known::ContentType).is_some_and(|t| {
-        t.get(..FORM.len()).is_some_and(|t| t.eq_ignore_ascii_case(FORM))
-    });
-    let too_long = exchange.request.body.remaining().is_some_and(|n| n > settings.post_args_max);
-    if !is_form || too_long {
-        return None;
+/// Looks for the route. Where a condition asks for the body, reads it and looks again.
+async fn route(exchange: &mut Exchange, snapshot: &Snapshot) -> Result<Option<Arc<Route>>, Response> {
+    loop {
+        let found = find_route(exchange, snapshot);
+        match exchange.preview.wanted() {
+            Some(limit) => read_ahead(exchange, limit).await?,
+            None => return Ok(found),
+        }
     }
+}
+
+/// Reads a body of at most `limit` bytes for route conditions, and leaves it to be read once
+/// more. Conditions see nothing of a longer one.
+async fn read_ahead(exchange: &mut Exchange, limit: u64) -> Result<(), Response> {
+    let total = exchange.core.settings().buffered_body_bytes;
     let used = exchange.core.shared.buffered.clone();
-    let total = settings.buffered_body_bytes;
-    match exchange.request.body.hold(settings.post_args_max, &used, total).await {
-        Ok((form, room)) => {
-            exchange.request.body = Body::from_bytes(form.clone());
-            exchange.form = Some((form, room));
-            None
+    match exchange.request.body.peek(limit, &used, total).await {
+        Ok(whole) => {
+            exchange.preview.put(limit, whole);
+            Ok(())
         }
         Err(error) => {
-            warn!(client = %exchange.remote_addr, %error, "A form could not be read.");
-            Some(Response::page(match error {
-                BodyError::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            warn!(client = %exchange.remote_addr, %error, "A body that route conditions ask for could not be read.");
+            Err(Response::page(match error {
                 BodyError::NoRoom { .. } => StatusCode::SERVICE_UNAVAILABLE,
                 BodyError::TimedOut(_) => StatusCode::REQUEST_TIMEOUT,
                 _ => StatusCode::BAD_REQUEST,
@@ -166,6 +165,3 @@ fn refuse_large_body(exchange: &Exchange) -> Option<Response> {
         Response::page(StatusCode::PAYLOAD_TOO_LARGE)
     })
 }
-
-/// The media type of HTML forms, whose fields are `post_arg_*`.
-const FORM: &[u8] = b"application/x-www-form-urlencoded";

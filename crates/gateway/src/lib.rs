@@ -9,6 +9,7 @@ pub mod core;
 pub mod exchange;
 pub mod expr;
 mod forwarded;
+pub mod graphql;
 pub mod handle;
 pub mod http;
 pub mod invoker;

@@ -36,6 +36,8 @@ pub struct Settings {
     pub client_body_max: Option<u64>,
     /// Bytes of a form read for `post_arg_*` variables.
     pub post_args_max: u64,
+    /// Bytes of a body read for `graphql_*` variables.
+    pub graphql_max: u64,
     /// Take header names with underscores.
     pub underscores_in_headers: bool,
     /// Whom to believe about the client's address.

@@ -4,8 +4,12 @@
 use std::borrow::Cow;
 use std::time::{Duration, UNIX_EPOCH};
 
-use crate::exchange::{Exchange, Version};
+use ::http::Method;
+use tracing::warn;
+
+use crate::exchange::{Exchange, Seen, Version};
 use crate::expr::{Builtin, Value, VarName, Vars};
+use crate::graphql::{self, GraphqlError};
 use crate::http::headers::{Headers, Known};
 use crate::uri;
 
@@ -21,14 +25,15 @@ impl Vars for Exchange {
                 header(self.sent.as_ref()?, name)
             }
             VarName::PostArg(name) | VarName::PostBody(name) => {
-                argument(&self.form.as_ref()?.0, name.as_bytes())
+                argument(self.form()?, name.as_bytes())
             }
             VarName::UriParam(name) => {
                 let range = self.matched.param(name)?;
                 Some(bytes(self.uri().get(range)?))
             }
             VarName::Builtin(builtin) => self.builtin(*builtin),
-            VarName::Graphql(_) | VarName::Other(_) => None,
+            VarName::Graphql(name) => self.graphql()?.var(name),
+            VarName::Other(_) => None,
         }
     }
 }
@@ -61,7 +66,7 @@ fn header<'a>(headers: &'a Headers, name: &str) -> Option<Value<'a>> {
 }
 
 /// The first argument of a name, decoded; an argument without `=` is there and empty.
-fn argument<'a>(query: &'a [u8], name: &[u8]) -> Option<Value<'a>> {
+pub(crate) fn argument<'a>(query: &'a [u8], name: &[u8]) -> Option<Value<'a>> {
     query.split(|b| *b == b'&').filter(|part| !part.is_empty()).find_map(|part| {
         let (key, value) = match memchr::memchr(b'=', part) {
             Some(at) => (&part[..at], &part[at + 1..]),
@@ -112,6 +117,44 @@ fn seconds(time: Duration) -> String {
 }
 
 impl Exchange {
+    /// The body of an HTML form.
+    fn form(&self) -> Option<&[u8]> {
+        let media = self.request.headers.known(Known::ContentType)?;
+        if !media.get(..FORM.len())?.eq_ignore_ascii_case(FORM) {
+            return None;
+        }
+        match self.preview.body(self.core.settings().post_args_max) {
+            Seen::Whole(body) => Some(body),
+            Seen::NotYet | Seen::TooLarge => None,
+        }
+    }
+
+    /// The GraphQL operation, which the first condition that asks for it has read.
+    fn graphql(&self) -> Option<&graphql::Operation> {
+        if let Some(known) = self.graphql.get() {
+            return known.as_ref();
+        }
+        let request = &self.request;
+        let limit = self.core.settings().graphql_max;
+        let read = if request.method == Method::GET {
+            graphql::from_query(request.query().unwrap_or_default())
+        } else if request.method == Method::POST {
+            match self.preview.body(limit) {
+                Seen::NotYet => return None,
+                Seen::TooLarge => Err(GraphqlError::TooLarge { limit }),
+                Seen::Whole(body) => {
+                    graphql::from_body(body, request.headers.known(Known::ContentType))
+                }
+            }
+        } else {
+            Err(GraphqlError::Method(request.method.to_string()))
+        };
+        let operation = read.inspect_err(|error| {
+            warn!(client = %self.remote_addr, %error, "A request has no GraphQL that a route condition could look at.");
+        });
+        self.graphql.get_or_init(|| operation.ok()).as_ref()
+    }
+
     fn builtin(&self, builtin: Builtin) -> Option<Value<'_>> {
         let request = &self.request;
         let tls = self.connection.tls.as_ref();
@@ -253,3 +296,6 @@ fn hostname() -> &'static [u8] {
         std::fs::read("/proc/sys/kernel/hostname").unwrap_or_default().trim_ascii().to_vec()
     })
 }
+
+/// The media type of HTML forms, whose fields are `post_arg_*`.
+const FORM: &[u8] = b"application/x-www-form-urlencoded";

@@ -3,20 +3,21 @@
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::{Context, anyhow, bail};
 use arc_swap::ArcSwap;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use serde_json::Value;
-use sluicegate_admin::control::ControlState;
+use serde_json::{Value, json};
+use sluicegate_admin::control::{ControlState, Status};
 use sluicegate_admin::{AdminState, Applied};
 use sluicegate_config::{Config, TrustedCertificate, Warning};
 use sluicegate_gateway::client::TlsClients;
 use sluicegate_gateway::core::Shared;
 use sluicegate_gateway::listen::{Gateway, Listeners};
 use sluicegate_gateway::plugin::Registry;
-use sluicegate_gateway::snapshot::{Change, Compiler, Deps};
+use sluicegate_gateway::snapshot::{Change, Compiler, Deps, Report};
 use sluicegate_gateway::upstream::UpstreamDeps;
 use sluicegate_gateway::upstream::resolve::Resolver;
 use sluicegate_model::check::Outside;
@@ -118,6 +119,7 @@ impl Running {
             .collect();
         let decode = Decoder { catalog: catalog.clone(), keyring: keyring.clone() };
         shared.publish(compiler.apply(decode.changes(&initial)));
+        let reports = Arc::new(ArcSwap::from_pointee(compiler.reports()));
         let compiler = Arc::new(Mutex::new(compiler));
         let (served, serving) = watch::channel(revision);
         let follow = Follower {
@@ -126,6 +128,7 @@ impl Running {
             decode,
             served,
             store: store.clone(),
+            reports: reports.clone(),
         };
         runtime.spawn(follow.run(changes));
 
@@ -164,6 +167,7 @@ impl Running {
                 key_prefix: sluicegate_admin::Settings::default().key_prefix,
                 server: settings::admin(&config).server,
                 reload_plugins: Some(reload),
+                status: Some(status(gateway.shared.clone(), reports)),
             };
             serve(&runtime, listener, sluicegate_admin::control::router(Arc::new(state)))?;
         }
@@ -350,6 +354,29 @@ fn applied(serving: watch::Receiver<u64>) -> Applied {
     })
 }
 
+/// What the control API tells at `/v1/status`.
+fn status(shared: Arc<Shared>, reports: Arc<ArcSwap<Vec<Report>>>) -> Status {
+    Arc::new(move || {
+        let counters: serde_json::Map<String, Value> =
+            shared.counters().into_iter().map(|(name, n)| (name.to_owned(), n.into())).collect();
+        let broken: Vec<Value> = reports
+            .load()
+            .iter()
+            .map(|r| json!({"kind": r.kind.plural(), "id": r.id, "cause": r.cause}))
+            .collect();
+        json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "revision": shared.snapshot().revision,
+            "routes": shared.snapshot().router.len(),
+            "active_requests": shared.active_requests.load(Ordering::Relaxed),
+            "active_connections": shared.active_connections.load(Ordering::Relaxed),
+            "buffered_body_bytes": shared.buffered.load(Ordering::Relaxed),
+            "counters": counters,
+            "broken": broken,
+        })
+    })
+}
+
 /// Turns what the store says into what the compiler takes.
 struct Decoder {
     catalog: Arc<ArcSwap<Catalog>>,
@@ -389,6 +416,7 @@ struct Follower {
     decode: Decoder,
     served: watch::Sender<u64>,
     store: Arc<dyn Store>,
+    reports: Arc<ArcSwap<Vec<Report>>>,
 }
 
 impl Follower {
@@ -411,9 +439,12 @@ impl Follower {
             let Some(last) = events.iter().map(|e| e.revision).max() else { continue };
             let decoded = self.decode.changes(&events);
             let (compiler, shared) = (self.compiler.clone(), self.shared.clone());
+            let reports = self.reports.clone();
             // Compiling may take a while: it must not hold up the Admin API's thread.
             let compiled = tokio::task::spawn_blocking(move || {
-                shared.publish(compiler.blocking_lock().apply(decoded));
+                let mut compiler = compiler.blocking_lock();
+                shared.publish(compiler.apply(decoded));
+                reports.store(Arc::new(compiler.reports()));
             });
             if let Err(error) = compiled.await {
                 error!(%error, "A configuration change could not be compiled.");

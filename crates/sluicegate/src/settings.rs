@@ -51,6 +51,7 @@ pub(crate) fn gateway(config: &Config, place: &Place) -> Settings {
         keepalive_timeout: http.keepalive_timeout,
         client_body_max: http.client_max_body_size,
         post_args_max: apisix.max_post_args_bytes.unwrap_or(u64::MAX),
+        graphql_max: config.graphql.max_size,
         underscores_in_headers: http.underscores_in_headers,
         real_ip: RealIp {
             header: http.real_ip_header.to_ascii_lowercase(),

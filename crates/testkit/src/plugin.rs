@@ -271,6 +271,7 @@ fn settings() -> Settings {
         keepalive_timeout: patience,
         client_body_max: None,
         post_args_max: 64 << 20,
+        graphql_max: 1 << 20,
         underscores_in_headers: true,
         real_ip: Default::default(),
         trusted_addresses: None,

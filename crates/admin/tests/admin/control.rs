@@ -110,6 +110,7 @@ async fn send(harness: &Harness, method: &str, path: &str) -> Reply {
         key_prefix: "/apisix".to_owned(),
         server: "Sluicegate/9.8.7".to_owned(),
         reload_plugins: None,
+        status: Some(Arc::new(|| json!({"revision": 7}))),
     };
     let request = Request::builder().method(method).uri(path).body(Body::empty()).unwrap();
     reply(&router(Arc::new(state)), request).await

@@ -77,8 +77,6 @@ pub struct Compiler {
     by_plugin_config: HashMap<String, BTreeSet<String>>,
     /// The last version of each route that compiled whole.
     good: HashMap<String, RouteInput<Arc<Route>>>,
-    /// Routes whose `vars` look at form bodies.
-    form_readers: BTreeSet<String>,
     router: Router<Arc<Route>>,
     certificates: Arc<Certificates>,
     revision: u64,
@@ -116,7 +114,6 @@ impl Compiler {
             by_upstream: HashMap::new(),
             by_plugin_config: HashMap::new(),
             good: HashMap::new(),
-            form_readers: BTreeSet::new(),
             router,
             certificates: Arc::default(),
             revision: 0,
@@ -172,7 +169,6 @@ impl Compiler {
         Arc::new(Snapshot {
             revision: self.revision,
             router: self.router.clone(),
-            reads_forms: !self.form_readers.is_empty(),
             certificates: self.certificates.clone(),
         })
     }
@@ -278,9 +274,6 @@ impl Compiler {
     }
 
     fn link_route(&mut self, id: &str, config: &RouteConfig) {
-        if config.vars.as_ref().is_some_and(|vars| vars.to_string().contains("post_arg")) {
-            self.form_readers.insert(id.to_owned());
-        }
         for (users, used) in [
             (&mut self.by_service, &config.service_id),
             (&mut self.by_upstream, &config.upstream_id),
@@ -294,7 +287,6 @@ impl Compiler {
 
     fn unlink_route(&mut self, id: &str) {
         let Some(stored) = self.routes.get(id) else { return };
-        self.form_readers.remove(id);
         let config = stored.config.clone();
         for (users, used) in [
             (&mut self.by_service, &config.service_id),

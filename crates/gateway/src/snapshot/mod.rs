@@ -21,8 +21,6 @@ pub struct Snapshot {
     pub revision: u64,
     /// Routes by what they match.
     pub router: Router<Arc<Route>>,
-    /// Some route's `vars` look at form bodies.
-    pub reads_forms: bool,
     /// Certificates by server name.
     pub certificates: Arc<Certificates>,
 }
@@ -32,7 +30,6 @@ impl Default for Snapshot {
         Self {
             revision: 0,
             router: Router::builder(Default::default()).build(),
-            reads_forms: false,
             certificates: Arc::default(),
         }
     }
