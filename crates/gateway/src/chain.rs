@@ -6,18 +6,34 @@ use bytes::Bytes;
 use serde_json::{Map, Value};
 
 use crate::exchange::{Exchange, Response};
+use crate::expr::Expr;
 use crate::upstream::UpstreamDeps;
 use crate::plugin::{CompileCtx, DynPlugin, Flow, Phases, PluginError, Registry};
 
 /// The compiled plugins of a route.
 #[derive(Clone, Default)]
 pub struct Chain {
-    rewrite: Box<[Arc<dyn DynPlugin>]>,
-    access: Box<[Arc<dyn DynPlugin>]>,
-    before_proxy: Box<[Arc<dyn DynPlugin>]>,
-    header_filter: Box<[Arc<dyn DynPlugin>]>,
-    body_filter: Box<[Arc<dyn DynPlugin>]>,
-    log: Box<[Arc<dyn DynPlugin>]>,
+    rewrite: Box<[Entry]>,
+    access: Box<[Entry]>,
+    before_proxy: Box<[Entry]>,
+    header_filter: Box<[Entry]>,
+    body_filter: Box<[Entry]>,
+    log: Box<[Entry]>,
+}
+
+/// A plugin and for which requests it runs (`_meta.filter`).
+#[derive(Clone)]
+struct Entry {
+    plugin: Arc<dyn DynPlugin>,
+    filter: Option<Arc<Expr>>,
+}
+
+impl Entry {
+    /// The plugin, if it runs for this request.
+    fn of(&self, exchange: &Exchange) -> Option<&dyn DynPlugin> {
+        let runs = self.filter.as_ref().is_none_or(|filter| filter.eval(exchange));
+        runs.then_some(&*self.plugin)
+    }
 }
 
 impl Chain {
@@ -30,7 +46,7 @@ impl Chain {
         owner: &str,
         deps: &UpstreamDeps,
     ) -> Result<Self, String> {
-        let mut entries: Vec<(i64, usize, Arc<dyn DynPlugin>)> = Vec::new();
+        let mut entries: Vec<(i64, usize, Entry)> = Vec::new();
         for (order, (name, config)) in plugins.iter().enumerate() {
             let Some(known) = registry.get(name) else { continue };
             let meta = config.get("_meta");
@@ -46,11 +62,16 @@ impl Chain {
             let plugin = known.compile(config, &ctx).map_err(|e| {
                 format!("failed to check the configuration of plugin {name} err: {e}")
             })?;
-            entries.push((priority, order, plugin));
+            let filter = meta.and_then(|m| m.get("filter")).map(Expr::compile).transpose();
+            let filter = filter
+                .map_err(|e| format!("failed to validate the 'vars' expression: {e}"))?
+                .map(Arc::new);
+            entries.push((priority, order, Entry { plugin, filter }));
         }
         entries.sort_by_key(|(priority, order, _)| (std::cmp::Reverse(*priority), *order));
         let of = |phase: Phases| {
-            entries.iter().filter(|(_, _, p)| p.phases().has(phase)).map(|e| e.2.clone()).collect()
+            let takes_part = |e: &&(i64, usize, Entry)| e.2.plugin.phases().has(phase);
+            entries.iter().filter(takes_part).map(|e| e.2.clone()).collect()
         };
         Ok(Self {
             rewrite: of(Phases::REWRITE),
@@ -64,7 +85,8 @@ impl Chain {
 
     /// Runs the `rewrite` phase.
     pub async fn rewrite(&self, exchange: &mut Exchange) -> Result<Flow, PluginError> {
-        for plugin in &self.rewrite {
+        for entry in &self.rewrite {
+            let Some(plugin) = entry.of(exchange) else { continue };
             if let Flow::Respond(response) = plugin.rewrite(exchange).await? {
                 return Ok(Flow::Respond(response));
             }
@@ -74,7 +96,8 @@ impl Chain {
 
     /// Runs the `access` phase.
     pub async fn access(&self, exchange: &mut Exchange) -> Result<Flow, PluginError> {
-        for plugin in &self.access {
+        for entry in &self.access {
+            let Some(plugin) = entry.of(exchange) else { continue };
             if let Flow::Respond(response) = plugin.access(exchange).await? {
                 return Ok(Flow::Respond(response));
             }
@@ -84,7 +107,8 @@ impl Chain {
 
     /// Runs the `before_proxy` phase.
     pub async fn before_proxy(&self, exchange: &mut Exchange) -> Result<Flow, PluginError> {
-        for plugin in &self.before_proxy {
+        for entry in &self.before_proxy {
+            let Some(plugin) = entry.of(exchange) else { continue };
             if let Flow::Respond(response) = plugin.before_proxy(exchange).await? {
                 return Ok(Flow::Respond(response));
             }
@@ -94,8 +118,10 @@ impl Chain {
 
     /// Runs the `header_filter` phase.
     pub fn header_filter(&self, exchange: &mut Exchange, response: &mut Response) {
-        for plugin in &self.header_filter {
-            plugin.header_filter(exchange, response);
+        for entry in &self.header_filter {
+            if let Some(plugin) = entry.of(exchange) {
+                plugin.header_filter(exchange, response);
+            }
         }
     }
 
@@ -106,15 +132,19 @@ impl Chain {
 
     /// Runs the `body_filter` phase for one piece.
     pub fn body_filter(&self, exchange: &mut Exchange, piece: &mut Bytes, last: bool) {
-        for plugin in &self.body_filter {
-            plugin.body_filter(exchange, piece, last);
+        for entry in &self.body_filter {
+            if let Some(plugin) = entry.of(exchange) {
+                plugin.body_filter(exchange, piece, last);
+            }
         }
     }
 
     /// Runs the `log` phase.
     pub fn log(&self, exchange: &Exchange) {
-        for plugin in &self.log {
-            plugin.log(exchange);
+        for entry in &self.log {
+            if let Some(plugin) = entry.of(exchange) {
+                plugin.log(exchange);
+            }
         }
     }
 }

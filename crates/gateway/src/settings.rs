@@ -115,8 +115,19 @@ pub struct AccessLog {
     pub path: PathBuf,
     /// The format string.
     pub format: String,
-    /// Escape values for JSON.
-    pub json: bool,
+    /// How values are made safe.
+    pub escape: Escape,
     /// Bytes gathered before a write.
     pub buffer: usize,
+}
+
+/// How a log keeps a client from writing lines of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Escape {
+    /// `\xXX` for quotes, backslashes, control and non-ASCII bytes.
+    Default,
+    /// As in a JSON string.
+    Json,
+    /// Not at all.
+    None,
 }

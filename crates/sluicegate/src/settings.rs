@@ -12,7 +12,7 @@ use sluicegate_gateway::client::Keepalive;
 use sluicegate_gateway::http::head::HeadLimits;
 use sluicegate_gateway::router::Mode;
 use sluicegate_gateway::upstream::resolve::DnsSettings;
-use sluicegate_gateway::settings::{AccessLog, Listen, RealIp, Settings, TlsSettings};
+use sluicegate_gateway::settings::{AccessLog, Escape, Listen, RealIp, Settings, TlsSettings};
 use sluicegate_model::encrypt::Keyring;
 
 use crate::cli::Place;
@@ -32,7 +32,11 @@ pub(crate) fn gateway(config: &Config, place: &Place) -> Settings {
     let access_log = |path: std::path::PathBuf| AccessLog {
         path,
         format: http.access_log_format.clone(),
-        json: http.access_log_format_escape == LogEscape::Json,
+        escape: match http.access_log_format_escape {
+            LogEscape::Default => Escape::Default,
+            LogEscape::Json => Escape::Json,
+            LogEscape::None => Escape::None,
+        },
         buffer: usize::try_from(http.access_log_buffer).unwrap_or(16 << 10),
     };
     Settings {

@@ -24,13 +24,19 @@ use super::{CallError, Received, Target, Timeouts};
 /// The HTTP/2 connections of a core.
 #[derive(Default)]
 pub(crate) struct Multiplexed {
-    open: RefCell<HashMap<(SocketAddr, u64), SendRequest<Bytes>>>,
+    open: RefCell<HashMap<Key, SendRequest<Bytes>>>,
+    /// Held by the call that opens a connection; the others wait for it and share it.
+    opening: RefCell<HashMap<Key, Rc<tokio::sync::Mutex<()>>>>,
 }
+
+/// An address, and which TLS configuration is used with it.
+type Key = (SocketAddr, u64);
 
 impl Multiplexed {
     /// Forgets connections that have ended.
     pub(crate) fn sweep(&self) {
         self.open.borrow_mut().retain(|_, send| !poll_is_dead(send));
+        self.opening.borrow_mut().retain(|_, turn| Rc::strong_count(turn) > 1);
     }
 
     /// Forgets all; calls under way finish.
@@ -50,17 +56,17 @@ async fn session(
     timeouts: Timeouts,
 ) -> Result<SendRequest<Bytes>, CallError> {
     let key = (target.addr, target.tls.as_ref().map_or(0, |t| t.id));
-    let open = core.pool.multiplexed.open.borrow().get(&key).cloned();
-    if let Some(mut send) = open
-        && !poll_is_dead(&mut send)
-        && let Ok(ready) = send.ready().await
-    {
+    if let Some(ready) = open_session(core, key).await {
         return Ok(ready);
     }
     let (addr, limit) = (target.addr, timeouts.connect);
-    let stream = within(limit, connect(target))
-        .await
-        .unwrap_or(Err(CallError::ConnectTimeout { addr, limit }))?;
+    let late = || CallError::ConnectTimeout { addr, limit };
+    let turn = core.pool.multiplexed.opening.borrow_mut().entry(key).or_default().clone();
+    let _turn = within(limit, turn.lock()).await.ok_or_else(late)?;
+    if let Some(ready) = open_session(core, key).await {
+        return Ok(ready);
+    }
+    let stream = within(limit, connect(target)).await.unwrap_or_else(|| Err(late()))?;
     let (send, connection) = ::h2::client::Builder::new()
         .enable_push(false)
         .initial_window_size(WINDOW_BYTES)
@@ -76,6 +82,15 @@ async fn session(
     core.counters.upstream_connections.add(1);
     core.pool.multiplexed.open.borrow_mut().insert(key, send.clone());
     Ok(send.ready().await?)
+}
+
+/// The connection that is open already, once it takes another call.
+async fn open_session(core: &Rc<Core>, key: Key) -> Option<SendRequest<Bytes>> {
+    let mut send = core.pool.multiplexed.open.borrow().get(&key).cloned()?;
+    if poll_is_dead(&mut send) {
+        return None;
+    }
+    send.ready().await.ok()
 }
 
 /// Sends a request by HTTP/2 and waits for the response head.

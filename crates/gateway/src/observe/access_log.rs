@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 use tracing::error;
 
 use crate::expr::{VarName, Vars};
-use crate::settings::{AccessLog, Settings};
+use crate::settings::{AccessLog, Escape, Settings};
 
 /// A log format, compiled.
 #[derive(Debug, Clone)]
 pub struct Format {
     parts: Vec<Part>,
-    json: bool,
+    escape: Escape,
 }
 
 #[derive(Debug, Clone)]
@@ -24,7 +24,7 @@ enum Part {
 
 impl Format {
     /// Compiles a format string: `$name` and `${name}` are variables, `$$`-free as in nginx.
-    pub fn compile(format: &str, json: bool) -> Self {
+    pub fn compile(format: &str, escape: Escape) -> Self {
         let mut parts = Vec::new();
         let mut rest = format;
         while let Some(at) = rest.find('$') {
@@ -49,7 +49,7 @@ impl Format {
         }
         parts.push(Part::Text(rest.as_bytes().to_vec()));
         parts.retain(|p| !matches!(p, Part::Text(t) if t.is_empty()));
-        Self { parts, json }
+        Self { parts, escape }
     }
 
     /// Writes a line without its end.
@@ -61,9 +61,9 @@ impl Format {
                     let value = vars.var(name);
                     match value.as_ref().and_then(|v| v.to_bytes()) {
                         Some(text) => self.escape(&text, out),
-                        // A variable without a value is empty in JSON and a dash elsewhere,
+                        // A variable without a value is a dash by default and else empty,
                         // as in nginx.
-                        None if self.json => {}
+                        None if self.escape != Escape::Default => {}
                         None => out.push(b'-'),
                     }
                 }
@@ -72,8 +72,11 @@ impl Format {
     }
 
     fn escape(&self, text: &[u8], out: &mut Vec<u8>) {
+        if self.escape == Escape::None {
+            return out.extend_from_slice(text);
+        }
         for &b in text {
-            match (b, self.json) {
+            match (b, self.escape == Escape::Json) {
                 (b'"' | b'\\', true) => out.extend_from_slice(&[b'\\', b]),
                 (b'\n', true) => out.extend_from_slice(b"\\n"),
                 (b'\r', true) => out.extend_from_slice(b"\\r"),
@@ -108,7 +111,7 @@ impl AccessLogger {
     /// Opens the log that `settings` ask for. A file that cannot be opened is said in the
     /// error log, and requests are served without it.
     pub fn open(settings: &Settings) -> Option<Self> {
-        let AccessLog { path, format, json, buffer } = settings.access_log.as_ref()?;
+        let AccessLog { path, format, escape, buffer } = settings.access_log.as_ref()?;
         let out = if path.as_os_str() == "-" {
             Out::Stdout
         } else {
@@ -121,7 +124,7 @@ impl AccessLogger {
             }
         };
         Some(Self {
-            format: Format::compile(format, *json),
+            format: Format::compile(format, *escape),
             out,
             lines: Vec::with_capacity(*buffer),
             size: (*buffer).min(BUFFER_MAX),
@@ -192,13 +195,14 @@ mod tests {
 
     #[test]
     fn variables_are_escaped_and_missing_ones_shown() {
-        for (format, json, expected) in [
-            ("[$http_a] ${http_a}$http_b $nothing!", false, r"[x\x22y\x0A] x\x22y\x0A -!"),
-            (r#"{"a":"$http_a","b":"$http_b$none"}"#, true, r#"{"a":"x\"y\n","b":""}"#),
-            ("cost: 5$ ${", false, "cost: 5$ ${"),
+        for (format, escape, expected) in [
+            ("[$http_a] ${http_a}$http_b $nothing!", Escape::Default, r"[x\x22y\x0A] x\x22y\x0A -!"),
+            (r#"{"a":"$http_a","b":"$http_b$none"}"#, Escape::Json, r#"{"a":"x\"y\n","b":""}"#),
+            ("$http_a|$none", Escape::None, "x\"y\n|"),
+            ("cost: 5$ ${", Escape::Default, "cost: 5$ ${"),
         ] {
             let mut out = Vec::new();
-            Format::compile(format, json).write(&Two, &mut out);
+            Format::compile(format, escape).write(&Two, &mut out);
             assert_eq!(String::from_utf8_lossy(&out), expected, "{format}");
         }
     }

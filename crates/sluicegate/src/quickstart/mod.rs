@@ -124,12 +124,14 @@ fn routes(local: &Local) -> [(&'static str, Value); 4] {
 /// A self-signed certificate for this machine's own names.
 fn certificate() -> anyhow::Result<Value> {
     let names = ["localhost", "127.0.0.1", "::1"].map(str::to_owned);
-    let made = rcgen::generate_simple_self_signed(names).context("no certificate could be made")?;
-    Ok(json!({
-        "snis": ["localhost"],
-        "cert": made.cert.pem(),
-        "key": made.signing_key.serialize_pem(),
-    }))
+    let make = || {
+        let mut params = rcgen::CertificateParams::new(names)?;
+        params.distinguished_name.push(rcgen::DnType::CommonName, "localhost");
+        let key = rcgen::KeyPair::generate()?;
+        Ok::<_, rcgen::Error>((params.self_signed(&key)?, key))
+    };
+    let (cert, key) = make().context("no certificate could be made")?;
+    Ok(json!({"snis": ["localhost"], "cert": cert.pem(), "key": key.serialize_pem()}))
 }
 
 /// Names every port that somebody else has, before anything is made or started.
@@ -142,7 +144,7 @@ fn check_ports(files: &Files, place: &Place) -> anyhow::Result<()> {
         match TcpListener::bind(addr) {
             Ok(_) => {}
             Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
-                taken += &format!("\n  {:<21}  {what:<31}  {key}", addr.to_string());
+                taken += &format!("\n  {:<21}  {what:<26}  {key}", addr.to_string());
             }
             Err(error) => bail!("cannot listen on {addr} ({what}, {key}): {error}"),
         }
@@ -152,11 +154,11 @@ fn check_ports(files: &Files, place: &Place) -> anyhow::Result<()> {
     }
     let folder = place.shown();
     if let Some(pid) = already_running(place) {
-        bail!("a gateway runs from {folder} already, as process {pid}: `sluicegate stop -p {folder}` ends it{taken}");
+        bail!("a gateway runs from {folder} already; `kill {pid}` ends it");
     }
     let instead = match files.are_new() {
         true => "choose others with `--ports-from 20000`".to_owned(),
-        false => format!("change it in {folder}/conf/config.yaml or {folder}/standin.json"),
+        false => format!("choose others in {folder}"),
     };
     bail!("other programs have these ports; stop them (`ss -ltnp` names them), or {instead}:{taken}")
 }
@@ -165,13 +167,13 @@ fn check_ports(files: &Files, place: &Place) -> anyhow::Result<()> {
 fn ports(config: &Config, local: &Local) -> Vec<(SocketAddr, &'static str, &'static str)> {
     let admin = config.apisix.enable_admin.then_some(config.deployment.admin.admin_listen);
     let set = |addrs: Vec<SocketAddr>, what, key| addrs.into_iter().map(move |addr| (addr, what, key));
-    set(config.http_addrs(), "gateway, HTTP", "apisix.node_listen")
-        .chain(set(config.https_addrs(), "gateway, HTTPS", "apisix.ssl.listen"))
-        .chain(set(Vec::from_iter(admin), "Admin API", "deployment.admin.admin_listen"))
-        .chain(set(Vec::from_iter(config.apisix.control), "control API", "apisix.control"))
-        .chain(set(vec![local.api_gateway], "stand-in for API Gateway", "api_gateway"))
-        .chain(set(vec![local.function_url], "stand-in for a function URL", "function_url"))
-        .chain(set(vec![local.origin], "plain origin", "origin"))
+    set(config.http_addrs(), "gateway, HTTP", "conf/config.yaml: apisix.node_listen")
+        .chain(set(config.https_addrs(), "gateway, HTTPS", "conf/config.yaml: apisix.ssl.listen"))
+        .chain(set(Vec::from_iter(admin), "Admin API", "conf/config.yaml: deployment.admin.admin_listen"))
+        .chain(set(Vec::from_iter(config.apisix.control), "control API", "conf/config.yaml: apisix.control"))
+        .chain(set(vec![local.api_gateway], "stand-in for API Gateway", "standin.json: api_gateway"))
+        .chain(set(vec![local.function_url], "stand-in for a function URL", "standin.json: function_url"))
+        .chain(set(vec![local.origin], "plain origin", "standin.json: origin"))
         .collect()
 }
 

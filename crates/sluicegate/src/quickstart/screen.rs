@@ -32,7 +32,7 @@ impl Screen<'_> {
         let Local { api_gateway, function_url, origin, .. } = self.local;
         let folder = &self.folder;
         let mut row = |name: &str, place: String, what: &str| {
-            *out += format!("  {name:<12} {place:<38} {what}").trim_end();
+            *out += format!("  {name:<13} {place:<34} {what}").trim_end();
             out.push('\n');
         };
         let mut name = "Gateway";
@@ -59,7 +59,7 @@ impl Screen<'_> {
         let mut plain = self.plain();
         let Some(first) = plain.next() else { return };
         let second = plain.next().unwrap_or(first);
-        *out += "\nCall the function; each line answers \"Hello, APISIX!\"\n\n";
+        *out += "\nCall the function; each line answers \"Hello, APISIX!\":\n\n";
         let mut call = |line: String| *out += &format!("  curl {line}\n");
         call(format!("\"http://{first}/aws?name=APISIX\""));
         call(format!("--http2-prior-knowledge \"http://{second}/aws?name=APISIX\""));
@@ -75,17 +75,17 @@ impl Screen<'_> {
         let Local { api_gateway, function_url, origin, .. } = self.local;
         let config = format!("{}/conf/config.yaml", self.folder);
         *out += &format!(
-            "\nChange route 1, /aws; it counts at once. First the admin key, with yq or without\n\n  \
+            "\nChange route 1 at once, by the Admin API. The admin key, with yq or without:\n\n  \
              admin_key=$(yq '.deployment.admin.admin_key[0].key' {config} | sed 's/\"//g')\n  \
              admin_key=$(grep -A 3 admin_key: {config} | sed -n \"s/.*key: '\\(.*\\)'.*/\\1/p\")\n"
         );
         let mut put = |what: &str, body: &str| {
             *out += &format!(
-                "\n{what}\n\n  curl \"http://{admin}/apisix/admin/routes/1\" -X PUT -H \"X-API-KEY: ${{admin_key}}\" -d '{body}'\n"
+                "\nRoute 1 to {what}:\n\n  curl \"http://{admin}/apisix/admin/routes/1\" -X PUT -H \"X-API-KEY: ${{admin_key}}\" -d '{body}'\n"
             );
         };
         put(
-            "to a function behind API Gateway, with an API key",
+            "a function behind API Gateway, with an API key",
             &format!(
                 r#"
   {{ "uri": "/aws", "plugins": {{ "aws-lambda": {{
@@ -95,7 +95,7 @@ impl Screen<'_> {
             ),
         );
         put(
-            "to a function URL, with IAM keys",
+            "a function URL, with IAM keys",
             &format!(
                 r#"
   {{ "uri": "/aws", "plugins": {{ "aws-lambda": {{
@@ -109,7 +109,7 @@ impl Screen<'_> {
             ),
         );
         put(
-            "to a plain upstream",
+            "a plain upstream",
             &format!(
                 r#"
   {{ "uri": "/aws", "upstream": {{ "type": "roundrobin", "nodes": {{ "{origin}": 1 }} }} }}"#

@@ -314,7 +314,7 @@ fn head_204_and_304_have_no_body_and_leave_the_connection_usable() {
         _ if received.method == "HEAD" => Answer::status(200).header("Content-Length", "5"),
         _ => Answer::text("there"),
     });
-    let gate = gateway(json!({}));
+    let gate = gateway(json!({"nginx_config": {"worker_processes": 1}}));
     gate.set_proxy("1", "/*", origin.addr);
     let mut client = Client::connect(gate.http);
     for (method, path, status, length) in [
