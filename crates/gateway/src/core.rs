@@ -182,14 +182,14 @@ impl Core {
         }
     }
 
-    /// Writes the current time as an HTTP date, made once a second.
-    pub(crate) fn write_date(&self, now: SystemTime, out: &mut Vec<u8>) {
+    /// Gives the current time as an HTTP date, made once a second.
+    pub(crate) fn with_date(&self, now: SystemTime, then: impl FnOnce(&[u8])) {
         let second = now.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
         let mut date = self.date.borrow_mut();
         if date.0 != second {
             *date = (second, httpdate::fmt_http_date(now));
         }
-        out.extend_from_slice(date.1.as_bytes());
+        then(date.1.as_bytes());
     }
 
     /// Fills `out` with random bytes, drawn from the system in batches.

@@ -15,6 +15,7 @@ use crate::graphql;
 use crate::http::headers::{Headers, Known};
 use crate::page;
 use crate::router::Matched;
+use crate::settings::Settings;
 use crate::snapshot::Route;
 
 /// A request on its way through the gateway.
@@ -23,6 +24,8 @@ pub struct Exchange {
     pub core: Rc<Core>,
     /// The configuration that serves it, from its first step to its last.
     pub snapshot: Held,
+    /// The static configuration that serves it.
+    pub settings: Rc<Settings>,
     /// Where it came in.
     pub connection: Rc<Connection>,
     /// The client's address: the peer's, or what a trusted proxy says it is (`real_ip_*`).

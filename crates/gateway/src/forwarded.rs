@@ -96,7 +96,12 @@ impl Forwarded {
         });
         let mut port = itoa::Buffer::new();
         for (name, value) in self.seen(exchange, &mut port) {
-            headers.append(&name.to_ascii_lowercase(), value);
+            let name = match name {
+                "X-Forwarded-Proto" => "x-forwarded-proto",
+                "X-Forwarded-Host" => "x-forwarded-host",
+                _ => "x-forwarded-port",
+            };
+            headers.append(name, value);
         }
     }
 }

@@ -61,7 +61,7 @@ async fn answer(exchange: &mut Exchange) -> Result<Response, PluginError> {
 
 /// Works out the variable `uri`. A path that cannot be one is answered here.
 fn normalise(exchange: &mut Exchange) -> Option<Response> {
-    let settings = exchange.core.settings();
+    let settings = exchange.settings.clone();
     let normal = uri::normalize(exchange.request.path()).and_then(|path| {
         let mut path = match path {
             std::borrow::Cow::Borrowed(same) if same.len() == exchange.request.path().len() => None,
@@ -110,7 +110,7 @@ async fn route(exchange: &mut Exchange, snapshot: &Snapshot) -> Result<Option<Ar
 /// Reads a body of at most `limit` bytes for route conditions, and leaves it to be read once
 /// more. Conditions see nothing of a longer one.
 async fn read_ahead(exchange: &mut Exchange, limit: u64) -> Result<(), Response> {
-    let total = exchange.core.settings().buffered_body_bytes;
+    let total = exchange.settings.buffered_body_bytes;
     let used = exchange.core.shared.buffered.clone();
     match exchange.request.body.peek(limit, &used, total).await {
         Ok(whole) => {
@@ -130,7 +130,7 @@ async fn read_ahead(exchange: &mut Exchange, limit: u64) -> Result<(), Response>
 
 fn find_route(exchange: &mut Exchange, snapshot: &Snapshot) -> Option<Arc<Route>> {
     let mut matched = std::mem::take(&mut exchange.matched);
-    let settings = exchange.core.settings();
+    let settings = exchange.settings.clone();
     let kept = settings
         .match_uri_encoded_slash
         .then(|| uri::keep_encoded_slash(exchange.request.path(), exchange.uri()))
@@ -158,7 +158,7 @@ fn find_route(exchange: &mut Exchange, snapshot: &Snapshot) -> Option<Arc<Route>
 
 /// A body announced larger than allowed is refused before anything else is done with it.
 fn refuse_large_body(exchange: &Exchange) -> Option<Response> {
-    let limit = exchange.core.settings().client_body_max?;
+    let limit = exchange.settings.client_body_max?;
     let announced = exchange.request.body.remaining()?;
     (announced > limit).then(|| {
         error!(announced, limit, route = exchange.route_id(), "A request body is larger than client_max_body_size allows.");

@@ -217,7 +217,7 @@ impl FunctionInvoker {
 
     async fn try_prepare(&self, exchange: &mut Exchange) -> Result<Call, InvokeError> {
         let used = exchange.core.shared.buffered.clone();
-        let total = exchange.core.settings().buffered_body_bytes;
+        let total = exchange.settings.buffered_body_bytes;
         let (body, room) = exchange.request.body.hold(self.body_max, &used, total).await?;
         let path = match exchange.matched.ext() {
             None => self.path.clone(),
@@ -239,14 +239,11 @@ impl FunctionInvoker {
         let mut headers = exchange.core.pool.headers();
         let request = &exchange.request;
         let named = ConnectionTokens::of(&request.headers);
-        for (known, name, value) in request.headers.iter_known() {
-            let skip = known.is_hop_by_hop()
+        headers.copy_from(&request.headers, |known, name| {
+            !(known.is_hop_by_hop()
                 || matches!(known, Known::Host | Known::ContentLength | Known::Expect)
-                || named.contains(name);
-            if !skip && let Ok(name) = std::str::from_utf8(name) {
-                headers.append(name, value);
-            }
-        }
+                || named.contains(name))
+        });
         Forwarded::of(exchange).set_for_function(exchange, &mut headers);
         Ok(Call { method: request.method.clone(), path, query, headers, body, _room: room })
     }

@@ -37,7 +37,7 @@ pub(crate) async fn proxy(exchange: &mut Exchange, route: &Arc<Route>) -> Result
         Ok(received) => {
             exchange.upstream.status = Some(received.status.as_u16());
             exchange.upstream.header_time = began.map(|b| b.elapsed());
-            respond(received, exchange.core.settings().show_upstream_status)
+            respond(received, exchange.settings.show_upstream_status)
         }
         Err(error) => {
             let status = error.status();

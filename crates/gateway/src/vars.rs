@@ -123,7 +123,7 @@ impl Exchange {
         if !media.get(..FORM.len())?.eq_ignore_ascii_case(FORM) {
             return None;
         }
-        match self.preview.body(self.core.settings().post_args_max) {
+        match self.preview.body(self.settings.post_args_max) {
             Seen::Whole(body) => Some(body),
             Seen::NotYet | Seen::TooLarge => None,
         }
@@ -135,7 +135,7 @@ impl Exchange {
             return known.as_ref();
         }
         let request = &self.request;
-        let limit = self.core.settings().graphql_max;
+        let limit = self.settings.graphql_max;
         let read = if request.method == Method::GET {
             graphql::from_query(request.query().unwrap_or_default())
         } else if request.method == Method::POST {
@@ -271,7 +271,7 @@ impl Exchange {
     /// dot segments resolved, everything else as sent. `None`: the route has no `*`.
     pub fn wildcard_rest(&self) -> Option<Cow<'_, str>> {
         let range = self.matched.ext()?;
-        if self.core.settings().normalize_uri_like_servlet {
+        if self.settings.normalize_uri_like_servlet {
             // Parameters were cut out of the path: the raw one has other places.
             return self.uri().get(range).map(uri::escape);
         }

@@ -305,6 +305,15 @@ impl Headers {
         });
     }
 
+    /// Becomes a copy of the fields of `from` that `keep` says yes to. Their text is copied
+    /// as a whole: it was checked when it came in.
+    pub fn copy_from(&mut self, from: &Self, mut keep: impl FnMut(Known, &[u8]) -> bool) {
+        self.text.clear();
+        self.text.extend_from_slice(&from.text);
+        self.fields.clear();
+        self.fields.extend(from.fields.iter().filter(|f| keep(f.known, from.name_of(f))));
+    }
+
     /// Drops what belongs to one connection only: the hop-by-hop fields and every
     /// field that `Connection` names (RFC 9110 section 7.6.1).
     pub fn remove_hop_by_hop(&mut self) {
@@ -414,6 +423,16 @@ mod tests {
         ]);
         headers.remove_hop_by_hop();
         assert_eq!(text(&headers), "X-Stays: 1\r\n");
+    }
+
+    #[test]
+    fn a_copy_has_the_fields_that_were_kept() {
+        let from = block(&[("A", "1"), ("Host", "h"), ("a", "2")]);
+        let mut copy = block(&[("old", "x")]);
+        copy.copy_from(&from, |known, _| known != Known::Host);
+        copy.append("B", b"3");
+        assert_eq!(text(&copy), "A: 1\r\na: 2\r\nB: 3\r\n");
+        assert_eq!(copy.get("a"), Some(b"1".as_slice()));
     }
 
     #[test]

@@ -525,9 +525,7 @@ fn write_refusal(core: &Rc<Core>, status: StatusCode, out: &mut Vec<u8>) {
     let page = page::html(status);
     write_status_line(status, out);
     write_line(out, b"Server", core.settings().server.as_bytes());
-    out.extend_from_slice(b"Date: ");
-    core.write_date(crate::core::now(), out);
-    out.extend_from_slice(b"\r\n");
+    core.with_date(crate::core::now(), |date| write_line(out, b"Date", date));
     write_line(out, b"Content-Type", b"text/html; charset=utf-8");
     write_line(out, b"Content-Length", itoa::Buffer::new().format(page.len()).as_bytes());
     write_line(out, b"Connection", b"close");

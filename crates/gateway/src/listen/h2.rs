@@ -261,7 +261,7 @@ async fn send(exchange: &mut Exchange, respond: &mut SendResponse<Bytes>, mut re
     }
     let mut body = response.body;
     let mut timer = LazyTimer::default();
-    let limit = exchange.core.settings().send_timeout;
+    let limit = exchange.settings.send_timeout;
     loop {
         if filtered {
             body = match next_filtered(exchange, body).await {

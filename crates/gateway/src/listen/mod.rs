@@ -343,6 +343,7 @@ fn new_exchange(
     Exchange {
         snapshot: core.snapshot(),
         core: core.clone(),
+        settings,
         connection: connection.clone(),
         remote_addr,
         remote_port,
@@ -369,12 +370,9 @@ fn new_exchange(
 
 /// Headers that every response carries, whoever made it.
 fn complete_head(exchange: &Exchange, response: &mut Response) {
-    let settings = exchange.core.settings();
-    response.headers.set("Server", settings.server.as_bytes());
+    response.headers.set("Server", exchange.settings.server.as_bytes());
     if response.headers.known(Known::Date).is_none() {
-        let mut date = Vec::with_capacity(29);
-        exchange.core.write_date(exchange.started_at, &mut date);
-        response.headers.append("Date", &date);
+        exchange.core.with_date(exchange.started_at, |date| response.headers.append("Date", date));
     }
 }
 

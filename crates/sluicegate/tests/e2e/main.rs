@@ -13,6 +13,7 @@ mod grpc;
 mod lifecycle;
 mod observe;
 mod proxying;
+mod quickstart;
 mod router;
 mod scale;
 mod signing;
