@@ -1,6 +1,7 @@
 //! One request and what is known about it, from its head to its log line.
 
 use std::cell::Cell;
+use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -227,22 +228,24 @@ impl Request {
     }
 
     /// The host asked for: without port, lower case.
-    pub fn host(&self) -> String {
-        let raw = self.headers.known(Known::Host).unwrap_or_default();
-        host_without_port(raw)
+    pub fn host(&self) -> Cow<'_, str> {
+        host_without_port(self.headers.known(Known::Host).unwrap_or_default())
     }
 }
 
 /// The host of a `Host` value: no port, lower case, no trailing dot (nginx's `$host`).
-pub fn host_without_port(raw: &[u8]) -> String {
+pub fn host_without_port(raw: &[u8]) -> Cow<'_, str> {
     let end = match raw.first() {
         Some(b'[') => memchr::memchr(b']', raw).map_or(raw.len(), |at| at + 1),
         _ => memchr::memchr(b':', raw).unwrap_or(raw.len()),
     };
-    let mut host = String::from_utf8_lossy(&raw[..end]).into_owned();
-    host.make_ascii_lowercase();
-    if host.len() > 1 && host.ends_with('.') {
-        host.pop();
+    let host = match &raw[..end] {
+        [name @ .., b'.'] if !name.is_empty() => name,
+        name => name,
+    };
+    let host = String::from_utf8_lossy(host);
+    if host.bytes().any(|b| b.is_ascii_uppercase()) {
+        return Cow::Owned(host.to_ascii_lowercase());
     }
     host
 }
@@ -348,5 +351,24 @@ impl Exchange {
                 text
             })
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_loses_port_case_and_trailing_dot() {
+        for (raw, host) in [
+            ("a.test", "a.test"),
+            ("A.Test:80", "a.test"),
+            ("a.test.", "a.test"),
+            ("[::1]:80", "[::1]"),
+            (".", "."),
+            ("", ""),
+        ] {
+            assert_eq!(host_without_port(raw.as_bytes()), host);
+        }
     }
 }

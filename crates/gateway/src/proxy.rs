@@ -120,7 +120,7 @@ async fn try_node(
         false => None,
         true => {
             let name = crate::exchange::host_without_port(host.as_bytes());
-            let name = if name.is_empty() { node.host.clone() } else { name };
+            let name = if name.is_empty() { node.host.as_str() } else { &name };
             let name = name.trim_start_matches('[').trim_end_matches(']');
             let target = upstream.tls_target(name, &exchange.core.shared.tls_clients);
             Some(target.map_err(|cause| {

@@ -178,7 +178,10 @@ impl Exchange {
             Builtin::ServerProtocol => Some(bytes(request.version.as_str().as_bytes())),
             Builtin::Scheme => Some(bytes(self.connection.scheme().as_bytes())),
             Builtin::Https => Some(bytes(if tls.is_some() { b"on" } else { b"" })),
-            Builtin::Host => Some(owned(request.host())),
+            Builtin::Host => Some(match request.host() {
+                Cow::Borrowed(host) => bytes(host.as_bytes()),
+                Cow::Owned(host) => owned(host),
+            }),
             Builtin::Hostname => Some(bytes(hostname())),
             Builtin::ContentType => request.headers.known(Known::ContentType).map(bytes),
             Builtin::ContentLength => request.headers.known(Known::ContentLength).map(bytes),

@@ -124,7 +124,11 @@ pub(crate) fn run() -> ExitCode {
 fn signal(place: &Place, signal: Signal, wait: Option<Duration>) -> anyhow::Result<()> {
     let file = place.pid_file();
     let text = std::fs::read_to_string(&file).with_context(|| {
-        format!("no gateway runs under {} ({} cannot be read); give its folder with -p", place.prefix().display(), file.display())
+        format!(
+            "no gateway runs under {} ({} cannot be read); give its folder with -p",
+            place.prefix().display(),
+            file.display()
+        )
     })?;
     let pid = text
         .trim()
@@ -132,8 +136,9 @@ fn signal(place: &Place, signal: Signal, wait: Option<Duration>) -> anyhow::Resu
         .ok()
         .and_then(Pid::from_raw)
         .with_context(|| format!("{} holds no process id", file.display()))?;
-    kill_process(pid, signal)
-        .with_context(|| format!("process {} of {} is not there any more", text.trim(), file.display()))?;
+    kill_process(pid, signal).with_context(|| {
+        format!("process {} of {} is not there any more", text.trim(), file.display())
+    })?;
     let Some(wait) = wait else { return Ok(()) };
     let deadline = Instant::now() + wait;
     while test_kill_process(pid).is_ok() {

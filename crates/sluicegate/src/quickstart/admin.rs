@@ -23,9 +23,13 @@ impl Admin<'_> {
             (200, _) => Ok(()),
             (404, _) => match self.call("PUT", resource, &value()?.to_string())? {
                 (200 | 201, _) => Ok(()),
-                (status, body) => bail!("the Admin API refused {resource}: {status} {}", body.trim()),
+                (status, body) => {
+                    bail!("the Admin API refused {resource}: {status} {}", body.trim())
+                }
             },
-            (status, body) => bail!("the Admin API did not show {resource}: {status} {}", body.trim()),
+            (status, body) => {
+                bail!("the Admin API did not show {resource}: {status} {}", body.trim())
+            }
         }
     }
 
@@ -39,7 +43,8 @@ impl Admin<'_> {
             body.len()
         );
         let answer = self.exchange(&[head.as_bytes(), body.as_bytes()].concat());
-        let answer = answer.with_context(|| format!("the Admin API on {} does not answer", self.addr))?;
+        let answer =
+            answer.with_context(|| format!("the Admin API on {} does not answer", self.addr))?;
         parse(&answer).with_context(|| format!("{} does not answer as the Admin API", self.addr))
     }
 

@@ -107,7 +107,9 @@ impl Local {
             text.map(str::to_owned).with_context(|| format!("{key:?} must be a text"))
         };
         let addr = |key: &str| {
-            text(key)?.parse().map_err(|_| anyhow!("{key:?} must be an address with a port, as in 127.0.0.1:1980"))
+            text(key)?.parse().map_err(|_| {
+                anyhow!("{key:?} must be an address with a port, as in 127.0.0.1:1980")
+            })
         };
         Ok(Self {
             api_gateway: addr("api_gateway")?,
@@ -233,7 +235,8 @@ mod tests {
     use super::*;
 
     fn parsed(ports: &Ports) -> Config {
-        let (config, warnings) = Config::parse("config.yaml", &config_text(ports), &|_| None).unwrap();
+        let (config, warnings) =
+            Config::parse("config.yaml", &config_text(ports), &|_| None).unwrap();
         assert!(warnings.is_empty(), "{warnings:?}");
         config
     }
@@ -282,7 +285,10 @@ mod tests {
         for (text, reason) in [
             (good.replace("\"origin\"", "\"orign\""), "\"origin\" must be a text"),
             (good.replace("127.0.0.1:1982", "1982"), "\"function_url\" must be an address"),
-            (good.replace("\"api_key\": \"", "\"api_key\": 1, \"x\": \""), "\"api_key\" must be a text"),
+            (
+                good.replace("\"api_key\": \"", "\"api_key\": 1, \"x\": \""),
+                "\"api_key\" must be a text",
+            ),
             ("{".to_owned(), "EOF"),
             (good.clone() + &long, "larger than 65536 bytes"),
         ] {

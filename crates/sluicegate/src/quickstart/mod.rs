@@ -81,7 +81,9 @@ fn prepare(running: &Running, local: &Local) -> anyhow::Result<Standin> {
     };
     let standin = running.runtime.block_on(Standin::start(settings))?;
     let Some(addr) = running.admin_addr else {
-        eprintln!("sluicegate: the Admin API is off (apisix.enable_admin): routes stay as they are");
+        eprintln!(
+            "sluicegate: the Admin API is off (apisix.enable_admin): routes stay as they are"
+        );
         return Ok(standin);
     };
     let keys = &running.config.deployment.admin.admin_key;
@@ -110,14 +112,41 @@ fn routes(local: &Local) -> [(&'static str, Value); 4] {
         json!({"uri": uri, "desc": desc, "plugins": {"aws-lambda": function}})
     };
     [
-        ("1", lambda("/aws", "API Gateway with an API key", format!("http://{api_gateway}{FUNCTION}"), &apikey)),
-        ("quickstart-iam", lambda("/aws-iam", "a function URL, calls signed with IAM keys", format!("http://{function_url}/"), &iam)),
-        ("quickstart-path", lambda("/aws-path/*", "the rest of the path goes to API Gateway", format!("http://{api_gateway}"), &apikey)),
-        ("quickstart-origin", json!({
-            "uri": "/origin/*",
-            "desc": "a plain upstream",
-            "upstream": {"type": "roundrobin", "nodes": {origin.to_string(): 1}},
-        })),
+        (
+            "1",
+            lambda(
+                "/aws",
+                "API Gateway with an API key",
+                format!("http://{api_gateway}{FUNCTION}"),
+                &apikey,
+            ),
+        ),
+        (
+            "quickstart-iam",
+            lambda(
+                "/aws-iam",
+                "a function URL, calls signed with IAM keys",
+                format!("http://{function_url}/"),
+                &iam,
+            ),
+        ),
+        (
+            "quickstart-path",
+            lambda(
+                "/aws-path/*",
+                "the rest of the path goes to API Gateway",
+                format!("http://{api_gateway}"),
+                &apikey,
+            ),
+        ),
+        (
+            "quickstart-origin",
+            json!({
+                "uri": "/origin/*",
+                "desc": "a plain upstream",
+                "upstream": {"type": "roundrobin", "nodes": {origin.to_string(): 1}},
+            }),
+        ),
     ]
 }
 
@@ -160,19 +189,38 @@ fn check_ports(files: &Files, place: &Place) -> anyhow::Result<()> {
         true => "choose others with `--ports-from 20000`".to_owned(),
         false => format!("choose others in {folder}"),
     };
-    bail!("other programs have these ports; stop them (`ss -ltnp` names them), or {instead}:{taken}")
+    bail!(
+        "other programs have these ports; stop them (`ss -ltnp` names them), or {instead}:{taken}"
+    )
 }
 
 /// Every address with what it is for and where it is set.
 fn ports(config: &Config, local: &Local) -> Vec<(SocketAddr, &'static str, &'static str)> {
     let admin = config.apisix.enable_admin.then_some(config.deployment.admin.admin_listen);
-    let set = |addrs: Vec<SocketAddr>, what, key| addrs.into_iter().map(move |addr| (addr, what, key));
+    let set =
+        |addrs: Vec<SocketAddr>, what, key| addrs.into_iter().map(move |addr| (addr, what, key));
     set(config.http_addrs(), "gateway, HTTP", "conf/config.yaml: apisix.node_listen")
         .chain(set(config.https_addrs(), "gateway, HTTPS", "conf/config.yaml: apisix.ssl.listen"))
-        .chain(set(Vec::from_iter(admin), "Admin API", "conf/config.yaml: deployment.admin.admin_listen"))
-        .chain(set(Vec::from_iter(config.apisix.control), "control API", "conf/config.yaml: apisix.control"))
-        .chain(set(vec![local.api_gateway], "stand-in for API Gateway", "standin.json: api_gateway"))
-        .chain(set(vec![local.function_url], "stand-in for a function URL", "standin.json: function_url"))
+        .chain(set(
+            Vec::from_iter(admin),
+            "Admin API",
+            "conf/config.yaml: deployment.admin.admin_listen",
+        ))
+        .chain(set(
+            Vec::from_iter(config.apisix.control),
+            "control API",
+            "conf/config.yaml: apisix.control",
+        ))
+        .chain(set(
+            vec![local.api_gateway],
+            "stand-in for API Gateway",
+            "standin.json: api_gateway",
+        ))
+        .chain(set(
+            vec![local.function_url],
+            "stand-in for a function URL",
+            "standin.json: function_url",
+        ))
         .chain(set(vec![local.origin], "plain origin", "standin.json: origin"))
         .collect()
 }

@@ -18,7 +18,8 @@ pub(super) struct Screen<'a> {
 
 impl Screen<'_> {
     pub(super) fn text(&self) -> String {
-        let mut out = format!("Sluicegate {} runs; Ctrl-C stops it.\n\n", env!("CARGO_PKG_VERSION"));
+        let mut out =
+            format!("Sluicegate {} runs; Ctrl-C stops it.\n\n", env!("CARGO_PKG_VERSION"));
         self.places(&mut out);
         self.calls(&mut out);
         if let Some(admin) = self.admin {
@@ -44,7 +45,11 @@ impl Screen<'_> {
             row(name, format!("https://{addr}"), "self-signed, for localhost");
         }
         if let Some(addr) = self.admin {
-            row("Admin API", format!("http://{}/apisix/admin", loopback(addr)), "from this machine only");
+            row(
+                "Admin API",
+                format!("http://{}/apisix/admin", loopback(addr)),
+                "from this machine only",
+            );
         }
         row("AWS, locally", format!("http://{api_gateway}"), "API Gateway: checks the API key");
         row("", format!("http://{function_url}"), "function URL: checks the SigV4 signature");

@@ -6,6 +6,7 @@
 //! side, [`Client`](sluicegate_testkit::client::Client) sends bytes and reads answers strictly.
 
 mod bad_input;
+mod conditions;
 mod crash;
 mod encryption;
 mod forwarding;
