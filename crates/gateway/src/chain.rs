@@ -7,8 +7,8 @@ use serde_json::{Map, Value};
 
 use crate::exchange::{Exchange, Response};
 use crate::expr::Expr;
-use crate::upstream::UpstreamDeps;
 use crate::plugin::{CompileCtx, DynPlugin, Flow, Phases, PluginError, Registry};
+use crate::upstream::UpstreamDeps;
 
 /// The compiled plugins of a route.
 #[derive(Clone, Default)]
@@ -57,8 +57,7 @@ impl Chain {
                 .and_then(|m| m.get("priority"))
                 .and_then(Value::as_i64)
                 .unwrap_or_else(|| known.info.priority.into());
-            let ctx =
-                CompileCtx { metadata: None, attr: attrs.get(name), owner, deps: Some(deps) };
+            let ctx = CompileCtx { metadata: None, attr: attrs.get(name), owner, deps: Some(deps) };
             let plugin = known.compile(config, &ctx).map_err(|e| {
                 format!("failed to check the configuration of plugin {name} err: {e}")
             })?;

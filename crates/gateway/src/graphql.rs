@@ -99,7 +99,9 @@ pub enum GraphqlError {
     #[error("failed to read graphql data, request body has zero size")]
     NoBody,
     /// A POST with more body than is looked at.
-    #[error("failed to read graphql data, request body is greater than the maximum size {limit} allowed (graphql.max_size)")]
+    #[error(
+        "failed to read graphql data, request body is greater than the maximum size {limit} allowed (graphql.max_size)"
+    )]
     TooLarge {
         /// The limit, in bytes.
         limit: u64,
@@ -119,7 +121,9 @@ pub enum GraphqlError {
         text: String,
     },
     /// The query is nested too deeply or has too many tokens.
-    #[error("failed to parse graphql: nested deeper than {NESTING_MAX} or longer than {TOKENS_MAX} tokens")]
+    #[error(
+        "failed to parse graphql: nested deeper than {NESTING_MAX} or longer than {TOKENS_MAX} tokens"
+    )]
     TooComplex,
     /// Nothing but blanks and comments.
     #[error("empty graphql: {0}")]
@@ -236,7 +240,10 @@ mod tests {
         for (text, expected) in [
             ("{ owner { name } }", operation("", "query", &["owner"])),
             ("query{owner{name}}", operation("", "query", &["owner"])),
-            ("query repo { owner { name } repo { stars } }", operation("repo", "query", &["owner", "repo"])),
+            (
+                "query repo { owner { name } repo { stars } }",
+                operation("repo", "query", &["owner", "repo"]),
+            ),
             (
                 "mutation repo($ep: Episode!, $review: [Review!]! = [{stars: 1e9}]) @now {
                     createReview(episode: $ep, review: $review) { stars }
@@ -249,7 +256,10 @@ mod tests {
             ("query a { x } mutation b { y }", operation("a", "query", &["x"])),
             ("fragment f on User { id } query a { x }", operation("f", "", &["id"])),
             ("query query { query }", operation("query", "query", &["query"])),
-            ("# {\n{ owner(name: \"}\\\"{\", text: \"\"\"{ \"quoted\" \"\"\") }", operation("", "query", &["owner"])),
+            (
+                "# {\n{ owner(name: \"}\\\"{\", text: \"\"\"{ \"quoted\" \"\"\") }",
+                operation("", "query", &["owner"]),
+            ),
             ("\u{feff}{ owner(name: \"é\") }", operation("", "query", &["owner"])),
         ] {
             assert_eq!(Operation::parse(text), Ok(expected), "{text}");
@@ -306,13 +316,19 @@ mod tests {
             (
                 Some("application/json"),
                 "[]",
-                json("invalid type: sequence, expected an object with the text `query` at line 1 column 0"),
+                json(
+                    "invalid type: sequence, expected an object with the text `query` at line 1 column 0",
+                ),
             ),
             (Some("application/json"), "{", json("EOF while parsing an object at line 1 column 1")),
             (None, "", Err(GraphqlError::NoBody)),
             (Some("application/json"), "", Err(GraphqlError::NoBody)),
         ] {
-            assert_eq!(from_body(body.as_bytes(), media.map(str::as_bytes)), expected, "{media:?} {body}");
+            assert_eq!(
+                from_body(body.as_bytes(), media.map(str::as_bytes)),
+                expected,
+                "{media:?} {body}"
+            );
         }
     }
 
@@ -368,8 +384,23 @@ mod tests {
     #[test]
     fn a_megabyte_of_anything_does_no_harm() {
         for piece in [
-            "{", "}", "{a", "{a(b:[", "{a(b:{c:", "query($a:[", "\"", "\"\"\" ", "...", "{...{",
-            "é", "{a @b(c:", "fragment a on b{", "extend ", "type a{a:[", "$", "0",
+            "{",
+            "}",
+            "{a",
+            "{a(b:[",
+            "{a(b:{c:",
+            "query($a:[",
+            "\"",
+            "\"\"\" ",
+            "...",
+            "{...{",
+            "é",
+            "{a @b(c:",
+            "fragment a on b{",
+            "extend ",
+            "type a{a:[",
+            "$",
+            "0",
         ] {
             let text = piece.repeat((1 << 20) / piece.len());
             assert!(Operation::parse(&text).is_err(), "{piece}");

@@ -80,10 +80,11 @@ impl Running {
             Some(addr) => Some(bind(addr, "apisix.control")?),
             None => None,
         };
-        let pid = PidFile::write(place)?;
         let store_file = settings::store_file(&config, place);
         make_folder(&store_file)?;
         let store: Arc<dyn Store> = Arc::new(EmbeddedStore::open(&store_file)?);
+        // Behind the store: a second gateway of this folder ends there and leaves the first's.
+        let pid = PidFile::write(place)?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(CONTROL_THREADS)
             .thread_name("control")

@@ -295,3 +295,91 @@ pub const FUNCTION_HOST: &str = "fn.test";
 
 const KEEPALIVE: Keepalive =
     Keepalive { size: 8, idle_timeout: Duration::from_secs(60), requests: 1000 };
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+    use sluicegate_gateway::exchange::{Exchange, Response};
+    use sluicegate_gateway::plugin::{CompileCtx, ConfigError, Flow, Phases, PluginError};
+
+    use super::*;
+
+    /// Answers `/stop` itself, sends the rest on with a header, and marks every answer.
+    struct Mark(String);
+
+    #[derive(Deserialize)]
+    struct Config {
+        mark: String,
+    }
+
+    impl Plugin for Mark {
+        const NAME: &'static str = "mark";
+        const PRIORITY: i32 = 1;
+        const PHASES: Phases = Phases::REWRITE.and(Phases::HEADER_FILTER);
+        type Config = Config;
+
+        fn schema() -> Value {
+            json!({
+                "type": "object",
+                "properties": {"mark": {"type": "string", "default": "x"}},
+            })
+        }
+
+        fn metadata_schema() -> Option<Value> {
+            Some(json!({"type": "object"}))
+        }
+
+        fn compile(config: Config, ctx: &CompileCtx<'_>) -> Result<Self, ConfigError> {
+            let behind = ctx.metadata.and_then(|metadata| metadata["behind"].as_str());
+            Ok(Self(config.mark + behind.unwrap_or_default()))
+        }
+
+        async fn rewrite(&self, exchange: &mut Exchange) -> Result<Flow, PluginError> {
+            if exchange.uri() == b"/stop" {
+                let body = json!({"stopped": self.0});
+                let status = 418.try_into().expect("418 is a status");
+                return Ok(Flow::Respond(Response::message(status, &body)));
+            }
+            exchange.request.headers.set("x-mark", self.0.as_bytes());
+            Ok(Flow::Continue)
+        }
+
+        async fn access(&self, _: &mut Exchange) -> Result<Flow, PluginError> {
+            panic!("the phase is not in PHASES");
+        }
+
+        fn header_filter(&self, _: &mut Exchange, response: &mut Response) {
+            response.headers.set("x-marked", self.0.as_bytes());
+        }
+    }
+
+    #[test]
+    fn a_request_passes_the_phases_that_the_plugin_names() {
+        let test = || PluginTest::<Mark>::new().config(json!({"mark": "m"}));
+        let ran = test()
+            .request("POST", "/go?a=1")
+            .request_header("x-twice", Some("1"))
+            .request_header("x-none", None)
+            .request_body("body")
+            .origin_answer(Answer::status(201).body("from the origin"))
+            .run();
+        assert_eq!((ran.status, ran.body().as_str()), (201, "from the origin"));
+        assert_eq!(ran.response.header("x-marked"), Some("m"));
+        assert_eq!(ran.sent_header("x-mark"), Some("m"));
+        assert_eq!(ran.sent_header("x-twice"), Some("1"));
+        assert_eq!(ran.sent_header("x-none"), None);
+        assert_eq!((ran.sent().target.as_str(), &ran.sent().body[..]), ("/go?a=1", &b"body"[..]));
+
+        let ran = test().metadata(Some(&json!({"behind": "!"}))).request("GET", "/stop").run();
+        assert_eq!((ran.status, ran.response.json()), (418, json!({"stopped": "m!"})));
+        assert_eq!(ran.response.header("x-marked"), Some("m!"));
+        assert!(ran.sent.is_empty(), "nothing was sent on");
+    }
+
+    #[test]
+    fn defaults_come_from_the_schema() {
+        let ran = PluginTest::<Mark>::new().run();
+        assert_eq!(ran.sent_header("x-mark"), Some("x"));
+        PluginTest::<Mark>::check_schema(&json!({}));
+    }
+}

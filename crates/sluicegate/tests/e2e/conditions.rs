@@ -12,16 +12,22 @@ use crate::BINARY;
 fn gateway(vars: Value) -> (GatewayProcess, Origin, Origin) {
     let (chosen, other) = (Origin::text("chosen"), Origin::text("other"));
     let gateway = GatewayProcess::with(BINARY, json!({"graphql": {"max_size": LIMIT}}));
-    let upstream = |origin: &Origin| json!({"type": "roundrobin", "nodes": {origin.addr.to_string(): 1}});
-    gateway.set("/routes/1", &json!({"uri": "/api", "priority": 1, "vars": vars, "upstream": upstream(&chosen)}));
+    let upstream =
+        |origin: &Origin| json!({"type": "roundrobin", "nodes": {origin.addr.to_string(): 1}});
+    gateway.set(
+        "/routes/1",
+        &json!({"uri": "/api", "priority": 1, "vars": vars, "upstream": upstream(&chosen)}),
+    );
     gateway.set("/routes/2", &json!({"uri": "/api", "upstream": upstream(&other)}));
     (gateway, chosen, other)
 }
 
 #[test]
 fn a_graphql_query_chooses_the_route_and_reaches_the_origin_whole() {
-    let (gateway, chosen, other) =
-        gateway(json!([["graphql_operation", "==", "mutation"], ["graphql_root_fields", "has", "pay"]]));
+    let (gateway, chosen, other) = gateway(json!([
+        ["graphql_operation", "==", "mutation"],
+        ["graphql_root_fields", "has", "pay"]
+    ]));
     let at_limit = format!("{:width$}", "mutation { pay }", width = LIMIT);
     let past_limit = format!("{at_limit} ");
     for (method, target, media, body, expected) in [
@@ -35,11 +41,16 @@ fn a_graphql_query_chooses_the_route_and_reaches_the_origin_whole() {
         ("POST", "/api", "application/graphql", &past_limit, "other"),
     ] {
         let answer = request(gateway.http, method, target, &[("Content-Type", media)], body);
-        assert_eq!((answer.status, answer.text().as_str()), (200, expected), "{method} {target} {body}");
+        assert_eq!(
+            (answer.status, answer.text().as_str()),
+            (200, expected),
+            "{method} {target} {body}"
+        );
         let origin = if expected == "chosen" { &chosen } else { &other };
         assert_eq!(origin.last().body, body.as_bytes(), "{method} {target} {body}");
     }
-    gateway.wait_for_error_line("failed to parse graphql: Syntax error near line 1 body: mutation {");
+    gateway
+        .wait_for_error_line("failed to parse graphql: Syntax error near line 1 body: mutation {");
 }
 
 #[test]
@@ -47,7 +58,8 @@ fn a_body_longer_than_conditions_look_at_is_still_proxied_whole() {
     let (gateway, _chosen, other) = gateway(json!([["graphql_name", "==", "pay"]]));
     let mut client = Client::connect(gateway.http);
     // Chunked, so that its length is not known before.
-    let mut bytes = b"POST /api HTTP/1.1\r\nHost: gate.test\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
+    let mut bytes =
+        b"POST /api HTTP/1.1\r\nHost: gate.test\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
     let mut whole = Vec::new();
     for digit in 0..100_u8 {
         let piece = vec![b'a' + digit % 26; LIMIT / 3];
