@@ -122,7 +122,7 @@ async fn put(
         match state.store.put(&key, encode(&value), expect).await {
             Ok(written) => {
                 drop(guard);
-                return Ok(state.written(settings, written, value).await);
+                return Ok(state.written(settings, kind, written, value).await);
             }
             Err(StoreError::Conflict { .. }) => {}
             Err(failed) => return Err(store_failed(failed)),
@@ -153,7 +153,7 @@ async fn post(
         match state.store.put(&key(kind, &id), encode(&value), Expect::Absent).await {
             Ok(written) => {
                 drop(guard);
-                return Ok(state.written(settings, written, value).await);
+                return Ok(state.written(settings, kind, written, value).await);
             }
             // Someone chose this very id by hand.
             Err(StoreError::Conflict { .. }) => {}
@@ -209,7 +209,7 @@ async fn patch(
         match state.store.put(&key, encode(&value), Expect::Revision(old.modified)).await {
             Ok(written) => {
                 drop(guard);
-                return Ok(state.written(settings, written, value).await);
+                return Ok(state.written(settings, kind, written, value).await);
             }
             Err(StoreError::Conflict { .. }) => {}
             Err(failed) => return Err(store_failed(failed)),
@@ -247,7 +247,14 @@ impl AdminState {
         }
     }
 
-    async fn written(&self, settings: &Settings, written: Written, value: Value) -> Answer {
+    async fn written(
+        &self,
+        settings: &Settings,
+        kind: Kind,
+        written: Written,
+        mut value: Value,
+    ) -> Answer {
+        secrets::hide_plain_private_keys(kind, &mut value);
         self.wait_until_applied(written.entry.modified).await;
         let status = if written.created { StatusCode::CREATED } else { StatusCode::OK };
         let key = shown_key(settings, &written.entry);

@@ -43,6 +43,17 @@ pub(crate) fn hide_private_keys(kind: Kind, value: &mut Value) {
     }
 }
 
+/// Removes private keys that are not encrypted, from the answer to a write: without a keyring
+/// they are stored as they are, and still shown to nobody.
+// Differs: APISIX always has a keyring, so its answers always carry the encrypted form.
+pub(crate) fn hide_plain_private_keys(kind: Kind, value: &mut Value) {
+    let mut plain = false;
+    each_private_key(kind, value, |key| plain |= key.contains("PRIVATE KEY"));
+    if plain {
+        hide_private_keys(kind, value);
+    }
+}
+
 fn each_plugin(
     state: &AdminState,
     kind: Kind,

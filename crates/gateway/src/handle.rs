@@ -6,6 +6,7 @@ use ::http::StatusCode;
 use tracing::{debug, error, warn};
 
 use crate::body::BodyError;
+use crate::chain::Chain;
 use crate::exchange::{Exchange, Response};
 use crate::plugin::{Flow, PluginError};
 use crate::router::Match;
@@ -19,10 +20,17 @@ pub async fn handle(exchange: &mut Exchange) -> Response {
         Ok(response) => response,
         Err(error) => Response::page(error.status),
     };
-    if let Some(route) = exchange.route.clone() {
-        route.chain.header_filter(exchange, &mut response);
+    for chain in chains(exchange) {
+        chain.header_filter(exchange, &mut response);
     }
     response
+}
+
+/// The plugins a response passes and a log line comes from: global rules, then the route's.
+pub(crate) fn chains(exchange: &Exchange) -> impl Iterator<Item = Arc<Chain>> + use<> {
+    let route = exchange.route.as_ref().map(|route| route.chain.clone());
+    let snapshot = exchange.snapshot.clone();
+    (0..snapshot.global.len()).map(move |at| snapshot.global[at].clone()).chain(route)
 }
 
 async fn answer(exchange: &mut Exchange) -> Result<Response, PluginError> {
@@ -36,6 +44,16 @@ async fn answer(exchange: &mut Exchange) -> Result<Response, PluginError> {
     };
     let Some(route) = found else {
         exchange.core.counters.not_found.add(1);
+        for rule in &snapshot.global {
+            if let Flow::Respond(response) = rule.rewrite(exchange).await? {
+                return Ok(response);
+            }
+        }
+        for rule in &snapshot.global {
+            if let Flow::Respond(response) = rule.access(exchange).await? {
+                return Ok(response);
+            }
+        }
         return Ok(Response::message(
             StatusCode::NOT_FOUND,
             &serde_json::json!({"error_msg": "404 Route Not Found"}),
@@ -50,8 +68,18 @@ async fn answer(exchange: &mut Exchange) -> Result<Response, PluginError> {
     if let Some(response) = refuse_large_body(exchange) {
         return Ok(response);
     }
+    for rule in &snapshot.global {
+        if let Flow::Respond(response) = rule.rewrite(exchange).await? {
+            return Ok(response);
+        }
+    }
     if let Flow::Respond(response) = route.chain.rewrite(exchange).await? {
         return Ok(response);
+    }
+    for rule in &snapshot.global {
+        if let Flow::Respond(response) = rule.access(exchange).await? {
+            return Ok(response);
+        }
     }
     if let Flow::Respond(response) = route.chain.access(exchange).await? {
         return Ok(response);

@@ -25,8 +25,10 @@ pub(crate) async fn proxy(exchange: &mut Exchange, route: &Arc<Route>) -> Result
         error!(route = %route.id, upstream = %upstream.id, "An upstream has no nodes.");
         return Ok(Response::page(StatusCode::SERVICE_UNAVAILABLE));
     }
-    if let Flow::Respond(response) = route.chain.before_proxy(exchange).await? {
-        return Ok(response);
+    for chain in crate::handle::chains(exchange) {
+        if let Flow::Respond(response) = chain.before_proxy(exchange).await? {
+            return Ok(response);
+        }
     }
     let timeouts = route.timeouts.unwrap_or(upstream.timeouts);
     exchange.upstream.scheme = upstream.scheme.as_str();

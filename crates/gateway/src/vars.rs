@@ -159,7 +159,7 @@ impl Exchange {
         let request = &self.request;
         let tls = self.connection.tls.as_ref();
         let number = |n: u64| Some(owned(itoa::Buffer::new().format(n).as_bytes()));
-        let or_dash = |time: Option<Duration>| Some(time.map_or(bytes(b"-"), |t| owned(seconds(t))));
+        let took = |time: Option<Duration>| time.map(|t| owned(seconds(t)));
         match builtin {
             Builtin::Uri => Some(bytes(self.uri())),
             Builtin::RequestUri => Some(owned(self.request_uri())),
@@ -246,10 +246,10 @@ impl Exchange {
             Builtin::UpstreamScheme if self.upstream.scheme.is_empty() => Some(bytes(b"http")),
             Builtin::UpstreamScheme => Some(bytes(self.upstream.scheme.as_bytes())),
             Builtin::UpstreamUri => Some(bytes(self.upstream.uri.as_deref().unwrap_or_default().as_bytes())),
-            Builtin::UpstreamConnectTime => or_dash(self.upstream.connect_time),
-            Builtin::UpstreamHeaderTime => or_dash(self.upstream.header_time),
+            Builtin::UpstreamConnectTime => took(self.upstream.connect_time),
+            Builtin::UpstreamHeaderTime => took(self.upstream.header_time),
             Builtin::UpstreamResponseTime | Builtin::ApisixUpstreamResponseTime => {
-                or_dash(self.upstream.response_time)
+                took(self.upstream.response_time)
             }
             _ => None,
         }

@@ -1,5 +1,6 @@
 //! Putting the rooms together. The only place that knows all of them.
 
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -24,7 +25,7 @@ use sluicegate_model::check::Outside;
 use sluicegate_model::encrypt::Keyring;
 use sluicegate_model::kind::Kind;
 use sluicegate_model::plugin::Catalog;
-use sluicegate_store::{Change as StoreChange, EmbeddedStore, Event, Store, Watch};
+use sluicegate_store::{Change as StoreChange, EmbeddedStore, Event, Store, StoreError, Watch};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::sync::{Mutex, watch};
@@ -426,15 +427,18 @@ impl Follower {
             let events = match changes.changes().await {
                 Ok(events) => events,
                 Err(error) => {
-                    warn!(%error, "The store's changes were lost track of; they are read anew.");
-                    match self.store.watch(changes.delivered() + 1).await {
-                        Ok(fresh) => changes = fresh,
+                    warn!(%error, "The store's changes were lost track of; everything is read anew.");
+                    match self.start_over().await {
+                        Ok((events, fresh)) => {
+                            changes = fresh;
+                            events
+                        }
                         Err(error) => {
-                            error!(%error, "The store cannot be followed any more; restart the gateway.");
-                            return;
+                            error!(%error, "The store cannot be read; it is tried again.");
+                            tokio::time::sleep(STORE_RETRY).await;
+                            continue;
                         }
                     }
-                    continue;
                 }
             };
             let Some(last) = events.iter().map(|e| e.revision).max() else { continue };
@@ -452,6 +456,31 @@ impl Follower {
             }
             self.served.send_replace(last);
         }
+    }
+}
+
+impl Follower {
+    /// Everything the store holds as changes, what is gone from it included, and a watch
+    /// that goes on from there.
+    async fn start_over(&self) -> Result<(Vec<Event>, Watch), StoreError> {
+        let (listing, changes) = self.store.snapshot_and_watch("/").await?;
+        let revision = listing.revision;
+        let kept: HashSet<&str> = listing.entries.iter().map(|e| &*e.key).collect();
+        let known = self.compiler.lock().await.known();
+        let gone = known
+            .iter()
+            .map(|(kind, id)| format!("/{}/{id}", kind.plural()))
+            .filter(|key| !kept.contains(key.as_str()))
+            .map(|key| Event { revision, key: key.into(), change: StoreChange::Delete });
+        let mut events: Vec<Event> = gone.collect();
+        events.extend(listing.entries.into_iter().map(|entry| Event {
+            revision: entry.modified,
+            key: entry.key.clone(),
+            change: StoreChange::Put(entry),
+        }));
+        // The watch goes on behind this revision, whatever the entries' own are.
+        events.push(Event { revision, key: "/".into(), change: StoreChange::Delete });
+        Ok((events, changes))
     }
 }
 
@@ -523,6 +552,9 @@ pub(crate) fn random(out: &mut [u8]) {
 pub(crate) fn unix_now() -> u64 {
     sluicegate_gateway::core::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
+
+/// How long a store that cannot be read is left alone.
+const STORE_RETRY: Duration = Duration::from_secs(1);
 
 /// Threads of everything that is not a request.
 const CONTROL_THREADS: usize = 2;

@@ -17,7 +17,7 @@ use tracing::{debug, info};
 use crate::body::{Body, BodyError, Source};
 use crate::core::Core;
 use crate::exchange::{Connection, Exchange, Response, Version};
-use crate::handle::handle;
+use crate::handle::{chains, handle};
 use crate::http::framing::{Decoder, Framing, Step};
 use crate::http::head::{RequestHead, has_head_end, path_and_query};
 use crate::http::headers::{Headers, write_line};
@@ -337,7 +337,7 @@ async fn respond(
         || status == StatusCode::NO_CONTENT
         || status == StatusCode::NOT_MODIFIED
         || status.is_informational();
-    let filtered = !bodiless && exchange.route.as_ref().is_some_and(|r| r.chain.filters_body());
+    let filtered = !bodiless && chains(exchange).any(|chain| chain.filters_body());
     let length = if filtered { None } else { response.body.remaining() };
     let body_read = io.borrow().body_done;
     // A body that was never asked for, or is too long to skip, ends the connection.
@@ -482,12 +482,13 @@ async fn write_filtered(
     mut body: Body,
     limit: Duration,
 ) -> Result<(), WriteError> {
-    let Some(route) = exchange.route.clone() else { return Ok(()) };
     loop {
         let n = body.fill().await.map_err(WriteError::Body)?;
         let mut piece = Bytes::copy_from_slice(&body.data()[..n]);
         body.consume(n);
-        route.chain.body_filter(exchange, &mut piece, n == 0);
+        for chain in chains(exchange) {
+            chain.body_filter(exchange, &mut piece, n == 0);
+        }
         let mut one = Body::from_bytes(piece);
         if n == 0 {
             return write(io, writer, &mut one, limit).await;

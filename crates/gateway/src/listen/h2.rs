@@ -19,7 +19,7 @@ use crate::body::{Body, BodyError, Source};
 use crate::client::{fields, poll_receive, pump};
 use crate::core::Core;
 use crate::exchange::{Connection, Exchange, Response, Version};
-use crate::handle::handle;
+use crate::handle::{chains, handle};
 use crate::http::head::{is_authority, path_and_query};
 use crate::http::headers::{Headers, Known};
 use crate::io::{Buffer, LazyTimer, Stream, within};
@@ -234,7 +234,7 @@ async fn send(exchange: &mut Exchange, respond: &mut SendResponse<Bytes>, mut re
         response.body = Body::Empty;
     }
     let filtered =
-        !bodiless && exchange.route.as_ref().is_some_and(|r| r.chain.filters_body());
+        !bodiless && chains(exchange).any(|chain| chain.filters_body());
     response.headers.remove_hop_by_hop();
     match response.body.remaining() {
         Some(n) if !filtered && !bodiless => {
@@ -325,8 +325,8 @@ async fn next_filtered(
     let n = body.fill().await?;
     let mut piece = Bytes::copy_from_slice(&body.data()[..n]);
     body.consume(n);
-    if let Some(route) = exchange.route.clone() {
-        route.chain.body_filter(exchange, &mut piece, n == 0);
+    for chain in chains(exchange) {
+        chain.body_filter(exchange, &mut piece, n == 0);
     }
     exchange.body_bytes_sent += piece.len() as u64;
     Ok((piece, body, n == 0))

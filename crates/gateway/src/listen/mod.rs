@@ -20,6 +20,7 @@ use tracing::{debug, error, info, warn};
 use crate::body::Body;
 use crate::core::{Core, Shared};
 use crate::exchange::{Connection, Exchange, Request, Response, TlsInfo, UpstreamRecord, Version};
+use crate::handle::chains;
 use crate::http::headers::{Headers, Known};
 use crate::io::{Buffer, Stream, within};
 use crate::real_ip;
@@ -382,8 +383,8 @@ fn log(exchange: &mut Exchange) {
     if exchange.upstream.status.is_some() && exchange.upstream.response_time.is_none() {
         exchange.upstream.response_time = exchange.upstream.began.map(|b| b.elapsed());
     }
-    if let Some(route) = &exchange.route {
-        route.chain.log(exchange);
+    for chain in chains(exchange) {
+        chain.log(exchange);
     }
     if let Some(logger) = &mut *exchange.core.access_log.borrow_mut() {
         logger.log(exchange);

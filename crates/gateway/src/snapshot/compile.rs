@@ -72,6 +72,8 @@ pub struct Compiler {
     ssls: BTreeMap<String, Arc<Ssl>>,
     tls: BTreeMap<String, Arc<TlsEntry>>,
     plugin_configs: BTreeMap<String, Map<String, Value>>,
+    /// Global rules: their plugins as configured, and compiled.
+    global: BTreeMap<String, (Map<String, Value>, Arc<Chain>)>,
     by_service: HashMap<String, BTreeSet<String>>,
     by_upstream: HashMap<String, BTreeSet<String>>,
     by_plugin_config: HashMap<String, BTreeSet<String>>,
@@ -110,6 +112,7 @@ impl Compiler {
             ssls: BTreeMap::new(),
             tls: BTreeMap::new(),
             plugin_configs: BTreeMap::new(),
+            global: BTreeMap::new(),
             by_service: HashMap::new(),
             by_upstream: HashMap::new(),
             by_plugin_config: HashMap::new(),
@@ -132,6 +135,22 @@ impl Compiler {
             .collect()
     }
 
+    /// Every resource that is known, for a comparison with what a store says anew.
+    pub fn known(&self) -> Vec<(Kind, String)> {
+        let of = |kind: Kind, ids: Vec<&String>| {
+            ids.into_iter().map(move |id| (kind, id.clone())).collect::<Vec<_>>()
+        };
+        [
+            of(Kind::Routes, self.routes.keys().collect()),
+            of(Kind::Services, self.services.keys().collect()),
+            of(Kind::Upstreams, self.upstreams.keys().collect()),
+            of(Kind::PluginConfigs, self.plugin_configs.keys().collect()),
+            of(Kind::GlobalRules, self.global.keys().collect()),
+            of(Kind::Ssls, self.ssls.keys().collect()),
+        ]
+        .concat()
+    }
+
     /// Takes new static configuration (plugins, router mode) and recompiles everything.
     pub fn rebuild(&mut self, deps: Deps) -> Arc<Snapshot> {
         self.deps = deps;
@@ -142,6 +161,11 @@ impl Compiler {
         let services: Vec<_> = self.services.keys().cloned().collect();
         for id in services {
             self.compile_service(&id);
+        }
+        let rules: Vec<_> =
+            self.global.iter().map(|(id, rule)| (id.clone(), rule.0.clone())).collect();
+        for (id, plugins) in rules {
+            self.compile_global(id, plugins);
         }
         let all: HashSet<String> = self.routes.keys().cloned().collect();
         self.router = Router::builder(self.deps.router).build();
@@ -169,6 +193,7 @@ impl Compiler {
         Arc::new(Snapshot {
             revision: self.revision,
             router: self.router.clone(),
+            global: self.global.values().map(|rule| rule.1.clone()).collect(),
             certificates: self.certificates.clone(),
         })
     }
@@ -241,6 +266,19 @@ impl Compiler {
                 }
                 dirty.extend(self.by_plugin_config.get(&id).into_iter().flatten().cloned());
             }
+            Kind::GlobalRules => match value {
+                None => {
+                    self.global.remove(&id);
+                    self.clear_report(kind, &id);
+                }
+                Some(mut value) => {
+                    let plugins = match value.get_mut("plugins").map(Value::take) {
+                        Some(Value::Object(map)) => map,
+                        _ => Map::new(),
+                    };
+                    self.compile_global(id, plugins);
+                }
+            },
             Kind::Ssls => match value.map(|v| Ssl::load(&v)) {
                 None => {
                     self.ssls.remove(&id);
@@ -261,6 +299,18 @@ impl Compiler {
             },
             // Kinds that later parts of the gateway serve are stored, and nothing here reads them.
             _ => {}
+        }
+    }
+
+    fn compile_global(&mut self, id: String, plugins: Map<String, Value>) {
+        let owner = format!("global rule {id}");
+        let Deps { registry, plugin_attr, upstream, .. } = &self.deps;
+        match Chain::compile(&plugins, registry, plugin_attr, &owner, upstream) {
+            Ok(chain) => {
+                self.clear_report(Kind::GlobalRules, &id);
+                self.global.insert(id, (plugins, Arc::new(chain)));
+            }
+            Err(cause) => self.report(Kind::GlobalRules, &id, cause),
         }
     }
 
@@ -496,7 +546,7 @@ impl Compiler {
             id: id.into(),
             name: config.name.clone(),
             service: config.service_id.clone().map(|id| (id, None)),
-            chain: Chain::default(),
+            chain: Arc::default(),
             upstream: None,
             enable_websocket: false,
             timeouts: None,
@@ -554,7 +604,7 @@ impl Compiler {
                 .service_id
                 .clone()
                 .map(|id| (id, service.and_then(|s| s.name.clone()))),
-            chain,
+            chain: Arc::new(chain),
             upstream,
             enable_websocket: config
                 .enable_websocket

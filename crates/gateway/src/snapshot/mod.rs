@@ -21,6 +21,8 @@ pub struct Snapshot {
     pub revision: u64,
     /// Routes by what they match.
     pub router: Router<Arc<Route>>,
+    /// The plugins of each global rule; they run for every request.
+    pub global: Box<[Arc<Chain>]>,
     /// Certificates by server name.
     pub certificates: Arc<Certificates>,
 }
@@ -30,6 +32,7 @@ impl Default for Snapshot {
         Self {
             revision: 0,
             router: Router::builder(Default::default()).build(),
+            global: Box::default(),
             certificates: Arc::default(),
         }
     }
@@ -44,7 +47,7 @@ pub struct Route {
     /// Its service's id and name.
     pub service: Option<(String, Option<String>)>,
     /// Its plugins.
-    pub chain: Chain,
+    pub chain: Arc<Chain>,
     /// Where requests go that no plugin answers.
     pub upstream: Option<Arc<Upstream>>,
     /// `Upgrade` is passed on.

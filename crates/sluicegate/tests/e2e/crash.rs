@@ -1,1 +1,172 @@
-//! (to come)
+//! Killed at any moment, the gateway starts again, has every change it acknowledged, and no half
+//! of any other.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use sluicegate_testkit::client::{Client, get, request_bytes};
+use sluicegate_testkit::gateway::{ADMIN_KEY, config};
+use sluicegate_testkit::{Answer, GatewayProcess, Origin};
+
+use crate::random::Random;
+
+#[test]
+fn killed_two_hundred_times_it_keeps_every_acknowledged_change_whole() {
+    let seed = Random::seed();
+    println!("seed {seed}");
+    let origin = Origin::start(|received| Answer::text(received.header("host").unwrap_or("").to_owned()));
+    let totals: Vec<usize> = std::thread::scope(|scope| {
+        let processes: Vec<_> = (0..PROCESSES)
+            .map(|number| {
+                let origin = &origin;
+                scope.spawn(move || kill_again_and_again(origin, Random::new(seed + number)))
+            })
+            .collect();
+        processes.into_iter().map(|p| p.join().expect("every process keeps its word")).collect()
+    });
+    println!("changes acknowledged per process: {totals:?}");
+    assert!(totals.iter().all(|total| *total > KILLS), "the kills hit a gateway that was at work: {totals:?}");
+}
+
+/// Kills one gateway [`KILLS`] times; how many changes were acknowledged on the way.
+fn kill_again_and_again(origin: &Origin, mut random: Random) -> usize {
+    let mut gate = GatewayProcess::prepare(crate::BINARY, &config(json!({})).to_string());
+    let known = Mutex::new(BTreeMap::new());
+    let mut acknowledged = 0;
+    for round in 0..KILLS {
+        gate.launch();
+        check(&gate, &mut known.lock().expect("no writer panicked"), round);
+        let patience = Duration::from_micros(random.below(KILL_AFTER_MAX.as_micros() as usize) as u64);
+        let seeds = [random.below(usize::MAX), random.below(usize::MAX)];
+        acknowledged += std::thread::scope(|scope| {
+            let writers = seeds.map(|seed| {
+                let (admin, known) = (gate.admin, &known);
+                let part = usize::from(seed == seeds[1]);
+                scope.spawn(move || write(admin, origin, known, Random::new(seed as u64), part))
+            });
+            std::thread::sleep(patience);
+            gate.kill();
+            writers.map(|writer| writer.join().expect("a writer only loses its connection")).iter().sum::<usize>()
+        });
+    }
+    gate.launch();
+    check(&gate, &mut known.lock().expect("no writer panicked"), KILLS);
+    acknowledged
+}
+
+/// What may be stored under an id: the last acknowledged value (nothing: deleted), and what was
+/// sent after it and not answered.
+#[derive(Default)]
+struct Known {
+    acknowledged: Option<Value>,
+    unanswered: Option<Option<Value>>,
+}
+
+/// Writes until the connection breaks; each writer has every second id.
+fn write(
+    admin: std::net::SocketAddr,
+    origin: &Origin,
+    known: &Mutex<BTreeMap<usize, Known>>,
+    mut random: Random,
+    part: usize,
+) -> usize {
+    let Ok(mut client) = Client::try_connect(admin) else { return 0 };
+    let mut acknowledged = 0;
+    loop {
+        let id = random.below(ROUTES / 2) * 2 + part;
+        let exists = lock(known).entry(id).or_default().acknowledged.is_some();
+        let delete = exists && random.below(4) == 0;
+        let version = random.below(1 << 30);
+        let value = (!delete).then(|| {
+            json!({
+                "uri": format!("/{id}"),
+                "desc": "x".repeat(random.below(20_000)),
+                "upstream": {
+                    "type": "roundrobin", "nodes": {origin.addr.to_string(): 1},
+                    "pass_host": "rewrite", "upstream_host": format!("r{id}-v{version}"),
+                },
+            })
+        });
+        lock(known).entry(id).or_default().unanswered = Some(value.clone());
+        let body = value.as_ref().map(Value::to_string).unwrap_or_default();
+        let method = if delete { "DELETE" } else { "PUT" };
+        let target = format!("/apisix/admin/routes/{id}");
+        let request = request_bytes(method, &target, &[("X-API-KEY", ADMIN_KEY)], body);
+        if client.try_send(request).is_err() {
+            return acknowledged;
+        }
+        let Ok(answer) = client.try_response() else { return acknowledged };
+        assert!(matches!(answer.status, 200 | 201), "{method} {id}: {} {}", answer.status, answer.text());
+        let mut known = lock(known);
+        let entry = known.entry(id).or_default();
+        entry.acknowledged = value;
+        entry.unanswered = None;
+        acknowledged += 1;
+    }
+}
+
+/// Holds what is stored and served against what was acknowledged.
+fn check(gate: &GatewayProcess, known: &mut BTreeMap<usize, Known>, round: usize) {
+    let (status, listing) = gate.get("/routes");
+    assert_eq!(status, 200, "round {round}");
+    let mut stored: BTreeMap<usize, Value> = BTreeMap::new();
+    for entry in listing["list"].as_array().expect("there is a list") {
+        let mut value = entry["value"].clone();
+        let fields = value.as_object_mut().expect("a route is a map");
+        let id = fields.remove("id").and_then(|id| id.as_str()?.parse().ok()).expect("it has an id");
+        for time in ["create_time", "update_time"] {
+            assert!(fields.remove(time).is_some_and(|time| time.is_u64()), "round {round}: {id} has no {time}");
+        }
+        stored.insert(id, value);
+    }
+    let mut served = 0;
+    for (id, known) in &mut *known {
+        let found = stored.remove(id);
+        let unanswered = known.unanswered.take();
+        let is_whole = found == known.acknowledged || unanswered.as_ref() == Some(&found);
+        assert!(
+            is_whole,
+            "round {round}: route {id} is {} now; acknowledged was {}, sent after that {}",
+            shown(found.as_ref()),
+            shown(known.acknowledged.as_ref()),
+            unanswered.map_or("nothing".to_owned(), |value| shown(value.as_ref())),
+        );
+        // What is stored is what is served.
+        if served < SERVED_CHECKED || found.is_none() {
+            served += 1;
+            let answer = get(gate.http, &format!("/{id}"));
+            let host = found.as_ref().and_then(|route| route["upstream"]["upstream_host"].as_str());
+            match host {
+                Some(host) => assert_eq!((answer.status, answer.text().as_str()), (200, host), "round {round}"),
+                None => assert_eq!(answer.status, 404, "round {round}: route {id}"),
+            }
+        }
+        known.acknowledged = found;
+    }
+    assert!(stored.is_empty(), "round {round}: nobody wrote {:?}", stored.keys());
+}
+
+fn shown(value: Option<&Value>) -> String {
+    value.map_or("deleted".to_owned(), |value| {
+        format!("{} with {} bytes of desc", value["upstream"]["upstream_host"], value["desc"].as_str().map_or(0, str::len))
+    })
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().expect("no writer panicked")
+}
+
+/// Gateways that are killed side by side, and how often each.
+const PROCESSES: u64 = 4;
+const KILLS: usize = 50;
+
+/// Ids that are written.
+const ROUTES: usize = 30;
+
+/// Routes that are asked for on the data plane after each start.
+const SERVED_CHECKED: usize = 5;
+
+/// The latest moment of a kill after the first write began.
+const KILL_AFTER_MAX: Duration = Duration::from_millis(60);

@@ -14,6 +14,7 @@ mod grpc;
 mod lifecycle;
 mod observe;
 mod proxying;
+mod random;
 mod quickstart;
 mod router;
 mod scale;

@@ -1,10 +1,11 @@
 //! Ten thousand routes: they load, match and change, and no request notices the changes but by
 //! getting the new answer.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Instant;
 
-use serde_json::{Value, json};
+use serde_json::json;
 use sluicegate_testkit::client::{Client, request_bytes};
 use sluicegate_testkit::gateway::ADMIN_KEY;
 use sluicegate_testkit::{Answer, GatewayProcess, Origin};
@@ -107,27 +108,48 @@ fn ten_thousand_routes_load_match_and_change_while_no_request_fails() {
 fn ask(client: &mut Client, routes: &[RouteState], n: usize) {
     let first = routes[n].acknowledged.load(Ordering::SeqCst);
     let answer = client.get(&format!("/r/{n}"));
-    let last = routes[n].sent.load(Ordering::SeqCst);
+    let versions = routes[n].sent();
     match answer.status {
         200 => {
             let text = answer.text();
             let version = text.strip_prefix(&format!("r{n}-v")).and_then(|v| v.parse().ok());
-            let version: u64 = version.unwrap_or_else(|| panic!("route {n} answered {text:?}"));
-            assert!((first..=last).contains(&version), "route {n}: version {version}, not {first} to {last}");
+            let version: usize = version.unwrap_or_else(|| panic!("route {n} answered {text:?}"));
+            assert!(
+                version >= first && versions.get(version) == Some(&true),
+                "route {n}: version {version} was not in force from {first} on: {versions:?}"
+            );
         }
         404 => {
-            let deleted = (first..=last).any(|version| version % 2 == 0);
-            assert!(deleted, "route {n} is unknown in versions {first} to {last}");
+            let deleted = versions[first..].contains(&false);
+            assert!(deleted, "route {n} was there from version {first} on: {versions:?}");
         }
         status => panic!("route {n} answered {status}"),
     }
 }
 
-/// A route's versions: odd ones exist, even ones (0 too) are deletions.
-#[derive(Default)]
+/// A route's versions as they were sent: does the route exist in it? Version 0: it does not.
 struct RouteState {
-    sent: AtomicU64,
-    acknowledged: AtomicU64,
+    sent: Mutex<Vec<bool>>,
+    acknowledged: AtomicUsize,
+}
+
+impl Default for RouteState {
+    fn default() -> Self {
+        Self { sent: Mutex::new(vec![false]), acknowledged: AtomicUsize::new(0) }
+    }
+}
+
+impl RouteState {
+    fn sent(&self) -> Vec<bool> {
+        self.sent.lock().expect("nobody panics with it").clone()
+    }
+
+    /// The number of a new version that is about to be sent.
+    fn send(&self, exists: bool) -> usize {
+        let mut sent = self.sent.lock().expect("nobody panics with it");
+        sent.push(exists);
+        sent.len() - 1
+    }
 }
 
 struct Writer<'a> {
@@ -137,9 +159,7 @@ struct Writer<'a> {
 
 impl Writer<'_> {
     fn put(&self, admin: &mut Client, n: usize) {
-        let state = &self.routes[n];
-        let version = state.acknowledged.load(Ordering::SeqCst);
-        let version = version + if version % 2 == 0 { 1 } else { 2 };
+        let version = self.routes[n].send(true);
         let body = json!({
             "uri": format!("/r/{n}"),
             "upstream": {
@@ -147,20 +167,37 @@ impl Writer<'_> {
                 "pass_host": "rewrite", "upstream_host": format!("r{n}-v{version}"),
             },
         });
-        // Between two PUTs no deletion is possible, but the even number between them must not
-        // count as one: the range of a request in between is judged by what was sent.
-        state.jump(version);
-        call(admin, "PUT", n, &body);
-        state.acknowledged.store(version, Ordering::SeqCst);
+        self.call(admin, "PUT", n, &body.to_string());
+        self.routes[n].acknowledged.store(version, Ordering::SeqCst);
     }
 
     fn delete(&self, admin: &mut Client, n: usize) {
-        let state = &self.routes[n];
-        let version = state.acknowledged.load(Ordering::SeqCst);
-        if version % 2 == 1 {
-            state.sent.store(version + 1, Ordering::SeqCst);
-            call(admin, "DELETE", n, &Value::Null);
-            state.acknowledged.store(version + 1, Ordering::SeqCst);
+        if self.routes[n].sent().ends_with(&[false]) {
+            return;
         }
+        let version = self.routes[n].send(false);
+        self.call(admin, "DELETE", n, "");
+        self.routes[n].acknowledged.store(version, Ordering::SeqCst);
+    }
+
+    fn call(&self, admin: &mut Client, method: &str, n: usize, body: &str) {
+        let target = format!("/apisix/admin/routes/{n}");
+        let answer = admin.send(request_bytes(method, &target, &[("X-API-KEY", ADMIN_KEY)], body)).response();
+        assert!(matches!(answer.status, 200 | 201), "{method} {n}: {} {}", answer.status, answer.text());
     }
 }
+
+const ROUTES: usize = 10_000;
+
+/// Admin API connections that write the routes at first.
+const WRITERS: usize = 4;
+
+/// Clients that ask while routes change.
+const CLIENTS: u64 = 4;
+
+/// The changes, and the routes they are spread over.
+const CHANGES: usize = 2000;
+const CHANGED: usize = 200;
+
+/// How much the resident memory may grow by all the changes.
+const RSS_GROWTH_MAX: u64 = 64 << 20;
