@@ -18,7 +18,9 @@ pub struct Pair {
 impl Pair {
     /// The certificate, DER.
     pub fn der(&self) -> Vec<u8> {
-        CertificateDer::from_pem_slice(self.cert.as_bytes()).expect("the certificate is PEM").to_vec()
+        CertificateDer::from_pem_slice(self.cert.as_bytes())
+            .expect("the certificate is PEM")
+            .to_vec()
     }
 }
 

@@ -126,9 +126,8 @@ impl Client {
     /// Reads an answer's head only.
     pub fn try_head(&mut self) -> io::Result<Response> {
         let status_line = self.line()?;
-        let mut response = Response::parse_status(&status_line).ok_or_else(|| {
-            bad(format!("the status line is {status_line:?}"))
-        })?;
+        let mut response = Response::parse_status(&status_line)
+            .ok_or_else(|| bad(format!("the status line is {status_line:?}")))?;
         response.headers = self.fields()?;
         Ok(response)
     }
@@ -154,10 +153,9 @@ impl Client {
         let _ = self.tcp.set_read_timeout(Some(PATIENCE));
         match got {
             Ok(bytes) => bytes == 0,
-            Err(error) => !matches!(
-                error.kind(),
-                io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
-            ),
+            Err(error) => {
+                !matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
+            }
         }
     }
 
@@ -277,11 +275,7 @@ pub fn curl(args: &[&str]) -> CurlAnswer {
         .args(args)
         .output()
         .expect("curl is installed");
-    assert!(
-        output.status.success(),
-        "curl {args:?}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    assert!(output.status.success(), "curl {args:?}: {}", String::from_utf8_lossy(&output.stderr));
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let (body, told) = text.rsplit_once('\n').expect("curl tells what it is asked to tell");
     let (version, status) = told.split_once(' ').expect("two words were asked for");

@@ -49,15 +49,8 @@ impl GatewayProcess {
         let prefix = tempfile::Builder::new().prefix("sluicegate-e2e-").tempdir();
         let prefix = prefix.expect("a temporary folder can be made");
         let none = SocketAddr::from(([127, 0, 0, 1], 0));
-        let gateway = Self {
-            binary,
-            prefix,
-            child: None,
-            http: none,
-            http2: none,
-            https: none,
-            admin: none,
-        };
+        let gateway =
+            Self { binary, prefix, child: None, http: none, http2: none, https: none, admin: none };
         fs::create_dir_all(gateway.path("conf")).expect("the prefix is ours");
         gateway.write_config(config);
         gateway

@@ -43,10 +43,7 @@ impl Origin {
     }
 
     /// The same as [`Origin::start`], with TLS.
-    pub fn tls(
-        pair: &Pair,
-        handler: impl Fn(&Received) -> Answer + Send + Sync + 'static,
-    ) -> Self {
+    pub fn tls(pair: &Pair, handler: impl Fn(&Received) -> Answer + Send + Sync + 'static) -> Self {
         let chain = CertificateDer::pem_slice_iter(pair.cert.as_bytes());
         let chain = chain.collect::<Result<_, _>>().expect("the certificate is PEM");
         let key = PrivateKeyDer::from_pem_slice(pair.key.as_bytes()).expect("the key is PEM");
@@ -211,7 +208,11 @@ impl Received {
         loop {
             let before = raw.len();
             if stream.read_until(b'\n', &mut raw)? == 0 {
-                return if before == 0 { Ok(None) } else { Err(io::ErrorKind::UnexpectedEof.into()) };
+                return if before == 0 {
+                    Ok(None)
+                } else {
+                    Err(io::ErrorKind::UnexpectedEof.into())
+                };
             }
             if raw[before..] == *b"\r\n" {
                 break;

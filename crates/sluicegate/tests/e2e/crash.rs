@@ -80,9 +80,11 @@ fn write(
         let delete = exists && random.below(4) == 0;
         let version = random.below(1 << 30);
         let value = (!delete).then(|| {
+            // Of very different sizes, so that some changes take several pages of the store.
+            let more = random.below(2) * random.below(400);
+            let uris: Vec<String> = (0..=more).map(|n| if n == 0 { format!("/{id}") } else { format!("/{id}/{n}") }).collect();
             json!({
-                "uri": format!("/{id}"),
-                "desc": "x".repeat(random.below(20_000)),
+                "uris": uris,
                 "upstream": {
                     "type": "roundrobin", "nodes": {origin.addr.to_string(): 1},
                     "pass_host": "rewrite", "upstream_host": format!("r{id}-v{version}"),
@@ -150,7 +152,7 @@ fn check(gate: &GatewayProcess, known: &mut BTreeMap<usize, Known>, round: usize
 
 fn shown(value: Option<&Value>) -> String {
     value.map_or("deleted".to_owned(), |value| {
-        format!("{} with {} bytes of desc", value["upstream"]["upstream_host"], value["desc"].as_str().map_or(0, str::len))
+        format!("{} with {} uris", value["upstream"]["upstream_host"], value["uris"].as_array().map_or(0, Vec::len))
     })
 }
 

@@ -56,7 +56,8 @@ fn secrets_are_encrypted_in_the_store_and_plain_where_they_are_used() {
 
         for path in ["/routes/1", "/routes"] {
             let (_, answer) = gateway.get(path);
-            let value = if path == "/routes" { &answer["list"][0]["value"] } else { &answer["value"] };
+            let value =
+                if path == "/routes" { &answer["list"][0]["value"] } else { &answer["value"] };
             assert_eq!(secrets(value), SECRETS, "{when}: GET {path}");
         }
         assert_eq!(client::get(gateway.http, "/fn").status, 200);
@@ -84,7 +85,8 @@ fn secrets_are_stored_as_they_are_only_when_encryption_is_off() {
     let changes = json!({"apisix": {"data_encryption": {"enable_encrypt_fields": false}}});
     let gateway = GatewayProcess::with(BINARY, changes);
     let origin = Origin::text("ok");
-    let function = json!({"function_uri": origin.url("/"), "authorization": {"apikey": SECRETS[0]}});
+    let function =
+        json!({"function_uri": origin.url("/"), "authorization": {"apikey": SECRETS[0]}});
     gateway.set_lambda("1", "/fn", function);
     let stored = std::fs::read(gateway.path("data/sluicegate.redb")).unwrap();
     assert!(stored.windows(SECRETS[0].len()).any(|part| part == SECRETS[0].as_bytes()));

@@ -60,7 +60,10 @@ fn a_broken_file_changes_nothing() {
     for (text, told) in [
         ("apisix: [\n", "config.yaml"),
         ("apisix:\n  node_listen: many\n", "apisix.node_listen"),
-        (r#"{"nginx_config": {"http": {"keepalive_timeout": {}}}}"#, "nginx_config.http.keepalive_timeout"),
+        (
+            r#"{"nginx_config": {"http": {"keepalive_timeout": {}}}}"#,
+            "nginx_config.http.keepalive_timeout",
+        ),
         (r#"{"deployment": {"role_traditional": {"config_provider": "etcd"}}}"#, "config_provider"),
     ] {
         let before = gateway.error_log().len();
@@ -147,12 +150,17 @@ fn moved_logs_are_opened_again_on_sigusr1() {
     assert_eq!(client::get(gateway.http, "/before").status, 404);
     gateway.wait_for_access_line("/before");
     for log in ["access.log", "error.log"] {
-        fs::rename(gateway.path("logs").join(log), gateway.path("logs").join(log).with_extension("old"))
-            .unwrap();
+        fs::rename(
+            gateway.path("logs").join(log),
+            gateway.path("logs").join(log).with_extension("old"),
+        )
+        .unwrap();
     }
     // Until it is told, it writes where it wrote.
     assert_eq!(client::get(gateway.http, "/between").status, 404);
-    wait::until("the old log", || gateway.read("logs/access.old").contains("/between").then_some(()));
+    wait::until("the old log", || {
+        gateway.read("logs/access.old").contains("/between").then_some(())
+    });
 
     gateway.signal(Signal::USR1);
     wait::until("a new log", || gateway.path("logs/error.log").exists().then_some(()));
@@ -244,7 +252,8 @@ fn resources_survive_a_restart() {
     let mut gateway = GatewayProcess::start(BINARY);
     let origin = Origin::text("ok");
     gateway.set_lambda("1", "/fn", json!({"function_uri": origin.url("/")}));
-    gateway.set("/upstreams/u", &json!({"type": "roundrobin", "nodes": {origin.addr.to_string(): 1}}));
+    gateway
+        .set("/upstreams/u", &json!({"type": "roundrobin", "nodes": {origin.addr.to_string(): 1}}));
     gateway.set("/services/s", &json!({"upstream_id": "u"}));
     gateway.set("/routes/2", &json!({"uri": "/proxy", "service_id": "s"}));
     gateway.set("/routes/3", &json!({"uri": "/gone", "service_id": "s"}));

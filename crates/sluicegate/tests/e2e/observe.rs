@@ -65,10 +65,13 @@ fn the_access_log_has_apisixs_default_fields() {
 
 #[test]
 fn the_access_log_can_be_json() {
-    let gateway = GatewayProcess::with(BINARY, json!({"nginx_config": {"http": {
-        "access_log_format_escape": "json",
-        "access_log_format": r#"{"status":$status,"agent":"$http_user_agent","uri":"$uri","args":"$args","route":"$route_id","none":"$http_x_none","length":$bytes_sent}"#,
-    }}}));
+    let gateway = GatewayProcess::with(
+        BINARY,
+        json!({"nginx_config": {"http": {
+            "access_log_format_escape": "json",
+            "access_log_format": r#"{"status":$status,"agent":"$http_user_agent","uri":"$uri","args":"$args","route":"$route_id","none":"$http_x_none","length":$bytes_sent}"#,
+        }}}),
+    );
     let origin = Origin::text("hello");
     gateway.set_proxy("7", "/a/*", origin.addr);
     let headers = [("User-Agent", "a \"b\" \\ \tc")];
@@ -92,9 +95,8 @@ fn the_access_log_can_be_json() {
 fn a_refused_call_is_logged_with_route_request_id_and_error_type() {
     let gateway = GatewayProcess::start(BINARY);
     let origin = Origin::start(|request| {
-        let answer = |status| {
-            Answer::status(status).header("x-amzn-RequestId", "7a2f-request").body("{}")
-        };
+        let answer =
+            |status| Answer::status(status).header("x-amzn-RequestId", "7a2f-request").body("{}");
         match request.target.as_str() {
             "/refused" => answer(403).header("x-amzn-ErrorType", "AccessDeniedException:http://x/"),
             "/throttled" => answer(429).header("x-amzn-ErrorType", "TooManyRequestsException"),
@@ -148,7 +150,8 @@ fn no_secret_is_in_any_log() {
             json!({"apikey": secrets[0]}),
             json!({"iam": {"accesskey": "AKID", "secretkey": secrets[1]}}),
         ] {
-            let function = json!({"function_uri": origin.url(path), "authorization": authorization});
+            let function =
+                json!({"function_uri": origin.url(path), "authorization": authorization});
             gateway.set_lambda("1", "/fn", function);
             client::get(gateway.http, "/fn");
             let sent = origin.last();
@@ -213,9 +216,8 @@ fn assert_matches(pattern: &str, line: &str) {
     let mut wanted = pattern;
     while !wanted.is_empty() {
         let fail = || panic!("wanted {wanted}\nfound  {rest}\nin     {line}");
-        let take = |rest: &str, class: fn(char) -> bool| {
-            rest.find(|c| !class(c)).unwrap_or(rest.len())
-        };
+        let take =
+            |rest: &str, class: fn(char) -> bool| rest.find(|c| !class(c)).unwrap_or(rest.len());
         if let Some(after) = wanted.strip_prefix("TIME") {
             // 22/Nov/2026:16:49:34 +0000
             let end = rest.find(']').unwrap_or_default();

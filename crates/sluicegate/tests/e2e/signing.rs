@@ -60,7 +60,8 @@ fn ask_every_odd_target(gateway: &GatewayProcess, function_uri: &str) {
     let mut arguments: Vec<String> =
         told["args"].as_array().unwrap().iter().map(Value::to_string).collect();
     arguments.sort();
-    let expected = [r#"["a","+"]"#, r#"["a","1 2"]"#, r#"["b","2"]"#, r#"["flag",""]"#, r#"["é","x=y"]"#];
+    let expected =
+        [r#"["a","+"]"#, r#"["a","1 2"]"#, r#"["b","2"]"#, r#"["flag",""]"#, r#"["é","x=y"]"#];
     assert_eq!(arguments, expected);
     assert!(refused.is_empty(), "{} refused:\n{}", refused.len(), refused.join("\n"));
 }

@@ -75,7 +75,8 @@ fn alpn_chooses_http2_where_it_is_on() {
         (true, &[], None),
         (false, &["h2", "http/1.1"], Some("http/1.1")),
     ] {
-        let gateway = GatewayProcess::with(BINARY, json!({"apisix": {"enable_http2": enable_http2}}));
+        let gateway =
+            GatewayProcess::with(BINARY, json!({"apisix": {"enable_http2": enable_http2}}));
         let pair = certs::self_signed(&["gate.test"]);
         gateway.set("/ssls/1", &ssl(&pair, json!(["gate.test"])));
         let client = Client::try_tls(gateway.https, Some("gate.test"), offered).unwrap();
@@ -158,7 +159,7 @@ fn private_keys_are_never_returned() {
             assert!(!text.contains(key.lines().nth(1).unwrap()), "answer {number}: {text}");
         }
     }
-    assert_eq!(served(&gateway, Some("gate.test")).is_some(), true);
+    assert!(served(&gateway, Some("gate.test")).is_some());
 }
 
 /// The certificate that a client asking for `name` gets.

@@ -1,6 +1,7 @@
 //! The walk of APISIX's aws-lambda page, and every promise of the plugin behind it.
 
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
@@ -25,6 +26,9 @@ fn the_walk_of_the_aws_lambda_page_works_from_an_empty_prefix() {
     assert!(!started.status.success());
     let told = String::from_utf8_lossy(&started.stderr).into_owned();
     assert!(told.contains(":9080 is taken by another process"), "{told}");
+
+    let mode = std::fs::metadata(&file).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600, "the file holds a key");
 
     // What the page reads with yq.
     let text = std::fs::read_to_string(&file).unwrap();
@@ -75,11 +79,15 @@ fn the_walk_of_the_aws_lambda_page_works_from_an_empty_prefix() {
     // HTTP/2 with prior knowledge on the other plain port.
     let url = format!("http://{}/aws?name=APISIX", gateway.http2);
     let answer = curl(&["--http2-prior-knowledge", &url]);
-    assert_eq!((answer.version.as_str(), answer.status, answer.body.as_str()), ("2", 200, greeting));
+    assert_eq!(
+        (answer.version.as_str(), answer.status, answer.body.as_str()),
+        ("2", 200, greeting)
+    );
 
     // HTTPS, HTTP/2 by ALPN.
     let pair = certs::self_signed(&["lambda.test"]);
-    let (status, _) = put("/ssls/1", json!({"cert": pair.cert, "key": pair.key, "sni": "lambda.test"}));
+    let (status, _) =
+        put("/ssls/1", json!({"cert": pair.cert, "key": pair.key, "sni": "lambda.test"}));
     assert_eq!(status, 201);
     let trusted = gateway.path("lambda.pem");
     std::fs::write(&trusted, &pair.cert).unwrap();
@@ -91,7 +99,10 @@ fn the_walk_of_the_aws_lambda_page_works_from_an_empty_prefix() {
         &format!("lambda.test:{port}:127.0.0.1"),
         &format!("https://lambda.test:{port}/aws?name=APISIX"),
     ]);
-    assert_eq!((answer.version.as_str(), answer.status, answer.body.as_str()), ("2", 200, greeting));
+    assert_eq!(
+        (answer.version.as_str(), answer.status, answer.body.as_str()),
+        ("2", 200, greeting)
+    );
 
     // IAM.
     let (status, _) = put(
@@ -143,16 +154,24 @@ fn a_wrong_key_or_secret_is_refused_by_aws_and_passed_on() {
     let aws = Aws::start();
     let gateway = GatewayProcess::start(BINARY);
     let url = |addr: SocketAddr| format!("http://{addr}/");
-    gateway.set_lambda("1", "/key", json!({
-        "function_uri": url(aws.addrs.api_gateway),
-        "authorization": {"apikey": "another"},
-    }));
+    gateway.set_lambda(
+        "1",
+        "/key",
+        json!({
+            "function_uri": url(aws.addrs.api_gateway),
+            "authorization": {"apikey": "another"},
+        }),
+    );
     let mut wrong = iam();
     wrong["secretkey"] = json!("another");
-    gateway.set_lambda("2", "/iam", json!({
-        "function_uri": url(aws.addrs.function_url),
-        "authorization": {"iam": wrong},
-    }));
+    gateway.set_lambda(
+        "2",
+        "/iam",
+        json!({
+            "function_uri": url(aws.addrs.function_url),
+            "authorization": {"iam": wrong},
+        }),
+    );
     for (target, message, kind) in [
         ("/key", "Forbidden", "ForbiddenException"),
         ("/iam", "The request signature we calculated does not match", "InvalidSignatureException"),
@@ -238,7 +257,8 @@ fn an_answer_that_breaks_off_does_not_look_whole() {
         ("length", Answer::raw("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf").close()),
         (
             "chunked",
-            Answer::raw("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n").close(),
+            Answer::raw("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n")
+                .close(),
         ),
     ] {
         let origin = Origin::start(move |_| answer.clone());
@@ -353,18 +373,16 @@ fn bodies_are_taken_up_to_their_limits() {
         "/slow" => Answer::text("ok").after(Duration::from_millis(600)),
         _ => Answer::text("ok"),
     });
-    let function =
-        |path, max| json!({"function_uri": origin.url(path), "max_req_body_size": max});
+    let function = |path, max| json!({"function_uri": origin.url(path), "max_req_body_size": max});
     gateway.set_lambda("1", "/small", function("/", 1000));
     gateway.set_lambda("2", "/large", function("/", 100_000));
     gateway.set_lambda("3", "/slow", function("/slow", 100_000));
     let post = |target: &str, bytes: usize, chunked: bool| {
         let body = vec![b'x'; bytes];
         let request = if chunked {
-            let mut request = format!(
-                "POST {target} HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
-            )
-            .into_bytes();
+            let mut request =
+                format!("POST {target} HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
+                    .into_bytes();
             for piece in body.chunks(700) {
                 request.extend(format!("{:x}\r\n", piece.len()).into_bytes());
                 request.extend(piece);
@@ -483,7 +501,8 @@ fn requests_arrive_whole() {
     client::request(gateway.http, "POST", "/fn", &[], &body);
     assert_eq!(origin.last().body, body);
     assert_eq!(origin.last().header("content-length"), Some("70000"));
-    let mut chunked = b"POST /fn HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
+    let mut chunked =
+        b"POST /fn HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
     chunked.extend(format!("{:x}\r\n", body.len()).into_bytes());
     chunked.extend(&body);
     chunked.extend(b"\r\n0\r\n\r\n");
@@ -537,7 +556,11 @@ fn headers_arrive_repeated_and_many_but_not_hop_by_hop() {
 fn expect_is_answered_by_the_gateway() {
     let gateway = GatewayProcess::start(BINARY);
     let origin = Origin::text("ok");
-    gateway.set_lambda("1", "/fn", json!({"function_uri": origin.url("/"), "max_req_body_size": 10}));
+    gateway.set_lambda(
+        "1",
+        "/fn",
+        json!({"function_uri": origin.url("/"), "max_req_body_size": 10}),
+    );
     let mut client = Client::connect(gateway.http);
     let ask = "POST /fn HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: ";
     client.send(format!("{ask}4\r\n\r\n"));
@@ -644,7 +667,9 @@ fn an_answer_is_passed_on_as_it_arrives() {
     let gateway = GatewayProcess::start(BINARY);
     let origin = Origin::start(move |request| match request.path() {
         "/chunked" => Answer::status(200).chunk("first").pause(pause).chunk("second"),
-        _ => Answer::raw("HTTP/1.1 200 OK\r\nContent-Length: 11\r\n\r\nfirst").pause(pause).then("second"),
+        _ => Answer::raw("HTTP/1.1 200 OK\r\nContent-Length: 11\r\n\r\nfirst")
+            .pause(pause)
+            .then("second"),
     });
     gateway.set_lambda("1", "/*", json!({"function_uri": origin.url("")}));
     let began = Instant::now();
@@ -707,7 +732,6 @@ fn iam() -> Value {
     })
 }
 
-#[expect(clippy::disallowed_methods, reason = "the stand-in compares with the real clock")]
 fn unix_now() -> u64 {
     std::time::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs())
 }
