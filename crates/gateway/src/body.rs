@@ -60,7 +60,9 @@ pub enum BodyError {
         limit: u64,
     },
     /// All buffered bodies together are over their limit.
-    #[error("the gateway holds too many buffered request bytes: the limit is {limit} (sluicegate.limits.buffered_body_bytes)")]
+    #[error(
+        "the gateway holds too many buffered request bytes: the limit is {limit} (sluicegate.limits.buffered_body_bytes)"
+    )]
     NoRoom {
         /// The limit, in bytes.
         limit: u64,
@@ -187,7 +189,11 @@ impl Room {
     fn take(used: &Arc<AtomicU64>, bytes: u64, limit: u64) -> Result<Self, BodyError> {
         let before = used.fetch_add(bytes, Ordering::Relaxed);
         let room = Self { used: used.clone(), bytes };
-        if before.saturating_add(bytes) > limit { Err(BodyError::NoRoom { limit }) } else { Ok(room) }
+        if before.saturating_add(bytes) > limit {
+            Err(BodyError::NoRoom { limit })
+        } else {
+            Ok(room)
+        }
     }
 }
 
@@ -231,9 +237,8 @@ impl Body {
             return Ok(Some((bytes.clone(), Some(room))));
         }
         // What a peer announces is not allocated before it arrives.
-        let mut whole = BytesMut::with_capacity(
-            usize::try_from(expected).unwrap_or(0).min(READ_AHEAD_BYTES),
-        );
+        let mut whole =
+            BytesMut::with_capacity(usize::try_from(expected).unwrap_or(0).min(READ_AHEAD_BYTES));
         loop {
             let n = self.fill().await?;
             if n == 0 {
@@ -266,7 +271,11 @@ struct PutBack {
 
 impl Source for PutBack {
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, BodyError>> {
-        if self.read.is_empty() { self.rest.poll_fill(cx) } else { Poll::Ready(Ok(self.read.len())) }
+        if self.read.is_empty() {
+            self.rest.poll_fill(cx)
+        } else {
+            Poll::Ready(Ok(self.read.len()))
+        }
     }
 
     fn data(&self) -> &[u8] {
@@ -348,7 +357,11 @@ mod tests {
             (at_hand(), 7, false),
         ] {
             let seen = body.peek(limit, &used, 8).await.expect("there is room");
-            assert_eq!(seen.map(|(seen, _)| seen), fits.then(|| "abcdefgh".into()), "limit {limit}");
+            assert_eq!(
+                seen.map(|(seen, _)| seen),
+                fits.then(|| "abcdefgh".into()),
+                "limit {limit}"
+            );
             let whole = body.read_limited(8).await.expect("it is no longer than that");
             assert_eq!(whole, "abcdefgh", "limit {limit}");
             drop(body);

@@ -34,7 +34,11 @@ impl Forwarded {
     }
 
     /// The three that tell where a request came in, as far as they are to be set.
-    fn seen<'a>(self, exchange: &'a Exchange, port: &'a mut itoa::Buffer) -> SmallVec<[(&'static str, &'a [u8]); 4]> {
+    fn seen<'a>(
+        self,
+        exchange: &'a Exchange,
+        port: &'a mut itoa::Buffer,
+    ) -> SmallVec<[(&'static str, &'a [u8]); 4]> {
         let headers = &exchange.request.headers;
         let mut fields = SmallVec::new();
         let mut add = |known, name, value| {
@@ -43,7 +47,11 @@ impl Forwarded {
             }
         };
         add(Known::XForwardedProto, "X-Forwarded-Proto", exchange.connection.scheme().as_bytes());
-        add(Known::XForwardedHost, "X-Forwarded-Host", headers.known(Known::Host).unwrap_or_default());
+        add(
+            Known::XForwardedHost,
+            "X-Forwarded-Host",
+            headers.known(Known::Host).unwrap_or_default(),
+        );
         let port = port.format(exchange.connection.local.port()).as_bytes();
         add(Known::XForwardedPort, "X-Forwarded-Port", port);
         fields

@@ -125,7 +125,10 @@ fn normalise(exchange: &mut Exchange) -> Option<Response> {
 }
 
 /// Looks for the route. Where a condition asks for the body, reads it and looks again.
-async fn route(exchange: &mut Exchange, snapshot: &Snapshot) -> Result<Option<Arc<Route>>, Response> {
+async fn route(
+    exchange: &mut Exchange,
+    snapshot: &Snapshot,
+) -> Result<Option<Arc<Route>>, Response> {
     loop {
         let found = find_route(exchange, snapshot);
         match exchange.preview.wanted() {
@@ -189,7 +192,12 @@ fn refuse_large_body(exchange: &Exchange) -> Option<Response> {
     let limit = exchange.settings.client_body_max?;
     let announced = exchange.request.body.remaining()?;
     (announced > limit).then(|| {
-        error!(announced, limit, route = exchange.route_id(), "A request body is larger than client_max_body_size allows.");
+        error!(
+            announced,
+            limit,
+            route = exchange.route_id(),
+            "A request body is larger than client_max_body_size allows."
+        );
         Response::page(StatusCode::PAYLOAD_TOO_LARGE)
     })
 }

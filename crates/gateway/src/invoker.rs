@@ -131,7 +131,8 @@ impl FunctionInvoker {
     /// Compiles the shared attributes.
     pub fn compile(config: &InvokerConfig, ctx: &CompileCtx<'_>) -> Result<Self, ConfigError> {
         // Differs: APISIX takes any text and fails each request.
-        let bad = |why: &str| ConfigError(format!("`function_uri` {why}: {:?}", config.function_uri));
+        let bad =
+            |why: &str| ConfigError(format!("`function_uri` {why}: {:?}", config.function_uri));
         let uri: Uri = config.function_uri.parse().map_err(|_| bad("is not a URL"))?;
         let scheme = match uri.scheme_str() {
             Some("http") => "http",
@@ -147,9 +148,11 @@ impl FunctionInvoker {
         }
         let tls = scheme == "https";
         let default_port = if tls { 443 } else { 80 };
-        let port = match authority.port() {
-            Some(port) => port.as_str().parse().map_err(|_| bad("has no valid port"))?,
-            None => default_port,
+        // `Authority::port` tells no port where the number is too large for one.
+        let behind_host = authority.as_str().get(authority.host().len()..).unwrap_or_default();
+        let port = match behind_host.strip_prefix(':') {
+            None | Some("") => default_port,
+            Some(port) => port.parse().map_err(|_| bad("has no valid port"))?,
         };
         let bare = authority.host().trim_start_matches('[').trim_end_matches(']');
         let host = match (bare.parse::<IpAddr>(), ctx.deps) {
@@ -160,7 +163,11 @@ impl FunctionInvoker {
         let target = match ctx.deps {
             Some(deps) if tls => {
                 if !config.ssl_verify {
-                    warn!(owner = ctx.owner, function = authority.as_str(), "ssl_verify is false: whoever answers at this address is believed.");
+                    warn!(
+                        owner = ctx.owner,
+                        function = authority.as_str(),
+                        "ssl_verify is false: whoever answers at this address is believed."
+                    );
                 }
                 let request = TlsRequest {
                     server_name: bare.to_owned(),
@@ -309,9 +316,10 @@ impl FunctionInvoker {
             Host::Ip(ip) => *ip,
             Host::Name(name) => match name.next() {
                 Some(ip) => ip,
-                None => name.first(self.timeouts.connect).await.map_err(|cause| {
-                    CallError::Resolve { host: name.host.clone(), cause }
-                })?,
+                None => name
+                    .first(self.timeouts.connect)
+                    .await
+                    .map_err(|cause| CallError::Resolve { host: name.host.clone(), cause })?,
             },
             Host::Unresolved => return Err(CallError::Closed),
         };

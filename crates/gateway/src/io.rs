@@ -253,11 +253,13 @@ mod tests {
         let mut timer = LazyTimer::default();
         timer.arm(Duration::from_millis(100));
         timer.arm(Duration::from_millis(20));
-        let fired = tokio::time::timeout(Duration::from_secs(5), poll_fn(|cx| timer.poll_expired(cx)));
+        let fired =
+            tokio::time::timeout(Duration::from_secs(5), poll_fn(|cx| timer.poll_expired(cx)));
         assert!(fired.await.is_ok());
         timer.arm(Duration::from_millis(10));
         timer.disarm();
-        let fired = tokio::time::timeout(Duration::from_millis(50), poll_fn(|cx| timer.poll_expired(cx)));
+        let fired =
+            tokio::time::timeout(Duration::from_millis(50), poll_fn(|cx| timer.poll_expired(cx)));
         assert!(fired.await.is_err());
     }
 }

@@ -82,10 +82,7 @@ pub trait Plugin: Sized + Send + Sync + 'static {
     fn compile(config: Self::Config, ctx: &CompileCtx<'_>) -> Result<Self, ConfigError>;
 
     /// The `rewrite` step.
-    fn rewrite(
-        &self,
-        _exchange: &mut Exchange,
-    ) -> impl Future<Output = Result<Flow, PluginError>> {
+    fn rewrite(&self, _exchange: &mut Exchange) -> impl Future<Output = Result<Flow, PluginError>> {
         ready(Ok(Flow::Continue))
     }
 
@@ -190,8 +187,7 @@ impl<P: Plugin> DynPlugin for P {
     }
 }
 
-type Compile =
-    dyn Fn(&Value, &CompileCtx<'_>) -> Result<Arc<dyn DynPlugin>, String> + Send + Sync;
+type Compile = dyn Fn(&Value, &CompileCtx<'_>) -> Result<Arc<dyn DynPlugin>, String> + Send + Sync;
 
 /// One plugin of the registry.
 #[derive(Clone)]
@@ -273,9 +269,8 @@ impl Registry {
 
     /// The plain list the Admin API works with.
     pub fn catalog(&self) -> Catalog {
-        Catalog::new(
-            self.plugins.iter().map(|p| p.info.clone()).collect(),
-            |vars| crate::expr::Expr::compile(vars).map(drop),
-        )
+        Catalog::new(self.plugins.iter().map(|p| p.info.clone()).collect(), |vars| {
+            crate::expr::Expr::compile(vars).map(drop)
+        })
     }
 }

@@ -16,7 +16,10 @@ use crate::snapshot::Route;
 use crate::upstream::{PassHost, Upstream};
 
 /// Proxies the request to the route's upstream.
-pub(crate) async fn proxy(exchange: &mut Exchange, route: &Arc<Route>) -> Result<Response, PluginError> {
+pub(crate) async fn proxy(
+    exchange: &mut Exchange,
+    route: &Arc<Route>,
+) -> Result<Response, PluginError> {
     let Some(upstream) = route.upstream.clone() else {
         error!(route = %route.id, "A route has neither an upstream nor a plugin that answers: add one of them.");
         return Ok(Response::page(StatusCode::SERVICE_UNAVAILABLE));
@@ -253,8 +256,10 @@ async fn send_grpc(
     timeouts: Timeouts,
     body: &mut Body,
 ) -> Result<Received, Failed> {
-    let head = grpc_head(exchange, target, host)
-        .map_err(|why| Failed { error: CallError::Send(std::io::Error::other(why)), again: false })?;
+    let head = grpc_head(exchange, target, host).map_err(|why| Failed {
+        error: CallError::Send(std::io::Error::other(why)),
+        again: false,
+    })?;
     let core = exchange.core.clone();
     client::send_h2(&core, target, head, body, timeouts).await.map_err(|error| {
         let again = error.is_before_sending();

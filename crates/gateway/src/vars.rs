@@ -49,9 +49,10 @@ fn owned<'a>(text: impl Into<Vec<u8>>) -> Value<'a> {
 fn header<'a>(headers: &'a Headers, name: &str) -> Option<Value<'a>> {
     let same = |found: &&[u8]| {
         found.len() == name.len()
-            && found.iter().zip(name.bytes()).all(|(a, b)| {
-                a.eq_ignore_ascii_case(&b) || (*a == b'_' && b == b'-')
-            })
+            && found
+                .iter()
+                .zip(name.bytes())
+                .all(|(a, b)| a.eq_ignore_ascii_case(&b) || (*a == b'_' && b == b'-'))
     };
     let mut values = headers.iter().filter(|(found, _)| same(found)).map(|(_, value)| value);
     let first = values.next()?;
@@ -85,7 +86,8 @@ fn decoded(text: &[u8]) -> Cow<'_, [u8]> {
     let mut out = Vec::with_capacity(text.len());
     let mut at = 0;
     while let Some(&b) = text.get(at) {
-        let escape = text.get(at + 1).copied().and_then(hex).zip(text.get(at + 2).copied().and_then(hex));
+        let escape =
+            text.get(at + 1).copied().and_then(hex).zip(text.get(at + 2).copied().and_then(hex));
         match (b, escape) {
             (b'%', Some((high, low))) => {
                 out.push(high << 4 | low);
@@ -165,7 +167,9 @@ impl Exchange {
             Builtin::RequestUri => Some(owned(self.request_uri())),
             Builtin::RealRequestUri => Some(bytes(request.target())),
             Builtin::Args => request.query().map(bytes),
-            Builtin::IsArgs => Some(bytes(if request.query().is_some_and(|q| !q.is_empty()) { b"?" } else { b"" })),
+            Builtin::IsArgs => {
+                Some(bytes(if request.query().is_some_and(|q| !q.is_empty()) { b"?" } else { b"" }))
+            }
             Builtin::Request | Builtin::RequestLine => {
                 let mut line = request.method.as_str().as_bytes().to_vec();
                 line.push(b' ');
@@ -210,7 +214,9 @@ impl Exchange {
             Builtin::Pid => number(std::process::id().into()),
             Builtin::Pipe => Some(bytes(b".")),
             Builtin::NginxVersion => None,
-            Builtin::RequestId | Builtin::ApisixRequestId => Some(bytes(self.request_id().as_bytes())),
+            Builtin::RequestId | Builtin::ApisixRequestId => {
+                Some(bytes(self.request_id().as_bytes()))
+            }
             Builtin::RequestTime => Some(owned(seconds(self.started.elapsed()))),
             Builtin::RequestLength | Builtin::BytesReceived => number(self.bytes_received),
             Builtin::RequestCompletion => Some(bytes(if self.completed { b"OK" } else { b"" })),
@@ -225,7 +231,9 @@ impl Exchange {
             }
             Builtin::RouteId => self.route.as_ref().map(|r| bytes(r.id.as_bytes())),
             Builtin::RouteName => self.route.as_ref()?.name.as_ref().map(|n| bytes(n.as_bytes())),
-            Builtin::ServiceId => self.route.as_ref()?.service.as_ref().map(|s| bytes(s.0.as_bytes())),
+            Builtin::ServiceId => {
+                self.route.as_ref()?.service.as_ref().map(|s| bytes(s.0.as_bytes()))
+            }
             Builtin::ServiceName => {
                 self.route.as_ref()?.service.as_ref()?.1.as_ref().map(|n| bytes(n.as_bytes()))
             }
@@ -233,11 +241,14 @@ impl Exchange {
             Builtin::SslCipher => tls.map(|t| bytes(t.cipher.as_bytes())),
             Builtin::SslServerName => tls?.sni.as_ref().map(|s| bytes(s.as_bytes())),
             Builtin::UpstreamAddr => {
-                let all: Vec<String> = self.upstream.addrs.iter().map(ToString::to_string).collect();
+                let all: Vec<String> =
+                    self.upstream.addrs.iter().map(ToString::to_string).collect();
                 (!all.is_empty()).then(|| owned(all.join(", ")))
             }
             Builtin::BalancerIp => self.upstream.addrs.last().map(|a| owned(a.ip().to_string())),
-            Builtin::BalancerPort => self.upstream.addrs.last().and_then(|a| number(a.port().into())),
+            Builtin::BalancerPort => {
+                self.upstream.addrs.last().and_then(|a| number(a.port().into()))
+            }
             Builtin::UpstreamStatus => self.upstream.status.and_then(|s| number(s.into())),
             Builtin::UpstreamHost => match &self.upstream.host {
                 Some(host) => Some(bytes(host.as_bytes())),
@@ -245,7 +256,9 @@ impl Exchange {
             },
             Builtin::UpstreamScheme if self.upstream.scheme.is_empty() => Some(bytes(b"http")),
             Builtin::UpstreamScheme => Some(bytes(self.upstream.scheme.as_bytes())),
-            Builtin::UpstreamUri => Some(bytes(self.upstream.uri.as_deref().unwrap_or_default().as_bytes())),
+            Builtin::UpstreamUri => {
+                Some(bytes(self.upstream.uri.as_deref().unwrap_or_default().as_bytes()))
+            }
             Builtin::UpstreamConnectTime => took(self.upstream.connect_time),
             Builtin::UpstreamHeaderTime => took(self.upstream.header_time),
             Builtin::UpstreamResponseTime | Builtin::ApisixUpstreamResponseTime => {

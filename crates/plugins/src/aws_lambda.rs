@@ -164,3 +164,75 @@ impl std::fmt::Debug for Authorization {
         f.debug_struct("Authorization").finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use sluicegate_testkit::PluginTest;
+
+    use super::*;
+
+    #[test]
+    fn the_schema_and_the_config_speak_of_the_same_fields() {
+        PluginTest::<AwsLambda>::check_schema(&json!({"function_uri": "http://fn.test/"}));
+        PluginTest::<AwsLambda>::check_schema(&json!({
+            "function_uri": "https://fn.test:8443/a?b=c",
+            "authorization": {"apikey": "", "iam": {"accesskey": "A", "secretkey": "s"}},
+        }));
+    }
+
+    #[test]
+    fn the_clients_key_comes_before_the_configured_one_and_that_before_signing() {
+        let iam = json!({"accesskey": "AKID", "secretkey": "secret"});
+        for (client, authorization, sent, signed) in [
+            (None, json!({}), None, false),
+            (Some("client"), json!({}), Some("client"), false),
+            (None, json!({"apikey": "ours"}), Some("ours"), false),
+            (Some("client"), json!({"apikey": "ours"}), Some("client"), false),
+            (None, json!({"iam": iam}), None, true),
+            (Some("client"), json!({"iam": iam}), Some("client"), true),
+            (None, json!({"apikey": "ours", "iam": iam}), Some("ours"), false),
+            (Some("client"), json!({"apikey": "ours", "iam": iam}), Some("client"), true),
+        ] {
+            let ran = PluginTest::<AwsLambda>::new()
+                .config(json!({"function_uri": "http://fn.test/", "authorization": authorization}))
+                .request_header("X-Api-Key", client)
+                .run();
+            assert_eq!(ran.status, 200, "{client:?} {authorization}");
+            assert_eq!(ran.sent_header("x-api-key"), sent, "{client:?} {authorization}");
+            let has = ran.sent_header("authorization").is_some();
+            assert_eq!(has, signed, "{client:?} {authorization}");
+        }
+    }
+
+    #[test]
+    fn a_clients_signature_headers_are_replaced_and_never_doubled() {
+        let iam = json!({"accesskey": "AKID", "secretkey": "secret"});
+        let ran = PluginTest::<AwsLambda>::new()
+            .config(json!({"function_uri": "http://fn.test/", "authorization": {"iam": iam}}))
+            .request_header("X-Amz-Date", Some("20000101T000000Z"))
+            .request_header("x-amz-date", Some("20000102T000000Z"))
+            .run();
+        let date = ran.sent_header("x-amz-date").unwrap_or_default();
+        assert!(date.len() == 16 && !date.starts_with("2000"), "{date}");
+        let authorization = ran.sent_header("authorization").unwrap_or_default();
+        assert!(authorization.contains("SignedHeaders=host;x-amz-date,"), "{authorization}");
+    }
+
+    #[test]
+    fn a_configuration_that_cannot_work_is_refused_with_field_and_value() {
+        let mut registry = sluicegate_gateway::plugin::Registry::default();
+        registry.add::<AwsLambda>();
+        let plugin = registry.iter().next().expect("it was added");
+        for (uri, why) in [
+            ("nowhere", "`function_uri` does not begin with http:// or https://: \"nowhere\""),
+            ("/run", "`function_uri` does not begin with http:// or https://: \"/run\""),
+            ("ftp://a/", "`function_uri` does not begin with http:// or https://: \"ftp://a/\""),
+            ("http://u:p@a/", "`function_uri` must not carry a user name"),
+            ("http://a:99999/", "`function_uri` has no valid port: \"http://a:99999/\""),
+            ("http:///x", "`function_uri` is not a URL"),
+        ] {
+            let error = (plugin.info.check)(&json!({"function_uri": uri})).expect_err(uri);
+            assert!(error.starts_with(why), "{uri}: {error}");
+        }
+    }
+}

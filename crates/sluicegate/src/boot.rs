@@ -74,7 +74,9 @@ impl Running {
         }
         let listeners = Listeners::bind(&settings)?;
         let admin_listener = match config.apisix.enable_admin {
-            true => Some(bind(config.deployment.admin.admin_listen, "deployment.admin.admin_listen")?),
+            true => {
+                Some(bind(config.deployment.admin.admin_listen, "deployment.admin.admin_listen")?)
+            }
             false => None,
         };
         let control_listener = match config.apisix.control {
@@ -95,7 +97,10 @@ impl Running {
 
         let tls = Arc::new(tls_clients(&config, place)?);
         if let Some(why) = tls.roots_error() {
-            warn!(why, "There are no root certificates: upstreams and functions cannot be verified; install ca-certificates or set apisix.ssl.ssl_trusted_certificate.");
+            warn!(
+                why,
+                "There are no root certificates: upstreams and functions cannot be verified; install ca-certificates or set apisix.ssl.ssl_trusted_certificate."
+            );
         }
         let upstream_deps = UpstreamDeps {
             resolver: Resolver::new(runtime.handle().clone(), &settings::dns(&config)),
@@ -134,7 +139,8 @@ impl Running {
         };
         runtime.spawn(follow.run(changes));
 
-        let gateway = Gateway::start(shared, listeners).context("the request threads could not be started")?;
+        let gateway = Gateway::start(shared, listeners)
+            .context("the request threads could not be started")?;
         let reload = Arc::new(|| {
             // The same way a person takes: config.yaml is read again.
             let own = rustix::process::getpid();
@@ -204,7 +210,10 @@ impl Running {
         }
         let restart = Config::restart_needed(&self.config, &config);
         if !restart.is_empty() {
-            warn!(keys = restart.join(", "), "These keys have changed and need a restart; their old values stay in force.");
+            warn!(
+                keys = restart.join(", "),
+                "These keys have changed and need a restart; their old values stay in force."
+            );
         }
         let mut settings = settings::gateway(&config, &self.place);
         let before = self.gateway.shared.settings();
@@ -216,7 +225,9 @@ impl Running {
             return;
         }
         let log = &config.nginx_config;
-        if let Err(error) = error_log::init(&log.error_log, log.error_log_level, |p| self.place.under(p)) {
+        if let Err(error) =
+            error_log::init(&log.error_log, log.error_log_level, |p| self.place.under(p))
+        {
             error!(%error, "The error log stays where it was.");
         }
         self.admin.settings.store(Arc::new(settings::admin(&config)));
@@ -293,9 +304,9 @@ fn enabled(config: &Config) -> Registry {
 }
 
 fn deps(config: &Config, registry: Registry, upstream: &UpstreamDeps) -> Deps {
-    let attrs = registry
-        .iter()
-        .filter_map(|p| Some((p.info.name.to_owned(), config.plugin_attr.get(p.info.name)?.clone())));
+    let attrs = registry.iter().filter_map(|p| {
+        Some((p.info.name.to_owned(), config.plugin_attr.get(p.info.name)?.clone()))
+    });
     Deps {
         plugin_attr: Value::Object(attrs.collect()),
         registry,
@@ -315,7 +326,10 @@ fn tls_clients(config: &Config, place: &Place) -> anyhow::Result<TlsClients> {
             })?;
             let clients = TlsClients::new(Some(&pem));
             if clients.roots_error().is_some() {
-                bail!("apisix.ssl.ssl_trusted_certificate: {} holds no certificate", path.display());
+                bail!(
+                    "apisix.ssl.ssl_trusted_certificate: {} holds no certificate",
+                    path.display()
+                );
             }
             Ok(clients)
         }
@@ -333,7 +347,11 @@ fn bind(addr: SocketAddr, key: &str) -> anyhow::Result<std::net::TcpListener> {
     Ok(listener)
 }
 
-fn serve(runtime: &Runtime, listener: std::net::TcpListener, router: axum::Router) -> anyhow::Result<()> {
+fn serve(
+    runtime: &Runtime,
+    listener: std::net::TcpListener,
+    router: axum::Router,
+) -> anyhow::Result<()> {
     let _entered = runtime.enter();
     let listener = TcpListener::from_std(listener)?;
     let service = router.into_make_service_with_connect_info::<SocketAddr>();
@@ -538,7 +556,11 @@ fn raise_file_limit(wanted: u32) {
     if let Err(error) = setrlimit(Resource::Nofile, raised) {
         warn!(%error, wanted, "The limit of open files could not be raised.");
     } else if current < wanted {
-        warn!(wanted, current, "The limit of open files is lower than nginx_config.worker_rlimit_nofile: the hard limit is in the way.");
+        warn!(
+            wanted,
+            current,
+            "The limit of open files is lower than nginx_config.worker_rlimit_nofile: the hard limit is in the way."
+        );
     }
 }
 

@@ -141,13 +141,20 @@ fn signal(place: &Place, signal: Signal, wait: Option<Duration>) -> anyhow::Resu
     })?;
     let Some(wait) = wait else { return Ok(()) };
     let deadline = Instant::now() + wait;
-    while test_kill_process(pid).is_ok() {
+    while test_kill_process(pid).is_ok() && !is_zombie(pid) {
         if Instant::now() >= deadline {
             bail!("process {} still runs after {wait:?}", text.trim());
         }
         std::thread::sleep(Duration::from_millis(20));
     }
     Ok(())
+}
+
+/// Has the process ended, with nobody to take its exit status yet?
+fn is_zombie(pid: Pid) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()));
+    // The state follows the name, which is in parentheses and may hold any others.
+    stat.is_ok_and(|text| text.rsplit_once(')').is_some_and(|(_, rest)| rest.starts_with(" Z")))
 }
 
 /// How long `quit` and `stop` wait for the gateway to be gone.

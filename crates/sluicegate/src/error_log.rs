@@ -150,7 +150,9 @@ impl Line {
     fn record(&mut self, name: &str, value: &str) {
         let clean: String = value
             .chars()
-            .flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] })
+            .flat_map(
+                |c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] },
+            )
             .collect();
         if name == "message" {
             self.message = clean;

@@ -11,8 +11,8 @@ use sluicegate_config::{
 use sluicegate_gateway::client::Keepalive;
 use sluicegate_gateway::http::head::HeadLimits;
 use sluicegate_gateway::router::Mode;
-use sluicegate_gateway::upstream::resolve::DnsSettings;
 use sluicegate_gateway::settings::{AccessLog, Escape, Listen, RealIp, Settings, TlsSettings};
+use sluicegate_gateway::upstream::resolve::DnsSettings;
 use sluicegate_model::encrypt::Keyring;
 
 use crate::cli::Place;

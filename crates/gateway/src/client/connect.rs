@@ -31,9 +31,8 @@ pub async fn acquire(
 
 pub(super) async fn connect(target: &Target) -> Result<Stream, CallError> {
     let addr = target.addr;
-    let tcp = TcpStream::connect(addr)
-        .await
-        .map_err(|source| CallError::Connect { addr, source })?;
+    let tcp =
+        TcpStream::connect(addr).await.map_err(|source| CallError::Connect { addr, source })?;
     // Without it a head and its body could wait for each other's acknowledgement.
     tcp.set_nodelay(true).map_err(|source| CallError::Connect { addr, source })?;
     let Some(tls) = &target.tls else { return Ok(Stream::Tcp(tcp)) };

@@ -63,10 +63,7 @@ pub async fn send(
             Answer::Failed {
                 stale: reused
                     && quiet
-                    && matches!(
-                        error,
-                        CallError::Closed | CallError::Send(_) | CallError::Read(_)
-                    ),
+                    && matches!(error, CallError::Closed | CallError::Send(_) | CallError::Read(_)),
                 untouched: call.writer.is_untouched(),
                 error,
             }
@@ -187,7 +184,9 @@ impl Call {
                 Poll::Ready(Ok(_)) => self.armed = false,
                 Poll::Ready(Err(error)) => {
                     let error = match error.kind() {
-                        std::io::ErrorKind::Other => crate::http::HeadError::TooLarge(self.limits.bytes).into(),
+                        std::io::ErrorKind::Other => {
+                            crate::http::HeadError::TooLarge(self.limits.bytes).into()
+                        }
                         _ => self.send_error.take().unwrap_or(CallError::Read(error)),
                     };
                     return Poll::Ready(Err(error));
@@ -244,11 +243,7 @@ impl Call {
             return Received { status, headers, body: Body::Empty, tunnel: Some(Box::new(tunnel)) };
         }
         let framing = if self.no_body { Framing::Empty } else { head.framing };
-        self.keep = if self.no_body {
-            !headers.connection_has("close")
-        } else {
-            head.keep_alive
-        };
+        self.keep = if self.no_body { !headers.connection_has("close") } else { head.keep_alive };
         self.decoder = Decoder::new(framing);
         if self.decoder.is_end() {
             // The rest of an upload nobody waits for is not sent.

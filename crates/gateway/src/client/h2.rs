@@ -235,10 +235,9 @@ pub(crate) fn pump(
 fn trailer_map(trailers: &Headers) -> ::http::HeaderMap {
     let mut map = ::http::HeaderMap::new();
     for (name, value) in trailers.iter() {
-        if let (Ok(name), Ok(value)) = (
-            ::http::HeaderName::from_bytes(name),
-            ::http::HeaderValue::from_bytes(value),
-        ) {
+        if let (Ok(name), Ok(value)) =
+            (::http::HeaderName::from_bytes(name), ::http::HeaderValue::from_bytes(value))
+        {
             map.append(name, value);
         }
     }

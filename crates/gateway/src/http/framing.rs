@@ -31,14 +31,24 @@ enum State {
     Length(u64),
     UntilClose,
     /// Reading a chunk-size line: the size so far, digits seen, inside an extension.
-    Size { size: u64, digits: u8, extension: bool },
-    SizeLf { size: u64 },
+    Size {
+        size: u64,
+        digits: u8,
+        extension: bool,
+    },
+    SizeLf {
+        size: u64,
+    },
     Data(u64),
     DataCr,
     DataLf,
     /// In a trailer line (or at its start).
-    Trailer { at_start: bool },
-    TrailerLf { last: bool },
+    Trailer {
+        at_start: bool,
+    },
+    TrailerLf {
+        last: bool,
+    },
     End,
 }
 
@@ -129,16 +139,24 @@ impl Decoder {
                 b'\r' => return Err(FramingError("chunk size is missing")),
                 b'\n' => return Err(FramingError("bare LF")),
                 _ if extension => match b {
-                    0..0x20 if b != b'\t' => return Err(FramingError("control byte in a chunk extension")),
+                    0..0x20 if b != b'\t' => {
+                        return Err(FramingError("control byte in a chunk extension"));
+                    }
                     _ => State::Size { size, digits, extension },
                 },
                 b';' | b' ' | b'\t' if digits > 0 => State::Size { size, digits, extension: true },
                 _ => {
-                    let digit = (b as char).to_digit(16).ok_or(FramingError("chunk size is not hexadecimal"))?;
+                    let digit = (b as char)
+                        .to_digit(16)
+                        .ok_or(FramingError("chunk size is not hexadecimal"))?;
                     if digits == CHUNK_SIZE_DIGITS_MAX {
                         return Err(FramingError("chunk size is too large"));
                     }
-                    State::Size { size: size << 4 | u64::from(digit), digits: digits + 1, extension }
+                    State::Size {
+                        size: size << 4 | u64::from(digit),
+                        digits: digits + 1,
+                        extension,
+                    }
                 }
             },
             State::SizeLf { size } => match (b, size) {
@@ -148,7 +166,9 @@ impl Decoder {
             },
             State::DataCr if b == b'\r' => State::DataLf,
             State::DataLf if b == b'\n' => State::Size { size: 0, digits: 0, extension: false },
-            State::DataCr | State::DataLf => return Err(FramingError("chunk data is longer than its size")),
+            State::DataCr | State::DataLf => {
+                return Err(FramingError("chunk data is longer than its size"));
+            }
             State::Trailer { at_start } => match b {
                 b'\r' => State::TrailerLf { last: at_start },
                 b'\n' | 0 => return Err(FramingError("bare LF or NUL in a trailer")),
@@ -204,7 +224,11 @@ mod tests {
     use super::*;
 
     /// Decodes `wire` cut into pieces of `cut` bytes: the data, the trailers, the rest.
-    fn decode(framing: Framing, wire: &[u8], cut: usize) -> Result<(String, String, usize), FramingError> {
+    fn decode(
+        framing: Framing,
+        wire: &[u8],
+        cut: usize,
+    ) -> Result<(String, String, usize), FramingError> {
         let mut decoder = Decoder::new(framing);
         let (mut data, mut used) = (Vec::new(), 0);
         while !decoder.is_end() && used < wire.len() {
@@ -238,7 +262,10 @@ mod tests {
     #[test]
     fn chunks_are_taken_out_of_their_framing() {
         check("3\r\nabc\r\n0\r\n\r\n", Ok(("abc", "", 0)));
-        check("3;x=\"y\"\r\nabc\r\nA\r\n0123456789\r\n0\r\nT: 1\r\nU: 2\r\n\r\nGET", Ok(("abc0123456789", "T: 1\r\nU: 2\r\n", 3)));
+        check(
+            "3;x=\"y\"\r\nabc\r\nA\r\n0123456789\r\n0\r\nT: 1\r\nU: 2\r\n\r\nGET",
+            Ok(("abc0123456789", "T: 1\r\nU: 2\r\n", 3)),
+        );
         check("3\nabc", Err("bare LF"));
         check("\r\n", Err("chunk size is missing"));
         check("g\r\n", Err("chunk size is not hexadecimal"));

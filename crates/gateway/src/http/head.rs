@@ -173,8 +173,7 @@ impl ResponseHead {
         let mut inline = [const { MaybeUninit::<httparse::Header<'_>>::uninit() }; FIELDS_INLINE];
         let mut response = httparse::Response::new(&mut []);
         let config = httparse::ParserConfig::default();
-        let parsed =
-            config.parse_response_with_uninit_headers(&mut response, bytes, &mut inline);
+        let parsed = config.parse_response_with_uninit_headers(&mut response, bytes, &mut inline);
         if parsed != Err(httparse::Error::TooManyHeaders) {
             return Self::finish(bytes, response, parsed, headers, limits);
         }
@@ -426,9 +425,7 @@ pub fn is_authority(host: &[u8]) -> bool {
             !inner.is_empty()
                 && inner.iter().all(|b| b.is_ascii_hexdigit() || matches!(b, b':' | b'.'))
         }
-        _ => name.iter().all(|b| {
-            b.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=".contains(b)
-        }),
+        _ => name.iter().all(|b| b.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=".contains(b)),
     };
     let port_ok = match port {
         [] => true,
@@ -459,11 +456,25 @@ mod tests {
     #[test]
     fn what_two_servers_could_read_differently_is_refused() {
         let h = "Host: a\r\n";
-        refused(&format!("GET / HTTP/1.1\r\n{h}Content-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n"), "Content-Length beside Transfer-Encoding");
-        refused(&format!("GET / HTTP/1.1\r\n{h}Content-Length: 1\r\nContent-Length: 1\r\n\r\n"), "repeated Content-Length");
-        refused(&format!("GET / HTTP/1.1\r\n{h}Content-Length: 1, 1\r\n\r\n"), "malformed Content-Length");
+        refused(
+            &format!(
+                "GET / HTTP/1.1\r\n{h}Content-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n"
+            ),
+            "Content-Length beside Transfer-Encoding",
+        );
+        refused(
+            &format!("GET / HTTP/1.1\r\n{h}Content-Length: 1\r\nContent-Length: 1\r\n\r\n"),
+            "repeated Content-Length",
+        );
+        refused(
+            &format!("GET / HTTP/1.1\r\n{h}Content-Length: 1, 1\r\n\r\n"),
+            "malformed Content-Length",
+        );
         for bad in ["+1", "-1", "0x1", "1 1", "", "99999999999999999999"] {
-            refused(&format!("GET / HTTP/1.1\r\n{h}Content-Length: {bad}\r\n\r\n"), "malformed Content-Length");
+            refused(
+                &format!("GET / HTTP/1.1\r\n{h}Content-Length: {bad}\r\n\r\n"),
+                "malformed Content-Length",
+            );
         }
         refused(&format!("GET / HTTP/1.1\n{h}\r\n"), "bare LF");
         refused("GET / HTTP/1.1\r\nHost: a\nX: b\r\n\r\n", "bare LF");
@@ -475,20 +486,41 @@ mod tests {
         refused("GET / HTTP/1.1\r\nX: a\r\n\r\n", "Host is missing");
         refused("GET / HTTP/1.1\r\nHost: a b\r\n\r\n", "malformed Host");
         refused("GET / HTTP/1.1\r\nHost: u@a\r\n\r\n", "malformed Host");
-        refused("GET http://b/ HTTP/1.1\r\nHost: a\r\n\r\n", "the target's authority differs from Host");
+        refused(
+            "GET http://b/ HTTP/1.1\r\nHost: a\r\n\r\n",
+            "the target's authority differs from Host",
+        );
         refused("GET nopath HTTP/1.1\r\nHost: a\r\n\r\n", "malformed request target");
-        refused(&format!("GET / HTTP/1.1\r\n{h}Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n"), "repeated Transfer-Encoding");
-        refused(&format!("GET / HTTP/1.1\r\n{h}Transfer-Encoding: xchunked\r\n\r\n"), "malformed Transfer-Encoding");
-        refused(&format!("GET / HTTP/1.1\r\n{h}Transfer-Encoding: chunked, identity\r\n\r\n"), "malformed Transfer-Encoding");
-        refused("GET / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n", "Transfer-Encoding in an HTTP/1.0 request");
+        refused(
+            &format!(
+                "GET / HTTP/1.1\r\n{h}Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n"
+            ),
+            "repeated Transfer-Encoding",
+        );
+        refused(
+            &format!("GET / HTTP/1.1\r\n{h}Transfer-Encoding: xchunked\r\n\r\n"),
+            "malformed Transfer-Encoding",
+        );
+        refused(
+            &format!("GET / HTTP/1.1\r\n{h}Transfer-Encoding: chunked, identity\r\n\r\n"),
+            "malformed Transfer-Encoding",
+        );
+        refused(
+            "GET / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "Transfer-Encoding in an HTTP/1.0 request",
+        );
     }
 
     #[test]
     fn well_formed_heads_are_understood() {
-        let head = parse("POST /a?b HTTP/1.1\r\nHost: a:80\r\nContent-Length: 12\r\n\r\nrest").unwrap().unwrap();
+        let head = parse("POST /a?b HTTP/1.1\r\nHost: a:80\r\nContent-Length: 12\r\n\r\nrest")
+            .unwrap()
+            .unwrap();
         assert_eq!((head.framing, head.keep_alive, head.http11), (Framing::Length(12), true, true));
         assert_eq!(head.target, (5, 4));
-        let head = parse("GET http://A/x HTTP/1.1\r\nHost: a\r\nConnection: x, Close\r\n\r\n").unwrap().unwrap();
+        let head = parse("GET http://A/x HTTP/1.1\r\nHost: a\r\nConnection: x, Close\r\n\r\n")
+            .unwrap()
+            .unwrap();
         assert!(!head.keep_alive);
         let head = parse("GET / HTTP/1.0\r\n\r\n").unwrap().unwrap();
         assert!(!head.keep_alive && !head.http11);
@@ -498,7 +530,8 @@ mod tests {
 
     #[test]
     fn heads_have_a_limit_in_bytes_and_in_fields() {
-        let fields = |n: usize| format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", "x: y\r\n".repeat(n - 1));
+        let fields =
+            |n: usize| format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", "x: y\r\n".repeat(n - 1));
         assert!(parse(&fields(LIMITS.fields)).unwrap().is_some());
         assert_eq!(parse(&fields(LIMITS.fields + 1)).unwrap_err(), HeadError::TooMany(70));
         let long = format!("GET /{} HTTP/1.1\r\n", "a".repeat(5000));

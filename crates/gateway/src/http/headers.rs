@@ -79,7 +79,9 @@ impl Known {
                 ("x-forwarded-port", XForwardedPort),
                 ("proxy-connection", ProxyConnection),
             ],
-            17 => &[("transfer-encoding", TransferEncoding), ("x-forwarded-proto", XForwardedProto)],
+            17 => {
+                &[("transfer-encoding", TransferEncoding), ("x-forwarded-proto", XForwardedProto)]
+            }
             _ => return Other,
         };
         for (text, known) in candidates {
@@ -181,8 +183,7 @@ impl Headers {
         if known != Known::Other {
             field.known == known
         } else {
-            field.name_len as usize == name.len()
-                && self.name_of(field).eq_ignore_ascii_case(name)
+            field.name_len as usize == name.len() && self.name_of(field).eq_ignore_ascii_case(name)
         }
     }
 

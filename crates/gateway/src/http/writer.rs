@@ -14,13 +14,21 @@ use crate::io::Stream;
 /// it too (an upload that is read while its answer is written).
 pub(crate) trait Sink {
     /// Writes some of the slices.
-    fn poll_write(&mut self, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>>;
+    fn poll_write(
+        &mut self,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>>;
     /// Sends what a TLS layer holds back.
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
 }
 
 impl Sink for Stream {
-    fn poll_write(&mut self, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        &mut self,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
         let stream = Pin::new(self);
         match slices {
             [one] => AsyncWrite::poll_write(stream, cx, one),

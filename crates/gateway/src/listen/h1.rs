@@ -194,10 +194,7 @@ async fn next_head(core: &Rc<Core>, io: &Shared, first: bool) -> Arrived {
                 Poll::Pending => {
                     let waiting = buffer.is_empty();
                     if waiting {
-                        buffer.give_back(
-                            &mut core.buffers.borrow_mut(),
-                            crate::core::BUFFERS_KEPT,
-                        );
+                        buffer.give_back(&mut core.buffers.borrow_mut(), crate::core::BUFFERS_KEPT);
                         if core.is_draining() {
                             return Poll::Ready(Arrived::Closed);
                         }
@@ -341,7 +338,8 @@ async fn respond(
     let length = if filtered { None } else { response.body.remaining() };
     let body_read = io.borrow().body_done;
     // A body that was never asked for, or is too long to skip, ends the connection.
-    let mut keep = request.keep_alive && !core.is_draining() && !settings.keepalive_timeout.is_zero();
+    let mut keep =
+        request.keep_alive && !core.is_draining() && !settings.keepalive_timeout.is_zero();
     let left = match (&exchange.request.body, &response.body) {
         // A client that waits for `100 Continue` may or may not send what it announced.
         (Body::Stream(_), _) if request.expects_continue => None,
@@ -460,7 +458,9 @@ async fn write(
         if !writer.stalled {
             armed = 0;
             return match client_gone(io, cx) {
-                true => Poll::Ready(Err(WriteError::Io(std::io::ErrorKind::ConnectionReset.into()))),
+                true => {
+                    Poll::Ready(Err(WriteError::Io(std::io::ErrorKind::ConnectionReset.into())))
+                }
                 false => Poll::Pending,
             };
         }

@@ -161,7 +161,9 @@ fn exchange(
         refused = Some((StatusCode::BAD_REQUEST, "repeated host"));
     }
     match (authority, host) {
-        (Some(authority), Some(host)) if !host.as_bytes().eq_ignore_ascii_case(authority.as_bytes()) => {
+        (Some(authority), Some(host))
+            if !host.as_bytes().eq_ignore_ascii_case(authority.as_bytes()) =>
+        {
             refused = Some((StatusCode::BAD_REQUEST, ":authority differs from host"));
         }
         (Some(authority), _) => headers.append("host", authority.as_bytes()),
@@ -233,8 +235,7 @@ async fn send(exchange: &mut Exchange, respond: &mut SendResponse<Bytes>, mut re
     if bodiless {
         response.body = Body::Empty;
     }
-    let filtered =
-        !bodiless && chains(exchange).any(|chain| chain.filters_body());
+    let filtered = !bodiless && chains(exchange).any(|chain| chain.filters_body());
     response.headers.remove_hop_by_hop();
     match response.body.remaining() {
         Some(n) if !filtered && !bodiless => {
@@ -466,7 +467,11 @@ impl AsyncRead for Rewound {
 }
 
 impl AsyncWrite for Rewound {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.get_mut().stream).poll_write(cx, buf)
     }
     fn poll_write_vectored(

@@ -286,7 +286,8 @@ async fn serve(core: &Rc<Core>, listen: &Listen, mut tcp: TcpStream, peer: Socke
     };
     if !listen.tls {
         // Boxed, here and below: an idle connection keeps only what its wait needs.
-        return Box::pin(h1::serve(core, Stream::Tcp(tcp), Rc::new(connection), Buffer::default())).await;
+        return Box::pin(h1::serve(core, Stream::Tcp(tcp), Rc::new(connection), Buffer::default()))
+            .await;
     }
     let mut first = [0_u8; 1];
     match within(settings.client_header_timeout, tcp.peek(&mut first)).await {

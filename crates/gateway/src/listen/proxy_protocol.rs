@@ -65,7 +65,10 @@ fn version_2(version: u8, family: u8, rest: &[u8]) -> io::Result<Option<(SocketA
     match (family >> 4, rest.len()) {
         (1, 12..) => {
             let ip = |at: usize| Ipv4Addr::new(rest[at], rest[at + 1], rest[at + 2], rest[at + 3]);
-            Ok(Some((SocketAddr::new(ip(0).into(), port(8)), SocketAddr::new(ip(4).into(), port(10)))))
+            Ok(Some((
+                SocketAddr::new(ip(0).into(), port(8)),
+                SocketAddr::new(ip(4).into(), port(10)),
+            )))
         }
         (2, 36..) => {
             let ip = |at: usize| {

@@ -25,7 +25,12 @@ impl Way {
     }
 
     /// Moves bytes while both sides are ready. Ready when this direction is over.
-    fn poll(&mut self, from: &mut Stream, to: &mut Stream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll(
+        &mut self,
+        from: &mut Stream,
+        to: &mut Stream,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<()>> {
         loop {
             while !self.buffer.is_empty() {
                 let n = ready!(Pin::new(&mut *to).poll_write(cx, self.buffer.bytes()))?;

@@ -196,7 +196,11 @@ mod tests {
     #[test]
     fn variables_are_escaped_and_missing_ones_shown() {
         for (format, escape, expected) in [
-            ("[$http_a] ${http_a}$http_b $nothing!", Escape::Default, r"[x\x22y\x0A] x\x22y\x0A -!"),
+            (
+                "[$http_a] ${http_a}$http_b $nothing!",
+                Escape::Default,
+                r"[x\x22y\x0A] x\x22y\x0A -!",
+            ),
             (r#"{"a":"$http_a","b":"$http_b$none"}"#, Escape::Json, r#"{"a":"x\"y\n","b":""}"#),
             ("$http_a|$none", Escape::None, "x\"y\n|"),
             ("cost: 5$ ${", Escape::Default, "cost: 5$ ${"),

@@ -245,7 +245,8 @@ impl Compiler {
                     Some(Ok(config)) => {
                         let config = Arc::new(config);
                         let compiled = Err("not compiled yet".to_owned());
-                        let before = self.upstreams.insert(id.clone(), UpstreamEntry { config, compiled });
+                        let before =
+                            self.upstreams.insert(id.clone(), UpstreamEntry { config, compiled });
                         self.compile_upstream(&id);
                         self.keep_good_upstream(&id, before);
                     }
@@ -315,7 +316,12 @@ impl Compiler {
     }
 
     fn report(&mut self, kind: Kind, id: &str, cause: String) {
-        error!(kind = kind.plural(), id, cause, "A resource does not compile; its previous version serves, or 503 where there is none.");
+        error!(
+            kind = kind.plural(),
+            id,
+            cause,
+            "A resource does not compile; its previous version serves, or 503 where there is none."
+        );
         self.reports.insert((kind.plural(), id.to_owned()), cause);
     }
 
@@ -370,7 +376,11 @@ impl Compiler {
 
     fn upstream(&self, id: &str, config: &UpstreamConfig) -> Result<Arc<Upstream>, String> {
         if !matches!(config.kind.as_str(), "" | "roundrobin") {
-            warn!(upstream = id, kind = config.kind, "This balancer type is not there yet: round robin serves in its place.");
+            warn!(
+                upstream = id,
+                kind = config.kind,
+                "This balancer type is not there yet: round robin serves in its place."
+            );
         }
         if config.checks.is_some() {
             warn!(upstream = id, "Health checks are not there yet: every node counts as healthy.");
@@ -541,7 +551,13 @@ impl Compiler {
         Some(input)
     }
 
-    fn broken_route(&self, id: &str, config: &RouteConfig, status: StatusCode, cause: String) -> Route {
+    fn broken_route(
+        &self,
+        id: &str,
+        config: &RouteConfig,
+        status: StatusCode,
+        cause: String,
+    ) -> Route {
         Route {
             id: id.into(),
             name: config.name.clone(),
@@ -563,7 +579,9 @@ impl Compiler {
     ) -> Result<Route, (StatusCode, String)> {
         let unavailable = |cause: String| (StatusCode::SERVICE_UNAVAILABLE, cause);
         if config.filter_func.is_some() {
-            return Err(unavailable("filter_func needs Lua, which this version does not have".into()));
+            return Err(unavailable(
+                "filter_func needs Lua, which this version does not have".into(),
+            ));
         }
         if config.script.is_some() || service.is_some_and(|s| s.script.is_some()) {
             return Err(unavailable("script is not served: use plugins".into()));
@@ -582,9 +600,14 @@ impl Compiler {
         }
         plugins.extend(config.plugins.iter().map(|(k, v)| (k.clone(), v.clone())));
         let owner = format!("route {id}");
-        let chain =
-            Chain::compile(&plugins, &self.deps.registry, &self.deps.plugin_attr, &owner, &self.deps.upstream)
-                .map_err(unavailable)?;
+        let chain = Chain::compile(
+            &plugins,
+            &self.deps.registry,
+            &self.deps.plugin_attr,
+            &owner,
+            &self.deps.upstream,
+        )
+        .map_err(unavailable)?;
         let bad_gateway = |cause: String| (StatusCode::BAD_GATEWAY, cause);
         let upstream = match (&config.upstream_id, &config.upstream) {
             (Some(used), _) => Some(match self.upstreams.get(used) {
@@ -600,10 +623,7 @@ impl Compiler {
         Ok(Route {
             id: id.into(),
             name: config.name.clone(),
-            service: config
-                .service_id
-                .clone()
-                .map(|id| (id, service.and_then(|s| s.name.clone()))),
+            service: config.service_id.clone().map(|id| (id, service.and_then(|s| s.name.clone()))),
             chain: Arc::new(chain),
             upstream,
             enable_websocket: config
@@ -675,11 +695,8 @@ mod tests {
                 .expect("a runtime starts");
             let mut registry = Registry::default();
             registry.add::<Picky>();
-            let keepalive = Keepalive {
-                size: 1,
-                idle_timeout: std::time::Duration::from_secs(1),
-                requests: 1,
-            };
+            let keepalive =
+                Keepalive { size: 1, idle_timeout: std::time::Duration::from_secs(1), requests: 1 };
             let compiler = Compiler::new(Deps {
                 registry,
                 plugin_attr: Value::Null,
@@ -778,7 +795,11 @@ mod tests {
         bench.put(Kind::Routes, "old", json!({"uri": "/old", "upstream": upstream(1)}));
         bench.put(Kind::Routes, "old", bad("/moved"));
         assert_eq!(bench.hit("/old"), "127.0.0.1:1", "with its conditions too");
-        bench.put(Kind::Routes, "vars", json!({"uri": "/vars", "vars": [["a", "zz", "b"]], "upstream": upstream(2)}));
+        bench.put(
+            Kind::Routes,
+            "vars",
+            json!({"uri": "/vars", "vars": [["a", "zz", "b"]], "upstream": upstream(2)}),
+        );
         assert_eq!(bench.hit("/vars"), "503", "a condition that cannot be read opens nothing");
         bench.put(Kind::Routes, "old", json!({"uri": "/old", "upstream": upstream(3)}));
         assert_eq!(bench.hit("/old"), "127.0.0.1:3");
@@ -817,6 +838,9 @@ mod tests {
         });
         bench.snapshot = bench.compiler.apply(changes.collect());
         assert_eq!(bench.snapshot.router.len(), 1000);
-        assert_eq!((bench.hit("/r/999"), bench.hit("/r/1000")), ("127.0.0.1:1".into(), "none".into()));
+        assert_eq!(
+            (bench.hit("/r/999"), bench.hit("/r/1000")),
+            ("127.0.0.1:1".into(), "none".into())
+        );
     }
 }

@@ -141,9 +141,10 @@ impl Upstream {
             verify = tls.verify;
             client = match (&tls.client_cert, &tls.client_key, &tls.client_cert_id) {
                 (Some(cert), Some(key), _) => Some((cert.clone(), key.clone())),
-                (_, _, Some(id)) => {
-                    Some(client_cert(id).ok_or_else(|| format!("there is no ssl {id} of type client"))?)
-                }
+                (_, _, Some(id)) => Some(
+                    client_cert(id)
+                        .ok_or_else(|| format!("there is no ssl {id} of type client"))?,
+                ),
                 _ => None,
             };
         }
@@ -226,10 +227,10 @@ impl Node {
             NodeAddr::Name(name, port) => {
                 let ip = match name.next() {
                     Some(ip) => ip,
-                    None => name.first(limit).await.map_err(|cause| CallError::Resolve {
-                        host: name.host.clone(),
-                        cause,
-                    })?,
+                    None => name
+                        .first(limit)
+                        .await
+                        .map_err(|cause| CallError::Resolve { host: name.host.clone(), cause })?,
                 };
                 Ok(SocketAddr::new(ip, *port))
             }
@@ -240,14 +241,10 @@ impl Node {
 /// Configured timeouts, or APISIX's 60 s.
 pub fn timeouts(config: Option<&model::Timeout>) -> Timeouts {
     match config {
-        Some(t) => Timeouts {
-            connect: seconds(t.connect),
-            send: seconds(t.send),
-            read: seconds(t.read),
-        },
-        None => {
-            Timeouts { connect: TIMEOUT_DEFAULT, send: TIMEOUT_DEFAULT, read: TIMEOUT_DEFAULT }
+        Some(t) => {
+            Timeouts { connect: seconds(t.connect), send: seconds(t.send), read: seconds(t.read) }
         }
+        None => Timeouts { connect: TIMEOUT_DEFAULT, send: TIMEOUT_DEFAULT, read: TIMEOUT_DEFAULT },
     }
 }
 

@@ -14,7 +14,17 @@ fn an_origin_is_told_about_the_client_and_the_port_it_came_to() {
     let (gate, origin) = start(json!({}));
     let port = gate.http.port().to_string();
     for (sent, expected) in [
-        (vec![], [Some("127.0.0.1"), Some("127.0.0.1"), Some("http"), Some("gate.test:81"), Some(port.as_str()), None]),
+        (
+            vec![],
+            [
+                Some("127.0.0.1"),
+                Some("127.0.0.1"),
+                Some("http"),
+                Some("gate.test:81"),
+                Some(port.as_str()),
+                None,
+            ],
+        ),
         // Nobody is trusted: what the client says of itself is replaced, the list is appended to.
         (
             vec![
@@ -94,7 +104,12 @@ fn the_clients_address_follows_the_real_ip_rules() {
         (json!({}), "X-Real-IP", "nonsense", "127.0.0.1"),
         (json!({}), "X-Forwarded-For", "5.6.7.8", "127.0.0.1"),
         (json!({"real_ip_from": ["10.0.0.0/8"]}), "X-Real-IP", "5.6.7.8", "127.0.0.1"),
-        (json!({"real_ip_header": "X-Forwarded-For"}), "X-Forwarded-For", "5.6.7.8, 127.0.0.1", "127.0.0.1"),
+        (
+            json!({"real_ip_header": "X-Forwarded-For"}),
+            "X-Forwarded-For",
+            "5.6.7.8, 127.0.0.1",
+            "127.0.0.1",
+        ),
         (
             json!({"real_ip_header": "X-Forwarded-For", "real_ip_recursive": "on"}),
             "X-Forwarded-For",
@@ -107,7 +122,10 @@ fn the_clients_address_follows_the_real_ip_rules() {
         // The address that the origin is told and the one that routes see are the same.
         gate.set_proxy("any", "/*", origin.addr);
         let upstream = json!({"type": "roundrobin", "nodes": {origin.addr.to_string(): 1}});
-        gate.set("/routes/one", &json!({"uri": "/*", "remote_addr": address, "priority": 9, "upstream": upstream}));
+        gate.set(
+            "/routes/one",
+            &json!({"uri": "/*", "remote_addr": address, "priority": 9, "upstream": upstream}),
+        );
         assert_eq!(request(gate.http, "GET", "/", &[(header, value)], "").status, 200);
         assert_eq!(origin.last().header("x-real-ip"), Some(address), "{rules} {header}: {value}");
         let line = gate.wait_for_access_line("GET / ");
@@ -120,11 +138,16 @@ fn the_clients_address_follows_the_real_ip_rules() {
 #[test]
 fn header_names_keep_their_case_and_order_both_ways() {
     let origin = Origin::start(|_| {
-        Answer::text("x").header("X-oDd-CASE", "1").header("x-lower", "2").header("Set-Cookie", "a=1").header("Set-Cookie", "b=2")
+        Answer::text("x")
+            .header("X-oDd-CASE", "1")
+            .header("x-lower", "2")
+            .header("Set-Cookie", "a=1")
+            .header("Set-Cookie", "b=2")
     });
     let gate = GatewayProcess::with(crate::BINARY, json!({}));
     gate.set_proxy("1", "/*", origin.addr);
-    let answer = request(gate.http, "GET", "/", &[("x-MiXeD", "a"), ("X-Dup", "1"), ("X-DUP", "2")], "");
+    let answer =
+        request(gate.http, "GET", "/", &[("x-MiXeD", "a"), ("X-Dup", "1"), ("X-DUP", "2")], "");
     let names: Vec<&str> = answer.headers.iter().map(|(name, _)| name.as_str()).collect();
     for name in ["X-oDd-CASE", "x-lower", "Set-Cookie"] {
         assert!(names.contains(&name), "{names:?}");
@@ -166,7 +189,15 @@ fn hop_by_hop_fields_end_here_both_ways() {
         "",
     );
     let received = origin.last();
-    for name in ["connection", "x-mine", "keep-alive", "proxy-connection", "te", "upgrade", "transfer-encoding"] {
+    for name in [
+        "connection",
+        "x-mine",
+        "keep-alive",
+        "proxy-connection",
+        "te",
+        "upgrade",
+        "transfer-encoding",
+    ] {
         assert_eq!(received.header(name), None, "{name} reached the origin");
     }
     assert_eq!(received.header("x-stays"), Some("1"));
@@ -189,7 +220,10 @@ fn the_server_header_is_ours_with_or_without_the_version() {
         [(true, concat!("Sluicegate/", env!("CARGO_PKG_VERSION"))), (false, "Sluicegate")]
     {
         let origin = Origin::start(|_| Answer::text("x").header("Server", "other/1"));
-        let gate = GatewayProcess::with(crate::BINARY, json!({"apisix": {"enable_server_tokens": tokens}}));
+        let gate = GatewayProcess::with(
+            crate::BINARY,
+            json!({"apisix": {"enable_server_tokens": tokens}}),
+        );
         gate.set_proxy("1", "/up", origin.addr);
         for path in ["/up", "/unknown", "/.."] {
             let answer = get(gate.http, path);
@@ -204,7 +238,8 @@ fn the_server_header_is_ours_with_or_without_the_version() {
 #[test]
 fn names_with_underscores_pass_unless_told_otherwise() {
     for (on, reaches) in [("on", true), ("off", false)] {
-        let (gate, origin) = start(json!({"nginx_config": {"http": {"underscores_in_headers": on}}}));
+        let (gate, origin) =
+            start(json!({"nginx_config": {"http": {"underscores_in_headers": on}}}));
         assert_eq!(request(gate.http, "GET", "/", &[("x_under", "1")], "").status, 200);
         assert_eq!(origin.last().header("x_under").is_some(), reaches, "{on}");
         let plain = http::Request::get("http://gate.test/").header("x_under", "1").body(());
@@ -216,7 +251,9 @@ fn names_with_underscores_pass_unless_told_otherwise() {
 #[test]
 fn a_target_reaches_the_origin_as_it_was_sent() {
     let (gate, origin) = start(json!({}));
-    for target in ["/a%20b/c%2Fd", "/a//b", "/a/./b/../c", "/%C3%A9?q=%20+&&=", "/?", "/a?b?c", "/~a;b=c/d,e"] {
+    for target in
+        ["/a%20b/c%2Fd", "/a//b", "/a/./b/../c", "/%C3%A9?q=%20+&&=", "/?", "/a?b?c", "/~a;b=c/d,e"]
+    {
         assert_eq!(get(gate.http, target).status, 200, "{target}");
         assert_eq!(origin.last().target, target);
     }
@@ -225,7 +262,8 @@ fn a_target_reaches_the_origin_as_it_was_sent() {
 #[test]
 fn the_cookies_of_http_2_go_on_as_one_header() {
     let (gate, origin) = start(json!({}));
-    let plain = http::Request::get("http://gate.test/").header("cookie", "a=1").header("cookie", "b=2");
+    let plain =
+        http::Request::get("http://gate.test/").header("cookie", "a=1").header("cookie", "b=2");
     h2_exchange(gate.http, plain.body(()).expect("it is valid"), &[]).expect("an answer");
     assert_eq!(origin.last().header("cookie"), Some("a=1; b=2"));
 }
@@ -233,7 +271,9 @@ fn the_cookies_of_http_2_go_on_as_one_header() {
 #[test]
 fn a_proxy_protocol_port_takes_the_client_from_its_header() {
     let port = free_port();
-    let (gate, origin) = start(json!({"apisix": {"enable_ipv6": false, "proxy_protocol": {"listen_http_port": port}}}));
+    let (gate, origin) = start(
+        json!({"apisix": {"enable_ipv6": false, "proxy_protocol": {"listen_http_port": port}}}),
+    );
     let addr = std::net::SocketAddr::from(([127, 0, 0, 1], port));
     let get = request_bytes("GET", "/", &[], "");
     let version_2 = [
@@ -265,9 +305,12 @@ fn a_proxy_protocol_port_takes_the_client_from_its_header() {
     }
     assert!(origin.requests().is_empty());
     // And on the ordinary port the header is no HTTP.
-    let answer = Client::connect(gate.http).send("PROXY TCP4 9.8.7.6 127.0.0.1 99 8080\r\n\r\n").response();
+    let answer =
+        Client::connect(gate.http).send("PROXY TCP4 9.8.7.6 127.0.0.1 99 8080\r\n\r\n").response();
     assert_eq!(answer.status, 400);
-    until("the refusal in the log", || gate.error_log().contains("A request was refused.").then_some(()));
+    until("the refusal in the log", || {
+        gate.error_log().contains("A request was refused.").then_some(())
+    });
 }
 
 /// Everything goes to an origin.
@@ -280,6 +323,13 @@ fn start(config: Value) -> (GatewayProcess, Origin) {
 
 /// X-Forwarded-For, X-Real-IP, X-Forwarded-Proto, -Host, -Port and Forwarded.
 fn told(received: &Received) -> [Option<String>; 6] {
-    ["x-forwarded-for", "x-real-ip", "x-forwarded-proto", "x-forwarded-host", "x-forwarded-port", "forwarded"]
-        .map(|name| received.header(name).map(str::to_owned))
+    [
+        "x-forwarded-for",
+        "x-real-ip",
+        "x-forwarded-proto",
+        "x-forwarded-host",
+        "x-forwarded-port",
+        "forwarded",
+    ]
+    .map(|name| received.header(name).map(str::to_owned))
 }

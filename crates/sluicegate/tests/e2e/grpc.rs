@@ -149,9 +149,11 @@ fn failures_of_a_grpc_upstream_are_502_and_504() {
     let gate = gateway(origin.addr, json!({}));
     let quick = json!({"connect": 0.5, "send": 0.5, "read": 0.5});
     let dead = SocketAddr::from(([127, 0, 0, 1], 1));
-    for (addr, path, status) in
-        [(dead, "/echo.Echo/Unary", 502), (origin.addr, "/echo.Echo/Silent", 504), (origin.addr, "/echo.Echo/Reset", 502)]
-    {
+    for (addr, path, status) in [
+        (dead, "/echo.Echo/Unary", 502),
+        (origin.addr, "/echo.Echo/Silent", 504),
+        (origin.addr, "/echo.Echo/Reset", 502),
+    ] {
         set(&gate, addr, json!({"timeout": quick}));
         let began = Instant::now();
         let answer = block_on(async {
@@ -203,7 +205,8 @@ fn gateway(origin: SocketAddr, config: Value) -> GatewayProcess {
 }
 
 fn set(gate: &GatewayProcess, origin: SocketAddr, config: Value) {
-    let mut upstream = json!({"type": "roundrobin", "scheme": "grpc", "nodes": {origin.to_string(): 1}});
+    let mut upstream =
+        json!({"type": "roundrobin", "scheme": "grpc", "nodes": {origin.to_string(): 1}});
     for (key, value) in config.as_object().into_iter().flatten() {
         upstream[key] = value.clone();
     }
@@ -220,7 +223,9 @@ fn call(path: &str) -> Request<()> {
 
 #[track_caller]
 fn value<'a>(map: &'a HeaderMap, name: &str) -> &'a str {
-    map.get(name).and_then(|value| value.to_str().ok()).unwrap_or_else(|| panic!("{name} in {map:?}"))
+    map.get(name)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_else(|| panic!("{name} in {map:?}"))
 }
 
 fn tls() -> Arc<rustls::ServerConfig> {
@@ -253,7 +258,8 @@ struct State {
 
 impl GrpcOrigin {
     fn start(tls: Option<Arc<rustls::ServerConfig>>) -> Self {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
         let runtime = runtime.expect("the system has threads");
         let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0"));
         let listener = listener.expect("loopback has a free port");
@@ -269,10 +275,12 @@ impl GrpcOrigin {
                     // A connection that breaks is the gateway's affair.
                     let _ = match tls {
                         None => serve(tcp, state).await,
-                        Some(config) => match tokio_rustls::TlsAcceptor::from(config).accept(tcp).await {
-                            Ok(tls) => serve(tls, state).await,
-                            Err(_) => Ok(()),
-                        },
+                        Some(config) => {
+                            match tokio_rustls::TlsAcceptor::from(config).accept(tcp).await {
+                                Ok(tls) => serve(tls, state).await,
+                                Err(_) => Ok(()),
+                            }
+                        }
                     };
                 });
             }
@@ -283,7 +291,11 @@ impl GrpcOrigin {
     fn last(&self) -> Request<()> {
         let seen = self.state.seen.lock().expect("no service panics");
         let last = seen.last().expect("a call arrived");
-        let mut copy = Request::builder().method(last.method()).uri(last.uri()).body(()).expect("it was valid");
+        let mut copy = Request::builder()
+            .method(last.method())
+            .uri(last.uri())
+            .body(())
+            .expect("it was valid");
         *copy.headers_mut() = last.headers().clone();
         copy
     }

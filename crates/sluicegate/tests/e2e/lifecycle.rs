@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use sluicegate_testkit::client::{self, Client};
+use sluicegate_testkit::client::{self, Client, curl};
 use sluicegate_testkit::gateway::{ADMIN_KEY, config};
 use sluicegate_testkit::{Answer, GatewayProcess, Origin, wait};
 
@@ -85,7 +85,7 @@ fn a_graceful_stop_finishes_what_is_under_way() {
     for signal in [Signal::TERM, Signal::QUIT] {
         let mut gateway = GatewayProcess::start(BINARY);
         let origin = Origin::start(|_| {
-            let time = Duration::from_millis(400);
+            let time = Duration::from_millis(600);
             Answer::status(200).after(time).chunk("first").pause(time).chunk("second")
         });
         gateway.set_proxy("1", "/proxy", origin.addr);
@@ -101,12 +101,14 @@ fn a_graceful_stop_finishes_what_is_under_way() {
         }
         let mut idle = Client::connect(gateway.http);
         assert_eq!(idle.get("/fast").status, 200);
-        origin.wait_for(1);
+        let url = format!("http://{}/proxy", gateway.http);
+        let http2 = std::thread::spawn(move || curl(&["--http2-prior-knowledge", &url]));
+        origin.wait_for(2);
 
         let began = Instant::now();
         gateway.signal(signal);
-        assert!(idle.is_ended_within(Duration::from_millis(350)), "an idle connection is closed");
-        let refused = wait::within(Duration::from_millis(350), || {
+        assert!(idle.is_ended_within(Duration::from_millis(900)), "an idle connection is closed");
+        let refused = wait::within(Duration::from_millis(900), || {
             Client::try_connect(gateway.http).is_err().then_some(())
         });
         assert!(refused.is_some(), "{signal:?}: new connections are refused");
@@ -115,10 +117,12 @@ fn a_graceful_stop_finishes_what_is_under_way() {
             assert_eq!((answer.status, answer.text().as_str()), (200, "firstsecond"));
             assert!(client.is_ended_within(wait::PATIENCE), "and the connection ends");
         }
+        let answer = http2.join().unwrap();
+        assert_eq!((answer.status, answer.body.as_str()), (200, "firstsecond"));
         let status = gateway.ended_within(wait::PATIENCE).expect("it ends");
         assert_eq!(status.code(), Some(0), "{signal:?}");
         let took = began.elapsed();
-        assert!(took >= Duration::from_millis(700) && took < Duration::from_secs(5), "{took:?}");
+        assert!(took >= Duration::from_millis(1000) && took < Duration::from_secs(5), "{took:?}");
         assert!(!gateway.path("logs/sluicegate.pid").exists());
     }
 }
@@ -142,6 +146,22 @@ fn a_graceful_stop_is_bounded_and_an_interrupt_is_quick() {
         assert!(took < Duration::from_secs(5), "{signal:?}: {took:?}");
         assert!(client.try_response().is_err(), "the request is cut off");
     }
+}
+
+#[test]
+fn whoever_asks_twice_does_not_wait() {
+    let mut gateway = GatewayProcess::start(BINARY);
+    let origin = Origin::start(|_| Answer::text("late").after(Duration::from_secs(30)));
+    gateway.set_proxy("1", "/", origin.addr);
+    let mut client = Client::connect(gateway.http);
+    client.send(client::request_bytes("GET", "/", &[], ""));
+    origin.wait_for(0);
+    gateway.signal(Signal::TERM);
+    gateway.wait_for_error_line("Sluicegate stops");
+    assert!(gateway.ended_within(Duration::from_millis(300)).is_none(), "it waits");
+    gateway.signal(Signal::TERM);
+    let status = gateway.ended_within(Duration::from_secs(3)).expect("it ends");
+    assert_eq!(status.code(), Some(130));
 }
 
 #[test]

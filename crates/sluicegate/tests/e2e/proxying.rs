@@ -62,7 +62,10 @@ fn a_node_may_have_an_ipv6_address_or_a_name() {
     // A name is looked up off the request path: localhost is known without a nameserver.
     upstream(&gate, json!({"nodes": {format!("localhost:{}", named.addr.port()): 1}}));
     assert_eq!(get(gate.http, "/").text(), "by name");
-    upstream(&gate, json!({"nodes": {"name.that.is.nowhere.invalid:80": 1}, "timeout": {"connect": 2, "send": 2, "read": 2}}));
+    upstream(
+        &gate,
+        json!({"nodes": {"name.that.is.nowhere.invalid:80": 1}, "timeout": {"connect": 2, "send": 2, "read": 2}}),
+    );
     assert_eq!(get(gate.http, "/").status, 502);
     let Ok(six) = RawOrigin::on("::1", |peer, _| {
         peer.head()?;
@@ -71,10 +74,9 @@ fn a_node_may_have_an_ipv6_address_or_a_name() {
         return println!("skipped in part: this machine has no IPv6 loopback");
     };
     let port = six.addr.port();
-    for nodes in [
-        json!({format!("[::1]:{port}"): 1}),
-        json!([{"host": "[::1]", "port": port, "weight": 1}]),
-    ] {
+    for nodes in
+        [json!({format!("[::1]:{port}"): 1}), json!([{"host": "[::1]", "port": port, "weight": 1}])]
+    {
         upstream(&gate, json!({"nodes": nodes}));
         assert_eq!(get(gate.http, "/").text(), "six", "{nodes}");
     }
@@ -102,16 +104,20 @@ fn an_upstream_may_stand_in_the_route_the_service_or_by_itself() {
     // A change of the upstream reaches everybody who uses it.
     let other = Origin::text("other");
     gate.set("/upstreams/u", &json!({"type": "roundrobin", "nodes": {other.addr.to_string(): 1}}));
-    for (path, body) in
-        [("/route", "origin"), ("/by-id", "other"), ("/service", "origin"), ("/service-by-id", "other")]
-    {
+    for (path, body) in [
+        ("/route", "origin"),
+        ("/by-id", "other"),
+        ("/service", "origin"),
+        ("/service-by-id", "other"),
+    ] {
         assert_eq!(get(gate.http, path).text(), body, "{path}");
     }
 }
 
 #[test]
 fn pass_host_decides_what_a_node_is_called() {
-    let origin = Origin::start(|received| Answer::text(received.header("host").unwrap_or("").to_owned()));
+    let origin =
+        Origin::start(|received| Answer::text(received.header("host").unwrap_or("").to_owned()));
     let gate = gateway();
     let own = origin.addr.to_string();
     for (config, host) in [
@@ -164,7 +170,8 @@ fn a_tls_node_is_believed_or_verified_as_configured() {
         assert_eq!(answer.status, status, "{addr} {tls} {host}");
     }
     // Plain bytes from a node that should speak TLS, and TLS to one that does not.
-    let plain = RawOrigin::start(|peer, _| peer.send("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"));
+    let plain =
+        RawOrigin::start(|peer, _| peer.send("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"));
     upstream(&gate, json!({"scheme": "https", "nodes": {plain.addr.to_string(): 1}}));
     assert_eq!(get(gate.http, "/").status, 502);
     upstream(&gate, json!({"nodes": {trusted.addr.to_string(): 1}}));
@@ -231,9 +238,16 @@ fn an_upstreams_own_answer_is_marked_when_it_is_a_5xx() {
     });
     let gate = gateway();
     gate.set_proxy("1", "/*", origin.addr);
-    for (status, marked) in
-        [(200, false), (301, false), (404, false), (499, false), (500, true), (502, true), (504, true), (599, true)]
-    {
+    for (status, marked) in [
+        (200, false),
+        (301, false),
+        (404, false),
+        (499, false),
+        (500, true),
+        (502, true),
+        (504, true),
+        (599, true),
+    ] {
         let answer = get(gate.http, &format!("/{status}"));
         assert_eq!((answer.status, answer.text().as_str()), (status, "own words"));
         let code = status.to_string();
@@ -326,7 +340,11 @@ fn another_node_is_tried_as_far_as_no_request_can_be_run_twice() {
         let arrived = good.requests();
         assert_eq!(arrived.len(), usize::from(status == 200), "{method}: {case}");
         assert!(arrived.iter().all(|r| r.body == body.as_bytes()), "{method}: {case}");
-        assert_eq!(closing.requests().len(), usize::from(first == closing.addr), "{method}: {case}");
+        assert_eq!(
+            closing.requests().len(),
+            usize::from(first == closing.addr),
+            "{method}: {case}"
+        );
     }
 }
 
@@ -368,13 +386,18 @@ fn upstream_connections_are_used_again() {
     }
     // What is idle for too long is closed.
     let origin = Origin::text("x");
-    upstream(&gate, json!({
-        "nodes": {origin.addr.to_string(): 1},
-        "keepalive_pool": {"size": 5, "idle_timeout": 1, "requests": 100},
-    }));
+    upstream(
+        &gate,
+        json!({
+            "nodes": {origin.addr.to_string(): 1},
+            "keepalive_pool": {"size": 5, "idle_timeout": 1, "requests": 100},
+        }),
+    );
     get(gate.http, "/");
     assert_eq!(origin.open(), 1);
-    sluicegate_testkit::wait::until("the idle connection to be closed", || (origin.open() == 0).then_some(()));
+    sluicegate_testkit::wait::until("the idle connection to be closed", || {
+        (origin.open() == 0).then_some(())
+    });
 }
 
 #[test]
@@ -405,7 +428,9 @@ fn an_idle_connection_that_died_is_replaced_once() {
     });
     let gate = gateway();
     gate.set_proxy("1", "/*", origin.addr);
-    for (method, body, second) in [("GET", "", 200), ("PUT", "", 200), ("POST", "", 502), ("POST", "body", 502)] {
+    for (method, body, second) in
+        [("GET", "", 200), ("PUT", "", 200), ("POST", "", 502), ("POST", "body", 502)]
+    {
         let before = (origin.accepted(), seen.load(Ordering::SeqCst));
         assert_eq!(request(gate.http, method, "/", &[], body).status, 200, "{method} {body}");
         assert_eq!(request(gate.http, method, "/", &[], body).status, second, "{method} {body}");
@@ -422,8 +447,45 @@ fn an_idle_connection_that_died_is_replaced_once() {
     gate.set_proxy("1", "/*", closing.addr);
     for n in 1..=5 {
         assert_eq!(request(gate.http, "POST", "/", &[], "body").status, 200);
-        sluicegate_testkit::wait::until("the origin to close", || (closing.open() == 0).then_some(()));
+        sluicegate_testkit::wait::until("the origin to close", || {
+            (closing.open() == 0).then_some(())
+        });
         assert_eq!(closing.accepted(), n);
+    }
+}
+
+#[test]
+fn bytes_behind_an_answer_are_never_taken_for_the_next_one() {
+    // Whatever a node sends beyond its answer, now or a moment later, ends its connection.
+    let gate = gateway();
+    for (answer, late) in [
+        ("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nfine", false),
+        ("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nfine", true),
+        ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nfine\r\n0\r\n\r\n", false),
+        ("HTTP/1.1 204 No Content\r\n\r\n", false),
+        ("HTTP/1.1 304 Not Modified\r\nContent-Length: 4\r\n\r\n", false),
+    ] {
+        let origin = RawOrigin::start(move |peer, _| {
+            loop {
+                peer.head()?;
+                let more = "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil";
+                if late {
+                    peer.send(answer)?;
+                    std::thread::sleep(Duration::from_millis(20));
+                    peer.send(more)?;
+                } else {
+                    peer.send(format!("{answer}{more}"))?;
+                }
+            }
+        });
+        gate.set_proxy("1", "/*", origin.addr);
+        for round in 0..3 {
+            let got = get(gate.http, "/");
+            assert!(!got.text().contains("evil"), "{answer:?}, late: {late}, round {round}");
+            assert!(answer.contains(&format!(" {} ", got.status)), "{answer:?}: {}", got.status);
+            std::thread::sleep(Duration::from_millis(40));
+        }
+        assert_eq!(origin.accepted(), 3, "{answer:?}, late: {late}");
     }
 }
 
@@ -464,7 +526,8 @@ impl FullOrigin {
         listener.listen(0).expect("a bound socket can listen");
         let addr = listener.local_addr().ok().and_then(|a| a.as_socket()).expect("it is bound");
         let mut waiting = Vec::new();
-        while let Ok(tcp) = std::net::TcpStream::connect_timeout(&addr, Duration::from_millis(200)) {
+        while let Ok(tcp) = std::net::TcpStream::connect_timeout(&addr, Duration::from_millis(200))
+        {
             waiting.push(tcp);
             assert!(waiting.len() < 50, "the queue of the listener fills up");
         }
@@ -492,7 +555,8 @@ fn demanding_origin(authority: &Authority) -> RawOrigin {
     RawOrigin::start(move |peer, _| {
         use std::io::{BufRead, Write};
         let tls = rustls::ServerConnection::new(config.clone()).map_err(io::Error::other)?;
-        let mut stream = io::BufReader::new(rustls::StreamOwned::new(tls, peer.0.get_ref().try_clone()?));
+        let mut stream =
+            io::BufReader::new(rustls::StreamOwned::new(tls, peer.0.get_ref().try_clone()?));
         let mut line = String::new();
         while stream.read_line(&mut line)? > 2 {
             line.clear();

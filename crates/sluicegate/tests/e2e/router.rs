@@ -11,9 +11,11 @@ use crate::wire::h2_exchange;
 fn an_unknown_route_is_answered_as_apisix_answers_it() {
     let world = World::start(json!({}));
     world.route("known", json!({"uri": "/known", "methods": ["GET"], "host": "known.test"}));
-    for (method, path, host) in
-        [("GET", "/unknown", "known.test"), ("POST", "/known", "known.test"), ("GET", "/known", "other.test")]
-    {
+    for (method, path, host) in [
+        ("GET", "/unknown", "known.test"),
+        ("POST", "/known", "known.test"),
+        ("GET", "/known", "other.test"),
+    ] {
         let answer = request(world.gate.http, method, path, &[("Host", host)], "");
         assert_eq!(answer.status, 404, "{method} {path} {host}");
         assert_eq!(answer.text(), "{\"error_msg\":\"404 Route Not Found\"}\n");
@@ -21,7 +23,10 @@ fn an_unknown_route_is_answered_as_apisix_answers_it() {
     }
     let plain = http::Request::get("http://known.test/unknown").body(()).expect("it is valid");
     let answer = h2_exchange(world.gate.http, plain, &[]).expect("an answer");
-    assert_eq!((answer.status, answer.body.as_slice()), (404, &b"{\"error_msg\":\"404 Route Not Found\"}\n"[..]));
+    assert_eq!(
+        (answer.status, answer.body.as_slice()),
+        (404, &b"{\"error_msg\":\"404 Route Not Found\"}\n"[..])
+    );
 }
 
 #[test]
@@ -112,7 +117,10 @@ fn vars_look_at_arguments_cookies_headers_and_built_in_variables() {
         json!([["arg_has", "has", "x"]]),
         json!([["http_x_ip", "ipmatch", ["10.0.0.0/8", "::1"]]]),
         json!([["host", "==", "vars.test"]]),
-        json!([["!AND", ["http_x_nand", "==", "1"], ["arg_nand", "==", "1"]], ["http_x_nand", "==", "1"]]),
+        json!([
+            ["!AND", ["http_x_nand", "==", "1"], ["arg_nand", "==", "1"]],
+            ["http_x_nand", "==", "1"]
+        ]),
     ]
     .into_iter()
     .enumerate()
@@ -163,7 +171,10 @@ fn form_fields_decide_and_the_body_reaches_the_origin_all_the_same() {
         let shown = &body[..body.len().min(30)];
         let answer = request(world.gate.http, "POST", "/f", &headers, body);
         assert_eq!(answer.header("x-route"), Some(id), "{headers:?} {shown}");
-        assert!(world.origin.last().body == body.as_bytes(), "{headers:?} {shown}: the body is whole");
+        assert!(
+            world.origin.last().body == body.as_bytes(),
+            "{headers:?} {shown}: the body is whole"
+        );
     }
     // In chunks, by HTTP/2, and with a second request behind it.
     let mut client = sluicegate_testkit::Client::connect(world.gate.http);
@@ -203,9 +214,33 @@ fn the_three_ways_of_matching_are_chosen_in_the_configuration() {
     ];
     for (mode, asked) in [
         // The host first: an exact one wins over a longer path elsewhere.
-        ("radixtree_host_uri", [("/a/b", "exact.test", "host"), ("/a/b", "x.test", "narrow"), ("/a/c", "x.test", "wide"), ("/user/me/card", "p.other", "404")]),
-        ("radixtree_uri", [("/a/b", "exact.test", "narrow"), ("/a/b", "x.test", "narrow"), ("/a/c", "exact.test", "wide"), ("/user/me/card", "p.other", "404")]),
-        ("radixtree_uri_with_parameter", [("/a/b", "exact.test", "narrow"), ("/a/b", "x.test", "narrow"), ("/a/c", "exact.test", "wide"), ("/user/me/card", "p.other", "user")]),
+        (
+            "radixtree_host_uri",
+            [
+                ("/a/b", "exact.test", "host"),
+                ("/a/b", "x.test", "narrow"),
+                ("/a/c", "x.test", "wide"),
+                ("/user/me/card", "p.other", "404"),
+            ],
+        ),
+        (
+            "radixtree_uri",
+            [
+                ("/a/b", "exact.test", "narrow"),
+                ("/a/b", "x.test", "narrow"),
+                ("/a/c", "exact.test", "wide"),
+                ("/user/me/card", "p.other", "404"),
+            ],
+        ),
+        (
+            "radixtree_uri_with_parameter",
+            [
+                ("/a/b", "exact.test", "narrow"),
+                ("/a/b", "x.test", "narrow"),
+                ("/a/c", "exact.test", "wide"),
+                ("/user/me/card", "p.other", "user"),
+            ],
+        ),
     ] {
         let world = World::start(json!({"apisix": {"router": {"http": mode}}}));
         for (id, route) in &routes {

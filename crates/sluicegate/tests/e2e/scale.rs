@@ -15,8 +15,10 @@ use crate::wire::rss_bytes;
 
 #[test]
 fn ten_thousand_routes_load_match_and_change_while_no_request_fails() {
-    let origin = Origin::start(|received| Answer::text(received.header("host").unwrap_or("").to_owned()));
-    let mut gate = GatewayProcess::with(crate::BINARY, json!({"nginx_config": {"error_log_level": "info"}}));
+    let origin =
+        Origin::start(|received| Answer::text(received.header("host").unwrap_or("").to_owned()));
+    let mut gate =
+        GatewayProcess::with(crate::BINARY, json!({"nginx_config": {"error_log_level": "info"}}));
     let routes: Vec<RouteState> = (0..ROUTES).map(|_| RouteState::default()).collect();
     let writer = Writer { origin: &origin, routes: &routes };
 
@@ -182,8 +184,15 @@ impl Writer<'_> {
 
     fn call(&self, admin: &mut Client, method: &str, n: usize, body: &str) {
         let target = format!("/apisix/admin/routes/{n}");
-        let answer = admin.send(request_bytes(method, &target, &[("X-API-KEY", ADMIN_KEY)], body)).response();
-        assert!(matches!(answer.status, 200 | 201), "{method} {n}: {} {}", answer.status, answer.text());
+        let answer = admin
+            .send(request_bytes(method, &target, &[("X-API-KEY", ADMIN_KEY)], body))
+            .response();
+        assert!(
+            matches!(answer.status, 200 | 201),
+            "{method} {n}: {} {}",
+            answer.status,
+            answer.text()
+        );
     }
 }
 

@@ -40,9 +40,9 @@ fn repeated_content_length_is_refused_even_when_equal() {
 #[test]
 fn a_malformed_content_length_is_refused() {
     let gate = Gate::start(json!({}));
-    for value in [
-        "", "-1", "+4", "4x", "0x4", "4 4", "4;", "1e1", "\u{662}", "99999999999999999999", "4.0",
-    ] {
+    for value in
+        ["", "-1", "+4", "4x", "0x4", "4 4", "4;", "1e1", "\u{662}", "99999999999999999999", "4.0"]
+    {
         gate.refuses(&post(&format!("Content-Length: {value}"), "abcd"), 400);
     }
 }
@@ -240,7 +240,8 @@ fn a_head_has_a_limit_in_bytes() {
     assert_eq!(gate.send(filled(8192)).status, 200);
     gate.refuses(&filled(8193), 431);
     gate.refuses(&filled(100_000), 431);
-    let target = |bytes: usize| format!("GET /{} HTTP/1.1\r\nHost: gate.test\r\n\r\n", "a".repeat(bytes));
+    let target =
+        |bytes: usize| format!("GET /{} HTTP/1.1\r\nHost: gate.test\r\n\r\n", "a".repeat(bytes));
     assert_eq!(gate.send(target(8000)).status, 200);
     gate.refuses(target(9000).as_bytes(), 414);
     gate.refuses(target(100_000).as_bytes(), 414);
@@ -317,10 +318,16 @@ fn a_body_nobody_read_does_not_become_the_next_request() {
     let early = EarlyOrigin::start();
     let gate = Gate::with_origin(json!({}), early.origin.addr);
     // A route that answers before any body is read.
-    gate.gateway.set("/routes/none", &json!({"uri": "/none", "upstream": {"nodes": {}, "type": "roundrobin"}}));
-    gate.gateway.set("/routes/refused", &json!({
-        "uri": "/refused", "upstream": {"nodes": {"127.0.0.1:1": 1}, "type": "roundrobin"},
-    }));
+    gate.gateway.set(
+        "/routes/none",
+        &json!({"uri": "/none", "upstream": {"nodes": {}, "type": "roundrobin"}}),
+    );
+    gate.gateway.set(
+        "/routes/refused",
+        &json!({
+            "uri": "/refused", "upstream": {"nodes": {"127.0.0.1:1": 1}, "type": "roundrobin"},
+        }),
+    );
     let hidden = request_bytes("GET", "/hidden", &[], "");
     let after = request_bytes("GET", "/after", &[("Connection", "close")], "");
     for (path, status) in [("/", 200), ("/none", 503), ("/refused", 502), ("/..", 400)] {
@@ -355,9 +362,14 @@ fn a_body_nobody_read_does_not_become_the_next_request() {
 #[test]
 fn a_client_that_waits_for_leave_to_send_is_not_waited_for() {
     let gate = Gate::start(json!({}));
-    gate.gateway.set("/routes/none", &json!({"uri": "/none", "upstream": {"nodes": {}, "type": "roundrobin"}}));
+    gate.gateway.set(
+        "/routes/none",
+        &json!({"uri": "/none", "upstream": {"nodes": {}, "type": "roundrobin"}}),
+    );
     let head = |path: &str| {
-        format!("POST {path} HTTP/1.1\r\nHost: gate.test\r\nContent-Length: 4\r\nExpect: 100-continue\r\n\r\n")
+        format!(
+            "POST {path} HTTP/1.1\r\nHost: gate.test\r\nContent-Length: 4\r\nExpect: 100-continue\r\n\r\n"
+        )
     };
     // Refused: the final answer at once, no leave, and no guess whether a body follows.
     let mut client = gate.connect();
@@ -459,7 +471,10 @@ fn an_h2_content_length_must_be_what_arrives() {
     ] {
         let before = gate.origin.requests().len();
         let got = h2_exchange(gate.addr(), request(length), pieces);
-        assert!(got.is_err() || got.is_ok_and(|answer| answer.status == 400), "{length} {pieces:?}");
+        assert!(
+            got.is_err() || got.is_ok_and(|answer| answer.status == 400),
+            "{length} {pieces:?}"
+        );
         assert_eq!(gate.origin.requests().len(), before, "{length} {pieces:?}");
     }
     gate.serves();

@@ -13,7 +13,9 @@ use sluicegate_testkit::client::{Client, get, request, request_bytes};
 use sluicegate_testkit::wait::{PATIENCE, until};
 use sluicegate_testkit::{Answer, GatewayProcess, Origin};
 
-use crate::wire::{Peer, RawOrigin, block_on, field, h2_answer, h2_connect, h2_exchange, rss_bytes};
+use crate::wire::{
+    Peer, RawOrigin, block_on, field, h2_answer, h2_connect, h2_exchange, rss_bytes,
+};
 
 #[test]
 fn the_first_bytes_of_an_answer_pass_before_its_end() {
@@ -142,7 +144,10 @@ fn an_answer_that_comes_before_the_upload_ends_is_passed_on() {
     gate.set_proxy("1", "/*", origin.addr);
     for kib in [1, 64, 8192] {
         let mut client = Client::connect(gate.http);
-        client.send(format!("POST / HTTP/1.1\r\nHost: gate.test\r\nContent-Length: {}\r\n\r\n", kib << 10));
+        client.send(format!(
+            "POST / HTTP/1.1\r\nHost: gate.test\r\nContent-Length: {}\r\n\r\n",
+            kib << 10
+        ));
         // The gateway may stop reading once it has answered.
         let _ = client.try_send(vec![b'x'; kib << 10]);
         let answer = client.response();
@@ -212,7 +217,8 @@ fn a_client_that_leaves_ends_the_call_to_its_origin() {
         block_on(async {
             let mut send = h2_connect(gate.http).await.expect("it connects");
             let request = http::Request::get(format!("http://gate.test{path}")).body(());
-            let (response, mut stream) = send.send_request(request.expect("it is valid"), true).expect("it is sent");
+            let (response, mut stream) =
+                send.send_request(request.expect("it is valid"), true).expect("it is sent");
             if waits_for_head {
                 let answer = response.await.expect("a head");
                 stream.send_reset(h2::Reason::CANCEL);
@@ -279,6 +285,73 @@ fn an_upload_that_breaks_off_is_not_passed_on_as_a_whole_one() {
 }
 
 #[test]
+fn an_upload_by_http_2_that_is_reset_is_not_passed_on_as_a_whole_one() {
+    let origin = Origin::text("taken");
+    let gate = gateway(json!({}));
+    gate.set_proxy("1", "/*", origin.addr);
+    block_on(async {
+        let mut send = h2_connect(gate.http).await.expect("it connects");
+        for _ in 0..5 {
+            let request = http::Request::post("http://gate.test/").body(()).expect("it is valid");
+            let (response, mut stream) = send.send_request(request, false).expect("it is sent");
+            stream.send_data(Bytes::from_static(b"first"), false).expect("it is sent");
+            tokio::time::sleep(Duration::from_millis(30)).await;
+            stream.send_reset(h2::Reason::CANCEL);
+            drop(response);
+        }
+        // The connection goes on.
+        let request = http::Request::get("http://gate.test/").body(()).expect("it is valid");
+        let (response, _) = send.send_request(request, true).expect("it is sent");
+        assert_eq!(h2_answer(response).await.expect("an answer").body, b"taken");
+    });
+    until("the broken calls to end", || (origin.open() <= 1).then_some(()));
+    assert_eq!(origin.requests().len(), 1, "only the last request was whole");
+}
+
+#[test]
+fn uploads_by_http_2_that_nobody_reads_do_not_block_their_connection() {
+    let gate = gateway(json!({}));
+    gate.set("/routes/1", &json!({"uri": "/*", "upstream": {"type": "roundrobin", "nodes": {}}}));
+    block_on(async {
+        let mut send = h2_connect(gate.http).await.expect("it connects");
+        for n in 0..40 {
+            let request = http::Request::post("http://gate.test/").body(()).expect("it is valid");
+            let (response, mut stream) = send.send_request(request, false).expect("it is sent");
+            // More than the window of a stream each, and of the connection all together.
+            stream.reserve_capacity(100_000);
+            let granted = std::future::poll_fn(|cx| stream.poll_capacity(cx));
+            let granted = tokio::time::timeout(PATIENCE, granted).await.expect("there is room");
+            if let Some(Ok(bytes)) = granted {
+                let _ = stream.send_data(Bytes::from(vec![b'x'; bytes]), false);
+            }
+            let answer = tokio::time::timeout(PATIENCE, response).await.expect("in time");
+            assert_eq!(answer.expect("an answer").status(), 503, "upload {n}");
+        }
+    });
+}
+
+#[test]
+fn an_idle_client_connection_is_closed_after_keepalive_timeout() {
+    let origin = Origin::text("x");
+    for (timeout, kept) in [("1s", true), ("0", false)] {
+        let gate = gateway(json!({"nginx_config": {"http": {"keepalive_timeout": timeout}}}));
+        gate.set_proxy("1", "/*", origin.addr);
+        let mut client = Client::connect(gate.http);
+        for _ in 0..3 {
+            let answer = client.get("/");
+            assert_eq!(answer.header("connection"), (!kept).then_some("close"), "{timeout}");
+            if !kept {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(500));
+        }
+        let began = Instant::now();
+        assert!(client.rest().is_empty(), "{timeout}");
+        assert!(began.elapsed() < Duration::from_secs(3), "{timeout}: {:?}", began.elapsed());
+    }
+}
+
+#[test]
 fn a_body_over_client_max_body_size_is_413() {
     let origin = Origin::text("taken");
     let gate = gateway(json!({"nginx_config": {"http": {"client_max_body_size": 1000}}}));
@@ -288,14 +361,19 @@ fn a_body_over_client_max_body_size_is_413() {
         format!("{head}{:x}\r\n{}\r\n0\r\n\r\n", n, "x".repeat(n)).into_bytes()
     };
     for (bytes, status) in [(1000, 200), (1001, 413), (100_000, 413)] {
-        for (way, sent) in
-            [("length", request_bytes("POST", "/", &[], "x".repeat(bytes))), ("chunks", chunked(bytes))]
-        {
+        for (way, sent) in [
+            ("length", request_bytes("POST", "/", &[], "x".repeat(bytes))),
+            ("chunks", chunked(bytes)),
+        ] {
             origin.clear();
             let mut client = Client::connect(gate.http);
             let _ = client.try_send(sent);
             assert_eq!(client.response().status, status, "{bytes} bytes by {way}");
-            assert_eq!(origin.requests().len(), usize::from(status == 200), "{bytes} bytes by {way}");
+            assert_eq!(
+                origin.requests().len(),
+                usize::from(status == 200),
+                "{bytes} bytes by {way}"
+            );
         }
         let request = http::Request::post("http://gate.test/").body(()).expect("it is valid");
         let answer = h2_exchange(gate.http, request, &[&vec![b'x'; bytes]]);
@@ -348,14 +426,19 @@ fn head_204_and_304_have_no_body_and_leave_the_connection_usable() {
 fn interim_answers_of_an_origin_are_not_passed_on() {
     let origin = Origin::start(|_| {
         let interim = "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n";
-        Answer::raw(format!("{interim}HTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"))
+        Answer::raw(format!(
+            "{interim}HTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+        ))
     });
     let gate = gateway(json!({}));
     gate.set_proxy("1", "/*", origin.addr);
     let mut client = Client::connect(gate.http);
     for _ in 0..3 {
         let answer = client.get("/");
-        assert_eq!((answer.status, answer.informational.len(), answer.text().as_str()), (200, 0, "ok"));
+        assert_eq!(
+            (answer.status, answer.informational.len(), answer.text().as_str()),
+            (200, 0, "ok")
+        );
         assert_eq!(answer.header("link"), None);
     }
 }
@@ -377,7 +460,9 @@ fn an_http_1_0_client_gets_no_chunks() {
 #[test]
 fn trailers_of_a_chunked_answer_reach_the_client() {
     let origin = Origin::start(|_| {
-        Answer::raw("HTTP/1.1 200 OK\r\nTrailer: X-Sum\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nX-Sum: 42\r\nContent-Length: 9\r\n\r\n")
+        Answer::raw(
+            "HTTP/1.1 200 OK\r\nTrailer: X-Sum\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nX-Sum: 42\r\nContent-Length: 9\r\n\r\n",
+        )
     });
     let gate = gateway(json!({}));
     gate.set_proxy("1", "/*", origin.addr);
@@ -392,10 +477,15 @@ fn trailers_of_a_chunked_answer_reach_the_client() {
 #[test]
 fn a_slow_client_is_not_its_upstreams_fault() {
     let origin = Origin::start(|received| Answer::text(received.body.clone()));
-    let gate = gateway(json!({"nginx_config": {"http": {"client_body_timeout": "2s", "send_timeout": "1s"}}}));
+    let gate = gateway(
+        json!({"nginx_config": {"http": {"client_body_timeout": "2s", "send_timeout": "1s"}}}),
+    );
     let quick = json!({"connect": 0.3, "send": 0.3, "read": 0.3});
     let nodes = json!({origin.addr.to_string(): 1});
-    gate.set("/routes/1", &json!({"uri": "/*", "upstream": {"type": "roundrobin", "nodes": nodes, "timeout": quick}}));
+    gate.set(
+        "/routes/1",
+        &json!({"uri": "/*", "upstream": {"type": "roundrobin", "nodes": nodes, "timeout": quick}}),
+    );
     // A pause longer than the upstream's limits, shorter than the client's.
     let mut client = Client::connect(gate.http);
     client.send("POST / HTTP/1.1\r\nHost: gate.test\r\nContent-Length: 9\r\n\r\nfirst");
@@ -427,7 +517,10 @@ fn an_upstream_that_does_not_take_an_upload_is_a_504() {
     let gate = gateway(json!({}));
     let nodes = json!({origin.addr.to_string(): 1});
     let quick = json!({"connect": 0.5, "send": 0.5, "read": 10});
-    gate.set("/routes/1", &json!({"uri": "/*", "upstream": {"type": "roundrobin", "nodes": nodes, "timeout": quick}}));
+    gate.set(
+        "/routes/1",
+        &json!({"uri": "/*", "upstream": {"type": "roundrobin", "nodes": nodes, "timeout": quick}}),
+    );
     let mut client = Client::connect(gate.http);
     let began = Instant::now();
     let _ = client.try_send(request_bytes("POST", "/", &[], vec![b'x'; 16 << 20]));
@@ -440,12 +533,16 @@ fn a_large_header_block_passes_both_ways() {
     let value = "v".repeat(30_000);
     let copy = value.clone();
     let origin = Origin::start(move |received| {
-        Answer::text(received.header("x-large").unwrap_or("").len().to_string()).header("X-Large", &copy)
+        Answer::text(received.header("x-large").unwrap_or("").len().to_string())
+            .header("X-Large", &copy)
     });
     let gate = gateway(json!({}));
     gate.set_proxy("1", "/*", origin.addr);
     let answer = request(gate.http, "GET", "/", &[("X-Large", &value)], "");
-    assert_eq!((answer.text().as_str(), answer.header("x-large").map(str::len)), ("30000", Some(30_000)));
+    assert_eq!(
+        (answer.text().as_str(), answer.header("x-large").map(str::len)),
+        ("30000", Some(30_000))
+    );
 }
 
 /// How much the resident memory may grow while bodies pass.
@@ -500,7 +597,10 @@ fn sized_origin() -> RawOrigin {
                 }
             };
             let answer = sum.to_string();
-            peer.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{answer}", answer.len()))?;
+            peer.send(format!(
+                "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{answer}",
+                answer.len()
+            ))?;
         }
     })
 }
@@ -528,7 +628,9 @@ fn transfer(addr: SocketAddr, bytes: usize, announced: bool) {
         false => "Transfer-Encoding: chunked".to_owned(),
     };
     let write = |tcp: &mut TcpStream| -> io::Result<()> {
-        tcp.write_all(format!("PUT /{bytes} HTTP/1.1\r\nHost: gate.test\r\n{framing}\r\n\r\n").as_bytes())?;
+        tcp.write_all(
+            format!("PUT /{bytes} HTTP/1.1\r\nHost: gate.test\r\n{framing}\r\n\r\n").as_bytes(),
+        )?;
         let piece = vec![b'x'; 1 << 16];
         for _ in 0..bytes / piece.len() {
             if !announced {
@@ -542,7 +644,8 @@ fn transfer(addr: SocketAddr, bytes: usize, announced: bool) {
         if announced { Ok(()) } else { tcp.write_all(b"0\r\n\r\n") }
     };
     write(&mut tcp).expect("the gateway takes the upload");
-    let mut from = io::BufReader::with_capacity(1 << 16, tcp.try_clone().expect("it can be shared"));
+    let mut from =
+        io::BufReader::with_capacity(1 << 16, tcp.try_clone().expect("it can be shared"));
     let head = read_head(&mut from);
     let length = field(&head, "content-length").and_then(|n| n.parse().ok()).expect("it is told");
     let mut told = vec![0; length];

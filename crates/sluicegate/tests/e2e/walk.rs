@@ -414,6 +414,13 @@ fn bodies_are_taken_up_to_their_limits() {
         let expected = if status == 200 { vec![bytes; 2] } else { Vec::new() };
         assert_eq!(arrived, expected, "{target} {bytes}");
     }
+    // Over HTTP/2 the same limit holds.
+    for (bytes, status) in [(1000, 200), (1001, 413)] {
+        let url = format!("http://{}/small", gateway.http);
+        let body = "x".repeat(bytes);
+        let answer = curl(&["--http2-prior-knowledge", "--data-binary", &body, &url]);
+        assert_eq!((answer.version.as_str(), answer.status), ("2", status), "{bytes}");
+    }
     std::thread::scope(|scope| {
         let before = origin.requests().len();
         let first = scope.spawn(|| post("/slow", 8000, false));

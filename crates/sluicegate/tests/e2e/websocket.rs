@@ -20,9 +20,15 @@ fn bytes_pass_both_ways_after_the_switch() {
     let answer = client.head().expect("an answer");
     assert!(answer.starts_with("HTTP/1.1 101 Switching Protocols\r\n"), "{answer}");
     assert_eq!(field(&answer, "upgrade"), Some("websocket"));
-    assert_eq!(field(&answer, "connection").map(str::to_ascii_lowercase).as_deref(), Some("upgrade"));
+    assert_eq!(
+        field(&answer, "connection").map(str::to_ascii_lowercase).as_deref(),
+        Some("upgrade")
+    );
     assert_eq!(field(&answer, "sec-websocket-accept"), Some("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="));
-    assert_eq!((field(&answer, "content-length"), field(&answer, "transfer-encoding")), (None, None));
+    assert_eq!(
+        (field(&answer, "content-length"), field(&answer, "transfer-encoding")),
+        (None, None)
+    );
     for n in [1, 100, 200_000] {
         let message = vec![0x81; n];
         client.send(&message).expect("it is taken");

@@ -154,7 +154,8 @@ impl EarlyOrigin {
 
 /// Runs a future with sockets and time.
 pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     runtime.expect("the system has threads").block_on(async {
         tokio::time::timeout(4 * PATIENCE, future).await.expect("it ends in time")
     })
@@ -170,7 +171,9 @@ pub(crate) struct H2Answer {
 }
 
 /// A connection that speaks HTTP/2 by prior knowledge.
-pub(crate) async fn h2_connect(addr: SocketAddr) -> Result<h2::client::SendRequest<Bytes>, h2::Error> {
+pub(crate) async fn h2_connect(
+    addr: SocketAddr,
+) -> Result<h2::client::SendRequest<Bytes>, h2::Error> {
     let tcp = tokio::net::TcpStream::connect(addr).await.expect("the gateway listens");
     let (send, connection) = h2::client::handshake(tcp).await?;
     tokio::spawn(connection);
@@ -197,7 +200,8 @@ pub(crate) fn h2_exchange(
 /// Reads an HTTP/2 answer to its end.
 pub(crate) async fn h2_answer(response: h2::client::ResponseFuture) -> Result<H2Answer, h2::Error> {
     let (head, mut receiving) = response.await?.into_parts();
-    let mut answer = H2Answer { status: head.status.as_u16(), headers: head.headers, ..H2Answer::default() };
+    let mut answer =
+        H2Answer { status: head.status.as_u16(), headers: head.headers, ..H2Answer::default() };
     while let Some(piece) = receiving.data().await {
         let piece = piece?;
         let _ = receiving.flow_control().release_capacity(piece.len());
@@ -209,7 +213,8 @@ pub(crate) async fn h2_answer(response: h2::client::ResponseFuture) -> Result<H2
 
 /// Resident memory of the gateway, in bytes.
 pub(crate) fn rss_bytes(gateway: &GatewayProcess) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", gateway.pid().as_raw_nonzero()));
+    let status =
+        std::fs::read_to_string(format!("/proc/{}/status", gateway.pid().as_raw_nonzero()));
     let status = status.expect("the process runs, on Linux");
     let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("Linux tells it");
     let kib: u64 = line.split_whitespace().nth(1).and_then(|n| n.parse().ok()).expect("a number");
