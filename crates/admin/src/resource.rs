@@ -72,6 +72,7 @@ async fn get(
     let show = |entry: &Entry, value: &mut Value| {
         secrets::decrypt_plugins(state, kind, value);
         secrets::hide_private_keys(kind, value);
+        secrets::hide_plain_private_keys(kind, value);
         json!({
             "key": shown_key(settings, entry),
             "value": value.take(),

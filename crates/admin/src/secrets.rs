@@ -43,14 +43,20 @@ pub(crate) fn hide_private_keys(kind: Kind, value: &mut Value) {
     }
 }
 
-/// Removes private keys that are not encrypted, from the answer to a write: without a keyring
-/// they are stored as they are, and still shown to nobody.
+/// Removes private keys that are not encrypted from an answer: without a keyring they are stored
+/// as they are, and still shown to nobody.
 // Differs: APISIX always has a keyring, so its answers always carry the encrypted form.
 pub(crate) fn hide_plain_private_keys(kind: Kind, value: &mut Value) {
     let mut plain = false;
     each_private_key(kind, value, |key| plain |= key.contains("PRIVATE KEY"));
-    if plain {
-        hide_private_keys(kind, value);
+    if !plain {
+        return;
+    }
+    hide_private_keys(kind, value);
+    for tls in ["/tls", "/upstream/tls"] {
+        if let Some(Value::Object(tls)) = value.pointer_mut(tls) {
+            tls.shift_remove("client_key");
+        }
     }
 }
 
@@ -86,5 +92,32 @@ fn each_private_key(kind: Kind, value: &mut Value, mut each: impl FnMut(&mut Str
         }
         Kind::Upstreams => visit(value.pointer_mut("/tls/client_key")),
         _ => visit(value.pointer_mut("/upstream/tls/client_key")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_private_key_without_encryption_is_in_no_answer() {
+        let tls = |key: &str| json!({"client_cert": "c", "client_key": key});
+        let plain = "-----BEGIN PRIVATE KEY-----";
+        for (kind, value, hidden) in [
+            (Kind::Ssls, json!({"key": plain, "keys": [plain]}), json!({})),
+            (Kind::Upstreams, json!({"tls": tls(plain)}), json!({"tls": {"client_cert": "c"}})),
+            (
+                Kind::Routes,
+                json!({"upstream": {"tls": tls(plain)}}),
+                json!({"upstream": {"tls": {"client_cert": "c"}}}),
+            ),
+            (Kind::Upstreams, json!({"tls": tls("b0xd")}), json!({"tls": tls("b0xd")})),
+        ] {
+            let mut shown = value.clone();
+            hide_plain_private_keys(kind, &mut shown);
+            assert_eq!(shown, hidden, "{kind:?} {value}");
+        }
     }
 }

@@ -6,12 +6,12 @@ use std::fmt;
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
-    #[error("{file}: cannot be read: {source}")]
+    #[error("{file}: cannot be read: {cause}")]
     Read {
         /// The file's name as it was given.
         file: String,
         /// What the system said.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// The file is larger than [`FILE_BYTES_MAX`](crate::FILE_BYTES_MAX).
     #[error("{file}: larger than {limit} bytes")]

@@ -15,8 +15,8 @@ pub(crate) fn read(path: &Path) -> Result<String, ConfigError> {
     let opened = File::open(path);
     let taken =
         opened.and_then(|open| open.take(FILE_BYTES_MAX as u64 + 1).read_to_end(&mut bytes));
-    if let Err(source) = taken {
-        return Err(ConfigError::Read { file, source });
+    if let Err(cause) = taken {
+        return Err(ConfigError::Read { file, cause });
     }
     if bytes.len() > FILE_BYTES_MAX {
         return Err(ConfigError::TooLarge { file, limit: FILE_BYTES_MAX });

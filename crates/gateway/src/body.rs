@@ -231,12 +231,15 @@ impl Body {
             Some(n) if n > limit => return Ok(None),
             expected => expected.unwrap_or(0),
         };
-        // Of unknown length: room is taken piece by piece.
-        let mut room = Room::take(used, expected, total)?;
-        if let Self::Bytes(bytes) = self {
-            return Ok(Some((bytes.clone(), Some(room))));
+        if used.load(Ordering::Relaxed).saturating_add(expected) > total {
+            return Err(BodyError::NoRoom { limit: total });
         }
-        // What a peer announces is not allocated before it arrives.
+        if let Self::Bytes(bytes) = self {
+            return Ok(Some((bytes.clone(), Some(Room::take(used, expected, total)?))));
+        }
+        // What a peer announces takes neither room nor memory before it arrives: announcing
+        // costs a peer nothing, and would keep others out.
+        let mut room = Room::take(used, 0, total)?;
         let mut whole =
             BytesMut::with_capacity(usize::try_from(expected).unwrap_or(0).min(READ_AHEAD_BYTES));
         loop {

@@ -148,7 +148,12 @@ impl Core {
         let mut mine = self.settings.borrow_mut();
         if mine.0 != version {
             *mine = (version, Rc::new((*self.shared.settings()).clone()));
-            *self.access_log.borrow_mut() = AccessLogger::open(&mine.1);
+            let opened = AccessLogger::open(&mine.1);
+            // Where a file cannot be opened (no file handle is left, say), the log goes on in
+            // the one it has.
+            if opened.is_some() || mine.1.access_log.is_none() {
+                *self.access_log.borrow_mut() = opened;
+            }
         }
         mine.1.clone()
     }

@@ -255,6 +255,8 @@ pub fn host_without_port(raw: &[u8]) -> Cow<'_, str> {
 pub struct UpstreamRecord {
     /// Every address tried, in order.
     pub addrs: smallvec::SmallVec<[SocketAddr; 1]>,
+    /// Status and time of the tries before the last one, as nginx lists them.
+    pub failed: Vec<(u16, Duration)>,
     /// The `Host` sent.
     pub host: Option<Arc<str>>,
     /// The last answer's status; 502 or 504 when there was none.
@@ -265,7 +267,7 @@ pub struct UpstreamRecord {
     pub header_time: Option<Duration>,
     /// From the start of the call to the end of the response.
     pub response_time: Option<Duration>,
-    /// When the call began.
+    /// When the call, or its last try, began.
     pub began: Option<Instant>,
     /// `http`, `https`, `grpc`, `grpcs`.
     pub scheme: &'static str,

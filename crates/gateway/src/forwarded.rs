@@ -52,9 +52,32 @@ impl Forwarded {
             "X-Forwarded-Host",
             headers.known(Known::Host).unwrap_or_default(),
         );
-        let port = port.format(exchange.connection.local.port()).as_bytes();
+        let host = headers.known(Known::Host).unwrap_or_default();
+        let port = match named_port(host) {
+            Some(named) => named,
+            None => port.format(exchange.connection.local.port()).as_bytes(),
+        };
         add(Known::XForwardedPort, "X-Forwarded-Port", port);
         fields
+    }
+
+    /// What route conditions see in place of a client's field: else whoever is not trusted could
+    /// choose a route by them. `None`: the client's own; `Some(None)`: nothing.
+    pub(crate) fn instead(self, exchange: &Exchange, name: &str) -> Option<Option<Vec<u8>>> {
+        if !name.starts_with("x-forwarded-") && name != "forwarded" {
+            return None;
+        }
+        let mut port = itoa::Buffer::new();
+        let seen = self.seen(exchange, &mut port);
+        if let Some((_, value)) = seen.iter().find(|(seen, _)| seen.eq_ignore_ascii_case(name)) {
+            return Some(Some(value.to_vec()));
+        }
+        let dropped = match name {
+            "forwarded" => !self.trusted,
+            "x-forwarded-for" => !self.keep_for,
+            _ => false,
+        };
+        dropped.then_some(None)
     }
 
     /// Writes the fields of a proxied request.
@@ -114,6 +137,13 @@ impl Forwarded {
     }
 }
 
+/// The port a `Host` names: where the client connected, as it sees it. Behind a mapped port that is
+/// not the one we listen on.
+fn named_port(host: &[u8]) -> Option<&[u8]> {
+    let port = &host[memchr::memrchr(b':', host)? + 1..];
+    (!port.is_empty() && port.iter().all(u8::is_ascii_digit)).then_some(port)
+}
+
 /// The fields that a `Connection` header names beyond the usual ones.
 pub(crate) struct ConnectionTokens<'a>(SmallVec<[&'a [u8]; 2]>);
 
@@ -135,4 +165,23 @@ impl<'a> ConnectionTokens<'a> {
 /// Does the client ask to switch protocols (RFC 9110 section 7.8)?
 pub(crate) fn wants_upgrade(request: &Request) -> bool {
     request.headers.known(Known::Upgrade).is_some() && request.headers.connection_has("upgrade")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_port_of_a_host_is_what_stands_behind_its_last_colon() {
+        for (host, port) in [
+            ("gate.test:81", Some("81")),
+            ("[::1]:9080", Some("9080")),
+            ("[::1]", None),
+            ("gate.test", None),
+            ("gate.test:", None),
+            ("", None),
+        ] {
+            assert_eq!(named_port(host.as_bytes()), port.map(str::as_bytes), "{host}");
+        }
+    }
 }

@@ -26,7 +26,7 @@ pub async fn handle(exchange: &mut Exchange) -> Response {
     response
 }
 
-/// The plugins a response passes and a log line comes from: global rules, then the route's.
+/// The plugins that run for a request, in their order: global rules, then the route's.
 pub(crate) fn chains(exchange: &Exchange) -> impl Iterator<Item = Arc<Chain>> + use<> {
     let route = exchange.route.as_ref().map(|route| route.chain.clone());
     let snapshot = exchange.snapshot.clone();
@@ -42,49 +42,38 @@ async fn answer(exchange: &mut Exchange) -> Result<Response, PluginError> {
         Ok(found) => found,
         Err(response) => return Ok(response),
     };
-    let Some(route) = found else {
-        exchange.core.counters.not_found.add(1);
-        for rule in &snapshot.global {
-            if let Flow::Respond(response) = rule.rewrite(exchange).await? {
-                return Ok(response);
-            }
+    if let Some(route) = &found {
+        route.requests.add(exchange.core.index);
+        exchange.route = Some(route.clone());
+        if let Some((status, cause)) = &route.broken {
+            warn!(route = %route.id, cause, "A route that cannot serve was asked for.");
+            return Ok(Response::page(*status));
         }
-        for rule in &snapshot.global {
-            if let Flow::Respond(response) = rule.access(exchange).await? {
-                return Ok(response);
-            }
-        }
-        return Ok(Response::message(
-            StatusCode::NOT_FOUND,
-            &serde_json::json!({"error_msg": "404 Route Not Found"}),
-        ));
-    };
-    route.requests.add(exchange.core.index);
-    exchange.route = Some(route.clone());
-    if let Some((status, cause)) = &route.broken {
-        warn!(route = %route.id, cause, "A route that cannot serve was asked for.");
-        return Ok(Response::page(*status));
-    }
-    if let Some(response) = refuse_large_body(exchange) {
-        return Ok(response);
-    }
-    for rule in &snapshot.global {
-        if let Flow::Respond(response) = rule.rewrite(exchange).await? {
+        if let Some(response) = refuse_large_body(exchange) {
             return Ok(response);
         }
     }
-    if let Flow::Respond(response) = route.chain.rewrite(exchange).await? {
-        return Ok(response);
-    }
-    for rule in &snapshot.global {
-        if let Flow::Respond(response) = rule.access(exchange).await? {
+    for chain in chains(exchange) {
+        if let Flow::Respond(response) = chain.rewrite(exchange).await? {
             return Ok(response);
         }
     }
-    if let Flow::Respond(response) = route.chain.access(exchange).await? {
-        return Ok(response);
+    for chain in chains(exchange) {
+        if let Flow::Respond(response) = chain.access(exchange).await? {
+            return Ok(response);
+        }
     }
-    proxy::proxy(exchange, &route).await
+    match found {
+        Some(route) => proxy::proxy(exchange, &route).await,
+        None => Ok(not_found(exchange)),
+    }
+}
+
+/// No route matched; global rules have run all the same.
+fn not_found(exchange: &Exchange) -> Response {
+    exchange.core.counters.not_found.add(1);
+    let message = serde_json::json!({"error_msg": "404 Route Not Found"});
+    Response::message(StatusCode::NOT_FOUND, &message)
 }
 
 /// Works out the variable `uri`. A path that cannot be one is answered here.

@@ -1,7 +1,7 @@
 //! Sending a request to an upstream node and bringing its answer back.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ::http::{Method, StatusCode};
 use tracing::{error, warn};
@@ -55,7 +55,9 @@ pub(crate) async fn proxy(
             exchange.upstream.response_time = began.map(|b| b.elapsed());
             error!(route = %route.id, upstream = %upstream.id, %error, "An upstream did not answer.");
             let mut response = Response::page(status);
-            response.headers.append(UPSTREAM_STATUS, status.as_str().as_bytes());
+            if !matches!(error, CallError::Resolve { .. }) {
+                response.headers.append(UPSTREAM_STATUS, status.as_str().as_bytes());
+            }
             response
         }
     })
@@ -84,6 +86,12 @@ async fn try_nodes(
                 let more = again && tried.len() <= upstream.retries;
                 if more {
                     warn!(route = %route.id, upstream = %upstream.id, node = %upstream.nodes[at].authority, %error, "A node did not answer; the next one is tried.");
+                    let record = &mut exchange.upstream;
+                    if record.addrs.len() > record.failed.len() {
+                        let took = record.began.map_or(Duration::ZERO, |began| began.elapsed());
+                        record.failed.push((error.status().as_u16(), took));
+                    }
+                    record.began = Some(Instant::now());
                 }
                 last_error = error;
                 if !more {
@@ -91,6 +99,11 @@ async fn try_nodes(
                 }
             }
         }
+    }
+    let record = &mut exchange.upstream;
+    if record.failed.len() >= record.addrs.len() {
+        // No try followed the last one after all.
+        record.failed.pop();
     }
     // What was not sent is skipped, so that the connection can be kept.
     exchange.request.body = body;

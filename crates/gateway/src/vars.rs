@@ -9,6 +9,7 @@ use tracing::warn;
 
 use crate::exchange::{Exchange, Seen, Version};
 use crate::expr::{Builtin, Value, VarName, Vars};
+use crate::forwarded::Forwarded;
 use crate::graphql::{self, GraphqlError};
 use crate::http::headers::{Headers, Known};
 use crate::uri;
@@ -18,7 +19,10 @@ impl Vars for Exchange {
         match name {
             VarName::Arg(name) => argument(self.request.query()?, name.as_bytes()),
             VarName::Cookie(name) => cookie(&self.request.headers, name),
-            VarName::Http(name) => header(&self.request.headers, name),
+            VarName::Http(name) => match Forwarded::of(self).instead(self, name) {
+                Some(seen) => seen.map(owned),
+                None => header(&self.request.headers, name),
+            },
             VarName::SentHttp(name) => header(self.sent.as_ref()?, name),
             VarName::UpstreamHttp(name) => {
                 self.upstream.status?;
@@ -111,6 +115,12 @@ fn cookie<'a>(headers: &'a Headers, name: &str) -> Option<Value<'a>> {
             let at = memchr::memchr(b'=', pair)?;
             (pair[..at].trim_ascii() == name.as_bytes()).then(|| bytes(&pair[at + 1..]))
         })
+}
+
+/// What nginx says of each try, in one text.
+fn listed<'a>(all: impl Iterator<Item = String>) -> Option<Value<'a>> {
+    let all: Vec<String> = all.collect();
+    (!all.is_empty()).then(|| owned(all.join(", ")))
 }
 
 /// Seconds with three decimals, as nginx writes times.
@@ -240,16 +250,15 @@ impl Exchange {
             Builtin::SslProtocol => tls.map(|t| bytes(t.protocol.as_bytes())),
             Builtin::SslCipher => tls.map(|t| bytes(t.cipher.as_bytes())),
             Builtin::SslServerName => tls?.sni.as_ref().map(|s| bytes(s.as_bytes())),
-            Builtin::UpstreamAddr => {
-                let all: Vec<String> =
-                    self.upstream.addrs.iter().map(ToString::to_string).collect();
-                (!all.is_empty()).then(|| owned(all.join(", ")))
-            }
+            Builtin::UpstreamAddr => listed(self.upstream.addrs.iter().map(ToString::to_string)),
             Builtin::BalancerIp => self.upstream.addrs.last().map(|a| owned(a.ip().to_string())),
             Builtin::BalancerPort => {
                 self.upstream.addrs.last().and_then(|a| number(a.port().into()))
             }
-            Builtin::UpstreamStatus => self.upstream.status.and_then(|s| number(s.into())),
+            Builtin::UpstreamStatus => {
+                let failed = self.upstream.failed.iter().map(|(status, _)| *status);
+                listed(failed.chain(self.upstream.status).map(|status| status.to_string()))
+            }
             Builtin::UpstreamHost => match &self.upstream.host {
                 Some(host) => Some(bytes(host.as_bytes())),
                 None => request.headers.known(Known::Host).map(bytes),
@@ -262,7 +271,8 @@ impl Exchange {
             Builtin::UpstreamConnectTime => took(self.upstream.connect_time),
             Builtin::UpstreamHeaderTime => took(self.upstream.header_time),
             Builtin::UpstreamResponseTime | Builtin::ApisixUpstreamResponseTime => {
-                took(self.upstream.response_time)
+                let failed = self.upstream.failed.iter().map(|(_, time)| *time);
+                listed(failed.chain(self.upstream.response_time).map(seconds))
             }
             _ => None,
         }

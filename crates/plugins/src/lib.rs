@@ -11,3 +11,23 @@ pub fn registry() -> Registry {
     registry.add::<AwsLambda>();
     registry
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn plugins_run_in_the_order_of_the_golden_list() {
+        let registry = registry();
+        let lines = registry.iter().map(|p| format!("{} {}\n", p.info.priority, p.info.name));
+        let order: String = lines.collect();
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("order.txt");
+        if std::env::var_os("UPDATE_EXPECT").is_some() {
+            std::fs::write(&file, &order).unwrap();
+        }
+        let golden = std::fs::read_to_string(&file).unwrap_or_default();
+        assert_eq!(order, golden, "UPDATE_EXPECT=1 cargo test -p sluicegate-plugins rewrites it");
+    }
+}

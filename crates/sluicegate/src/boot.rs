@@ -9,6 +9,11 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::{Context, anyhow, bail};
 use arc_swap::ArcSwap;
+use axum::Extension;
+use axum::extract::ConnectInfo;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::{Value, json};
 use sluicegate_admin::control::{ControlState, Status};
@@ -26,10 +31,10 @@ use sluicegate_model::encrypt::Keyring;
 use sluicegate_model::kind::Kind;
 use sluicegate_model::plugin::Catalog;
 use sluicegate_store::{Change as StoreChange, EmbeddedStore, Event, Store, StoreError, Watch};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
-use tokio::sync::{Mutex, watch};
-use tracing::{error, info, warn};
+use tokio::sync::{Mutex, Semaphore, watch};
+use tracing::{debug, error, info, warn};
 
 use crate::cli::Place;
 use crate::{error_log, settings};
@@ -72,7 +77,9 @@ impl Running {
         if let Some(log) = &settings.access_log {
             make_folder(&log.path)?;
         }
-        let listeners = Listeners::bind(&settings)?;
+        let listeners = Listeners::bind(&settings).map_err(|error| {
+            anyhow!("{error} (apisix.node_listen, apisix.ssl.listen, apisix.proxy_protocol)")
+        })?;
         let admin_listener = match config.apisix.enable_admin {
             true => {
                 Some(bind(config.deployment.admin.admin_listen, "deployment.admin.admin_listen")?)
@@ -220,6 +227,11 @@ impl Running {
         // Listeners and threads stay as they are.
         settings.listen.clone_from(&before.listen);
         settings.workers = before.workers;
+        if let Some(log) = &settings.access_log
+            && let Err(error) = make_folder(&log.path)
+        {
+            error!("The access log has no folder: {error:#}");
+        }
         if let Err(error) = self.gateway.shared.reload(settings) {
             error!(error, "The configuration was not reloaded; the one before stays in force.");
             return;
@@ -268,6 +280,13 @@ impl Running {
         self.config.nginx_config.worker_shutdown_timeout
     }
 
+    /// What listens where, in a line.
+    pub(crate) fn told(&self) -> String {
+        let addrs: Vec<String> = self.gateway.addrs.iter().map(|l| l.addr.to_string()).collect();
+        let admin = self.admin_addr.map(|addr| format!("; Admin API on {addr}"));
+        format!("serves on {}{}", addrs.join(", "), admin.unwrap_or_default())
+    }
+
     /// The data plane's addresses.
     pub(crate) fn addrs(&self) -> &[sluicegate_gateway::settings::Listen] {
         &self.gateway.addrs
@@ -277,6 +296,12 @@ impl Running {
 /// `sluicegate test`: reads the configuration and says what is wrong.
 pub(crate) fn test(place: &Place) -> anyhow::Result<()> {
     let path = place.config();
+    if !path.exists() {
+        bail!(
+            "there is no {}: give its folder with -p; `sluicegate start` makes one",
+            path.display()
+        );
+    }
     let (config, warnings) = load(&path)?;
     tls_clients(&config, place)?;
     for warning in warnings {
@@ -354,13 +379,38 @@ fn serve(
 ) -> anyhow::Result<()> {
     let _entered = runtime.enter();
     let listener = TcpListener::from_std(listener)?;
-    let service = router.into_make_service_with_connect_info::<SocketAddr>();
+    let places = Arc::new(Semaphore::new(MANAGEMENT_CONNECTIONS_MAX));
     runtime.spawn(async move {
-        if let Err(error) = axum::serve(listener, service).await {
-            error!(%error, "A management API ended.");
+        // The semaphore is never closed.
+        while let Ok(place) = places.clone().acquire_owned().await {
+            match listener.accept().await {
+                Ok((tcp, peer)) => {
+                    let router = router.clone().layer(Extension(ConnectInfo(peer)));
+                    tokio::spawn(async move {
+                        serve_one(tcp, router).await;
+                        drop(place);
+                    });
+                }
+                Err(error) => {
+                    warn!(%error, "A connection to a management API could not be accepted.");
+                    tokio::time::sleep(ACCEPT_RETRY).await;
+                }
+            }
         }
     });
     Ok(())
+}
+
+/// Serves one connection to a management API. Whoever connects can hold it only so long: the
+/// key is asked for when a request's head is there.
+async fn serve_one(tcp: TcpStream, router: axum::Router) {
+    let served = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(MANAGEMENT_HEAD_TIME)
+        .serve_connection(TokioIo::new(tcp), TowerToHyperService::new(router));
+    if let Err(error) = served.await {
+        debug!(%error, "A connection to a management API ended.");
+    }
 }
 
 /// Waits until a revision is served, before the write that made it is answered.
@@ -577,6 +627,16 @@ pub(crate) fn unix_now() -> u64 {
 
 /// How long a store that cannot be read is left alone.
 const STORE_RETRY: Duration = Duration::from_secs(1);
+
+/// How long accepting waits after it failed: files ran out, most likely.
+const ACCEPT_RETRY: Duration = Duration::from_millis(50);
+
+/// Connections to one management API at a time; more wait in the kernel.
+const MANAGEMENT_CONNECTIONS_MAX: usize = 256;
+
+/// How long a client of a management API may take to send a request's head, and how long its
+/// connection may be idle.
+const MANAGEMENT_HEAD_TIME: Duration = Duration::from_secs(30);
 
 /// Threads of everything that is not a request.
 const CONTROL_THREADS: usize = 2;

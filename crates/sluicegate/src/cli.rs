@@ -45,9 +45,9 @@ enum Command {
 #[derive(Args, Clone)]
 pub(crate) struct Place {
     /// Folder of conf/, data/ and logs/
-    #[arg(short = 'p', long = "prefix", default_value = ".", value_name = "PREFIX")]
+    #[arg(short = 'p', long = "prefix", default_value = ".", value_name = "FOLDER")]
     prefix: PathBuf,
-    /// Configuration file [default: PREFIX/conf/config.yaml]
+    /// Configuration file [default: FOLDER/conf/config.yaml]
     #[arg(short = 'c', long = "config", value_name = "FILE")]
     config: Option<PathBuf>,
 }
@@ -99,9 +99,10 @@ impl Place {
 pub(crate) fn run() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Quickstart(options) => quickstart::run(&options),
-        Command::Start(place) => {
-            boot::Running::start(&place).and_then(|running| signals::serve(running, || ()))
-        }
+        Command::Start(place) => boot::Running::start(&place).and_then(|running| {
+            eprintln!("sluicegate: {}", running.told());
+            signals::serve(running)
+        }),
         Command::Test(place) => boot::test(&place),
         Command::Reload(place) => signal(&place, Signal::HUP, None),
         Command::Quit(place) => signal(&place, Signal::QUIT, Some(QUIT_WAIT)),
@@ -125,7 +126,7 @@ fn signal(place: &Place, signal: Signal, wait: Option<Duration>) -> anyhow::Resu
     let file = place.pid_file();
     let text = std::fs::read_to_string(&file).with_context(|| {
         format!(
-            "no gateway runs under {} ({} cannot be read); give its folder with -p",
+            "no gateway runs under {} (give its folder with -p): {}",
             place.prefix().display(),
             file.display()
         )
@@ -139,7 +140,10 @@ fn signal(place: &Place, signal: Signal, wait: Option<Duration>) -> anyhow::Resu
     kill_process(pid, signal).with_context(|| {
         format!("process {} of {} is not there any more", text.trim(), file.display())
     })?;
-    let Some(wait) = wait else { return Ok(()) };
+    let Some(wait) = wait else {
+        println!("asked process {}; its error log says what it could not take", text.trim());
+        return Ok(());
+    };
     let deadline = Instant::now() + wait;
     while test_kill_process(pid).is_ok() && !is_zombie(pid) {
         if Instant::now() >= deadline {

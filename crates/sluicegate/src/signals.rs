@@ -14,13 +14,14 @@ enum Got {
 }
 
 /// Serves until a signal ends it: SIGTERM and SIGQUIT gracefully, SIGINT at once. SIGHUP
-/// reloads config.yaml, SIGUSR1 reopens the logs. `ready` is called once signals are heard.
-pub(crate) fn serve(mut running: Running, ready: impl FnOnce()) -> anyhow::Result<()> {
-    let mut signals = {
-        let _entered = running.runtime.enter();
-        Signals::new()?
-    };
-    ready();
+/// reloads config.yaml, SIGUSR1 reopens the logs.
+pub(crate) fn serve(running: Running) -> anyhow::Result<()> {
+    let signals = Signals::hear(&running)?;
+    serve_with(running, signals)
+}
+
+/// The same with signals that are heard already: what came meanwhile counts.
+pub(crate) fn serve_with(mut running: Running, mut signals: Signals) -> anyhow::Result<()> {
     loop {
         let got = running.runtime.block_on(signals.next());
         match got {
@@ -53,7 +54,8 @@ fn end_on_second_signal(running: &Running, mut signals: Signals) {
     });
 }
 
-struct Signals {
+/// The signals that are acted on.
+pub(crate) struct Signals {
     hup: Signal,
     usr1: Signal,
     quit: Signal,
@@ -62,7 +64,9 @@ struct Signals {
 }
 
 impl Signals {
-    fn new() -> std::io::Result<Self> {
+    /// From here on signals wait to be acted on.
+    pub(crate) fn hear(running: &Running) -> std::io::Result<Self> {
+        let _entered = running.runtime.enter();
         Ok(Self {
             hup: signal(SignalKind::hangup())?,
             usr1: signal(SignalKind::user_defined1())?,

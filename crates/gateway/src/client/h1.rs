@@ -10,8 +10,8 @@ use ::http::StatusCode;
 use crate::body::{Body, BodyError, Source};
 use crate::core::Core;
 use crate::http::framing::{Decoder, Framing, Step};
-use crate::http::head::{HeadLimits, ResponseHead, has_head_end};
-use crate::http::headers::Headers;
+use crate::http::head::{HeadError, HeadLimits, ResponseHead, has_head_end};
+use crate::http::headers::{Headers, may_trail};
 use crate::http::writer::{WriteError, Writer};
 use crate::io::BUFFER_BYTES;
 
@@ -91,6 +91,8 @@ struct Call {
     timeouts: Timeouts,
     armed: bool,
     limits: HeadLimits,
+    /// `1xx` heads skipped so far.
+    interim: usize,
     /// Length of the decoded piece at the front of the buffer.
     piece: usize,
     trailers: Option<Headers>,
@@ -115,6 +117,7 @@ impl Call {
             timeouts,
             armed: false,
             limits: core.settings().upstream_head,
+            interim: 0,
             piece: 0,
             trailers: None,
         }
@@ -184,9 +187,7 @@ impl Call {
                 Poll::Ready(Ok(_)) => self.armed = false,
                 Poll::Ready(Err(error)) => {
                     let error = match error.kind() {
-                        std::io::ErrorKind::Other => {
-                            crate::http::HeadError::TooLarge(self.limits.bytes).into()
-                        }
+                        std::io::ErrorKind::Other => HeadError::TooLarge(self.limits.bytes).into(),
                         _ => self.send_error.take().unwrap_or(CallError::Read(error)),
                     };
                     return Poll::Ready(Err(error));
@@ -225,8 +226,16 @@ impl Call {
             conn.buffer.consume(head.len);
             self.scanned = 0;
             let switching = head.status == StatusCode::SWITCHING_PROTOCOLS;
-            if head.status.is_informational() && !(switching && self.may_upgrade) {
-                // 100 and 103 are between the far side and us.
+            if switching && !self.may_upgrade {
+                return Err(HeadError::Malformed("an upgrade that was not asked for").into());
+            }
+            if head.status.is_informational() && !switching {
+                // 100 and 103 are between the far side and us. Each restarts its time limit.
+                self.interim += 1;
+                if self.interim > INTERIM_MAX {
+                    return Err(HeadError::Malformed("too many interim answers").into());
+                }
+                self.core.pool.recycle(headers);
                 continue;
             }
             return Ok(Some((head, headers)));
@@ -353,17 +362,12 @@ fn parse_trailers(lines: &[u8]) -> Option<Headers> {
         let line = line.trim_ascii_end();
         let Some(colon) = memchr::memchr(b':', line) else { continue };
         let Ok(name) = std::str::from_utf8(&line[..colon]) else { continue };
-        let known = crate::http::Known::of(name.as_bytes());
-        let framing = matches!(
-            known,
-            crate::http::Known::ContentLength
-                | crate::http::Known::TransferEncoding
-                | crate::http::Known::Host
-                | crate::http::Known::Connection
-        );
-        if !framing && !name.is_empty() && !name.contains(' ') {
+        if may_trail(name.as_bytes()) {
             headers.append(name, line[colon + 1..].trim_ascii());
         }
     }
     (!headers.is_empty()).then_some(headers)
 }
+
+/// `1xx` heads taken before an answer.
+const INTERIM_MAX: usize = 100;

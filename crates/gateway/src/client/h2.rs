@@ -15,7 +15,7 @@ use bytes::{Buf, Bytes};
 
 use crate::body::{Body, BodyError, Source};
 use crate::core::Core;
-use crate::http::headers::Headers;
+use crate::http::headers::{Headers, may_trail};
 use crate::io::{LazyTimer, within};
 
 use super::connect::connect;
@@ -113,7 +113,7 @@ pub async fn send_h2(
         trailers: None,
         timer: LazyTimer::default(),
         read_limit: timeouts.read,
-        sending_error: None,
+        body_error: None,
     };
     let parts = poll_fn(|cx| call.poll_head(cx)).await?;
     let mut headers = core.pool.headers();
@@ -135,7 +135,8 @@ struct Call {
     trailers: Option<Headers>,
     timer: LazyTimer,
     read_limit: Duration,
-    sending_error: Option<BodyError>,
+    /// What was wrong with the request body.
+    body_error: Option<BodyError>,
 }
 
 impl Call {
@@ -144,7 +145,7 @@ impl Call {
         cx: &mut Context<'_>,
     ) -> Poll<Result<::http::response::Parts, CallError>> {
         self.poll_send(cx);
-        if let Some(error) = self.sending_error.take() {
+        if let Some(error) = self.body_error.take() {
             return Poll::Ready(Err(CallError::RequestBody(error)));
         }
         self.timer.arm_once(self.read_limit);
@@ -170,6 +171,13 @@ impl Call {
     /// Moves the request body into the stream, as far as its window allows.
     fn poll_send(&mut self, cx: &mut Context<'_>) {
         while let Some(stream) = &mut self.stream {
+            if let Poll::Ready(Err(error)) = self.request_body.poll_fill(cx) {
+                // The far side must not take half a body for a whole.
+                stream.send_reset(::h2::Reason::CANCEL);
+                self.stream = None;
+                self.body_error = Some(error);
+                return;
+            }
             match pump(&mut self.request_body, stream, cx) {
                 Poll::Pending => return,
                 // The far side takes its time counted from the last byte it got.
@@ -178,10 +186,10 @@ impl Call {
                     self.stream = None;
                     self.timer.disarm();
                 }
-                Poll::Ready(Err(error)) => {
-                    stream.send_reset(::h2::Reason::CANCEL);
+                // The far side takes no more. Its answer, or the lack of one, says why.
+                Poll::Ready(Err(_)) => {
                     self.stream = None;
-                    self.sending_error = Some(error);
+                    self.timer.disarm();
                 }
             }
         }
@@ -247,7 +255,7 @@ fn trailer_map(trailers: &Headers) -> ::http::HeaderMap {
 impl Source for Call {
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, BodyError>> {
         self.poll_send(cx);
-        if let Some(error) = self.sending_error.take() {
+        if let Some(error) = self.body_error.take() {
             return Poll::Ready(Err(error));
         }
         while self.piece.is_empty() {
@@ -308,11 +316,11 @@ pub(crate) fn poll_receive(
     }
 }
 
-/// Trailers as a header block.
+/// Trailers as a header block; what may not stand in one is dropped.
 pub(crate) fn fields(map: Option<::http::HeaderMap>) -> Option<Headers> {
     let map = map?;
     let mut headers = Headers::new();
-    for (name, value) in &map {
+    for (name, value) in map.iter().filter(|(name, _)| may_trail(name.as_str().as_bytes())) {
         headers.append(name.as_str(), value.as_bytes());
     }
     (!headers.is_empty()).then_some(headers)

@@ -144,6 +144,8 @@ impl CallError {
     /// The status a proxied client sees; function plugins answer 503 for all.
     pub fn status(&self) -> StatusCode {
         match self {
+            // A node without an address is no node, as in APISIX.
+            Self::Resolve { .. } => StatusCode::SERVICE_UNAVAILABLE,
             Self::ConnectTimeout { .. } | Self::SendTimeout(_) | Self::ReadTimeout(_) => {
                 StatusCode::GATEWAY_TIMEOUT
             }

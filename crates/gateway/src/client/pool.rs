@@ -6,9 +6,13 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
-use std::task::Poll;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncRead, ReadBuf};
 
 use crate::http::headers::Headers;
 use crate::io::{Buffer, LazyTimer, Stream};
@@ -81,7 +85,7 @@ impl Pool {
         let mut idle = self.idle.borrow_mut();
         let list = idle.get_mut(&key)?;
         while let Some(Idle { mut conn, since }) = list.pop() {
-            if since.elapsed() < conn.keepalive.idle_timeout && is_quiet(&conn) {
+            if since.elapsed() < conn.keepalive.idle_timeout && is_quiet(&mut conn) {
                 conn.reused = true;
                 return Some(conn);
             }
@@ -113,7 +117,7 @@ impl Pool {
             // The front was used longest ago.
             list.retain_mut(|entry| {
                 let age = now.duration_since(entry.since);
-                if age >= entry.conn.keepalive.idle_timeout || !is_quiet(&entry.conn) {
+                if age >= entry.conn.keepalive.idle_timeout || !is_quiet(&mut entry.conn) {
                     above = above.saturating_sub(1);
                     return false;
                 }
@@ -158,17 +162,21 @@ impl Pool {
     }
 }
 
-/// Is an idle connection still open and silent? Costs no system call while nothing
-/// happened on it.
-fn is_quiet(conn: &Conn) -> bool {
+/// Is an idle connection still open and silent? Bytes that nobody asked for would be taken
+/// for the next answer. Costs no system call while nothing happened on the connection.
+fn is_quiet(conn: &mut Conn) -> bool {
     let mut byte = [0_u8; 1];
-    // A session ticket of TLS 1.3 may lie unread in the socket: it is no reason to give a
-    // connection up, so TLS is judged by the end of the stream alone.
-    match (&conn.stream, conn.stream.tcp().try_read_peek(&mut byte)) {
-        (_, Err(e)) => e.kind() == std::io::ErrorKind::WouldBlock,
-        (Stream::Tcp(_), Ok(_)) => false,
-        (_, Ok(n)) => n > 0,
+    if let Stream::Tcp(tcp) = &conn.stream {
+        let seen = tcp.try_read_peek(&mut byte);
+        return seen.is_err_and(|e| e.kind() == std::io::ErrorKind::WouldBlock);
     }
+    // Only TLS can tell: a session ticket is nothing to give a connection up for, while bytes
+    // of an answer may be deciphered already and no longer lie in the socket.
+    let mut look = ReadBuf::new(&mut byte);
+    let read = poll_fn(|cx| Pin::new(&mut conn.stream).poll_read(cx, &mut look));
+    // Not held back by the task's budget: that would pass for silence.
+    let read = pin!(tokio::task::unconstrained(read));
+    read.poll(&mut Context::from_waker(Waker::noop())).is_pending()
 }
 
 trait TryPeek {
@@ -190,7 +198,7 @@ impl TryPeek for tokio::net::TcpStream {
 }
 
 /// Ready once the far end has closed; costs no system call while nothing happens.
-pub(crate) fn poll_closed(stream: &Stream, cx: &mut std::task::Context<'_>) -> Poll<()> {
+pub(crate) fn poll_closed(stream: &Stream, cx: &mut Context<'_>) -> Poll<()> {
     let tcp = stream.tcp();
     loop {
         match tcp.poll_read_ready(cx) {

@@ -26,7 +26,7 @@ pub enum VarName {
     UpstreamHttp(Box<str>),
     /// `post_arg_NAME`: the first argument of that name in a form body.
     PostArg(Box<str>),
-    /// `post_arg.PATH`: a path into a form or JSON body.
+    /// `post_arg.PATH`: in APISIX a path into a form or JSON body; for now a form's argument.
     PostBody(Box<str>),
     /// `uri_param_NAME`: a parameter of the matched route's `uri`.
     UriParam(Box<str>),

@@ -352,6 +352,19 @@ pub(crate) fn write_line(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
     out.extend_from_slice(b"\r\n");
 }
 
+/// May a field stand behind a body (RFC 9110 section 6.5.1)? One that frames or routes a message,
+/// tells who sends it or what it holds must not: a recipient may take it for the head's.
+pub(crate) fn may_trail(name: &[u8]) -> bool {
+    use Known::*;
+    let token = |b: &u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(b);
+    let known = Known::of(name);
+    let of_head = known.is_hop_by_hop()
+        || matches!(known, Host | ContentLength | ContentType | Expect | Authorization | Cookie)
+        || matches!(known, XForwardedFor | XForwardedProto | XForwardedHost | XForwardedPort)
+        || matches!(known, XRealIp | Forwarded | XApiKey | XAmzDate);
+    !of_head && !name.is_empty() && name.iter().all(token)
+}
+
 /// The comma-separated tokens of a list field, trimmed, empty ones left out.
 pub fn tokens(value: &[u8]) -> impl Iterator<Item = &[u8]> {
     value.split(|b| *b == b',').map(<[u8]>::trim_ascii).filter(|t| !t.is_empty())
@@ -411,6 +424,26 @@ mod tests {
         assert!(headers.remove("x-mixed"));
         assert!(!headers.remove("x-mixed"));
         assert_eq!(text(&headers), "HOST: h\r\n");
+    }
+
+    #[test]
+    fn what_belongs_to_a_head_may_not_trail() {
+        for name in ["grpc-status", "X-Checksum", "Server-Timing", "etag"] {
+            assert!(may_trail(name.as_bytes()), "{name}");
+        }
+        for name in [
+            "Content-Length",
+            "transfer-encoding",
+            "HOST",
+            "Cookie",
+            "X-Real-IP",
+            "",
+            "a b",
+            "a\t",
+            "a\u{1}",
+        ] {
+            assert!(!may_trail(name.as_bytes()), "{name:?}");
+        }
     }
 
     #[test]

@@ -154,20 +154,24 @@ async fn next_head(core: &Rc<Core>, io: &Shared, first: bool) -> Arrived {
         let ClientIo { stream, buffer, timer, .. } = &mut *io;
         loop {
             let bytes = buffer.bytes();
+            let mut preface_due = false;
             if first && settings.http2 && bytes.first() == Some(&b'P') {
                 if bytes.starts_with(H2_PREFACE) {
                     return Poll::Ready(Arrived::Http2);
                 }
-                if !H2_PREFACE.starts_with(bytes) && bytes.starts_with(b"PRI ") {
+                // Its first lines look like a whole head.
+                preface_due = H2_PREFACE.starts_with(bytes);
+                if !preface_due && bytes.starts_with(b"PRI ") {
                     let error = crate::http::HeadError::Malformed("malformed HTTP/2 preface");
                     return Poll::Ready(Arrived::Refused(error));
                 }
             }
-            let whole = has_head_end(bytes, scanned);
+            let whole = !preface_due && has_head_end(bytes, scanned);
             if !bytes.is_empty() && (whole || bytes.len() >= settings.client_head.bytes) {
                 // An empty line before a request is an old client's habit (RFC 9112 2.2).
                 if bytes.starts_with(b"\r\n") {
                     buffer.consume(2);
+                    scanned = 0;
                     continue;
                 }
                 let mut headers = core.pool.headers();

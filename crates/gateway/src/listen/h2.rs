@@ -6,7 +6,7 @@ use std::io;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ::h2::RecvStream;
 use ::h2::server::SendResponse;
@@ -39,21 +39,27 @@ pub(super) async fn serve(
         .initial_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_send_buffer_size(SEND_BUFFER_BYTES);
-    let handshake = builder.handshake::<_, Bytes>(Rewound { read, stream });
+    let written = Rc::new(Cell::new(0_u64));
+    let handshake =
+        builder.handshake::<_, Bytes>(Rewound { read, stream, written: written.clone() });
     let mut session = match within(settings.client_header_timeout, handshake).await {
         Some(Ok(session)) => session,
         Some(Err(error)) => return debug!(%error, "An HTTP/2 connection did not begin."),
         None => return,
     };
     let open = Rc::new(Cell::new(0_usize));
+    // A client whose request two servers could read differently gets its answer and no more.
+    let refused = Rc::new(Cell::new(false));
     let mut timer = LazyTimer::default();
     let mut requests = 0;
     let mut leaving = false;
+    let (mut seen_written, mut turns) = (0, LEAVE_TURNS);
     loop {
         let next = poll_fn(|cx| {
-            if core.is_draining() && !leaving {
+            if (core.is_draining() || refused.get()) && !leaving {
                 leaving = true;
                 session.graceful_shutdown();
+                timer.disarm();
             }
             if let Poll::Ready(next) = session.poll_accept(cx) {
                 return Poll::Ready(next);
@@ -62,11 +68,21 @@ pub(super) async fn serve(
                 timer.disarm();
                 return Poll::Pending;
             }
-            // No stream is open: the keep-alive limit counts.
-            timer.arm_once(settings.keepalive_timeout);
-            if timer.poll_expired(cx).is_ready() && !leaving {
-                leaving = true;
-                session.graceful_shutdown();
+            // No stream is open: the keep-alive limit counts, and after our goodbye the time in
+            // which the client has to take what we still send it, and close.
+            timer.arm_once(if leaving { LEAVE_TIME } else { settings.keepalive_timeout });
+            if timer.poll_expired(cx).is_ready() {
+                if leaving {
+                    turns -= 1;
+                    if turns == 0 || seen_written == written.get() {
+                        return Poll::Ready(None);
+                    }
+                } else {
+                    leaving = true;
+                    session.graceful_shutdown();
+                }
+                seen_written = written.get();
+                timer.disarm();
                 cx.waker().wake_by_ref();
             }
             Poll::Pending
@@ -83,12 +99,13 @@ pub(super) async fn serve(
         timer.disarm();
         open.set(open.get() + 1);
         let (core, connection, open) = (core.clone(), connection.clone(), open.clone());
+        let refused = refused.clone();
         let waker = poll_fn(|cx| Poll::Ready(cx.waker().clone())).await;
         tokio::task::spawn_local(async move {
-            serve_stream(&core, &connection, request, respond, requests).await;
+            serve_stream(&core, &connection, request, respond, requests, &refused).await;
             open.set(open.get() - 1);
-            if open.get() == 0 {
-                // The connection's task starts to count its idle time.
+            if open.get() == 0 || refused.get() {
+                // The connection's task starts to count its idle time, or says goodbye.
                 waker.wake();
             }
         });
@@ -101,6 +118,7 @@ async fn serve_stream(
     request: HttpRequest<RecvStream>,
     mut respond: SendResponse<Bytes>,
     requests: u64,
+    refused: &Cell<bool>,
 ) {
     let _active = core.begin_request();
     let started = Instant::now();
@@ -108,6 +126,7 @@ async fn serve_stream(
         Ok(exchange) => (exchange, None),
         Err((status, why, exchange)) => {
             core.counters.bad_requests.add(1);
+            refused.set(refused.get() || status == StatusCode::BAD_REQUEST);
             info!(client = %connection.peer.ip(), why, "A request was refused.");
             (*exchange, Some(Response::page(status)))
         }
@@ -267,7 +286,7 @@ async fn send(exchange: &mut Exchange, respond: &mut SendResponse<Bytes>, mut re
         if filtered {
             body = match next_filtered(exchange, body).await {
                 Ok((piece, rest, last)) => {
-                    let sent = send_piece(&mut stream, piece, last).await;
+                    let sent = send_piece(&mut stream, piece, last, limit).await;
                     if sent.is_err() || last {
                         exchange.completed = sent.is_ok();
                         return;
@@ -337,11 +356,13 @@ async fn send_piece(
     stream: &mut ::h2::SendStream<Bytes>,
     piece: Bytes,
     last: bool,
+    limit: Duration,
 ) -> Result<(), BodyError> {
     let mut one = Body::from_bytes(piece);
     while !one.is_empty() {
         stream.reserve_capacity(one.data().len());
-        let granted = poll_fn(|cx| stream.poll_capacity(cx)).await;
+        let granted = within(limit, poll_fn(|cx| stream.poll_capacity(cx))).await;
+        let granted = granted.ok_or(BodyError::TimedOut(limit))?;
         let n = granted.ok_or(BodyError::Ended)??.min(one.data().len());
         let part = Bytes::copy_from_slice(&one.data()[..n]);
         one.consume(n);
@@ -378,7 +399,7 @@ struct StreamBody {
     taken: u64,
     trailers: Option<Headers>,
     timer: LazyTimer,
-    timeout: std::time::Duration,
+    timeout: Duration,
 }
 
 impl Source for StreamBody {
@@ -444,6 +465,17 @@ impl Source for StreamBody {
 struct Rewound {
     read: Buffer,
     stream: Stream,
+    /// Bytes the socket took.
+    written: Rc<Cell<u64>>,
+}
+
+impl Rewound {
+    fn count(&self, polled: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(Ok(n)) = &polled {
+            self.written.set(self.written.get() + *n as u64);
+        }
+        polled
+    }
 }
 
 impl AsyncRead for Rewound {
@@ -472,14 +504,18 @@ impl AsyncWrite for Rewound {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write(cx, buf)
+        let this = self.get_mut();
+        let polled = Pin::new(&mut this.stream).poll_write(cx, buf);
+        this.count(polled)
     }
     fn poll_write_vectored(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write_vectored(cx, bufs)
+        let this = self.get_mut();
+        let polled = Pin::new(&mut this.stream).poll_write_vectored(cx, bufs);
+        this.count(polled)
     }
     fn is_write_vectored(&self) -> bool {
         true
@@ -498,3 +534,8 @@ const CONNECTION_WINDOW_BYTES: u32 = 1 << 20;
 
 /// Bytes of responses a connection holds until the client takes them.
 const SEND_BUFFER_BYTES: usize = 256 << 10;
+
+/// How long a connection that was told goodbye may take no byte before it is closed, and how
+/// often that much time is given to one that does take some.
+const LEAVE_TIME: Duration = Duration::from_secs(2);
+const LEAVE_TURNS: u32 = 15;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use tracing::error;
 
-use crate::expr::{VarName, Vars};
+use crate::expr::{Builtin, VarName, Vars};
 use crate::settings::{AccessLog, Escape, Settings};
 
 /// A log format, compiled.
@@ -43,6 +43,8 @@ impl Format {
             };
             parts.push(match name {
                 "" => Part::Text(b"$".to_vec()),
+                // In APISIX nginx writes the log, and its `request_uri` is what was sent.
+                "request_uri" => Part::Var(VarName::Builtin(Builtin::RealRequestUri)),
                 name => Part::Var(VarName::parse(name)),
             });
             rest = after;
@@ -123,11 +125,12 @@ impl AccessLogger {
                 }
             }
         };
+        let size = (*buffer).min(BUFFER_MAX);
         Some(Self {
             format: Format::compile(format, *escape),
             out,
-            lines: Vec::with_capacity(*buffer),
-            size: (*buffer).min(BUFFER_MAX),
+            lines: Vec::with_capacity(size),
+            size,
             flushed: Instant::now(),
         })
     }
@@ -188,6 +191,7 @@ mod tests {
             match name {
                 VarName::Http(h) if &**h == "a" => Some(Value::Str(b"x\"y\n"[..].into())),
                 VarName::Http(h) if &**h == "b" => Some(Value::Str(b""[..].into())),
+                VarName::Builtin(Builtin::RealRequestUri) => Some("//a%20b?c".into()),
                 _ => None,
             }
         }
@@ -203,6 +207,7 @@ mod tests {
             ),
             (r#"{"a":"$http_a","b":"$http_b$none"}"#, Escape::Json, r#"{"a":"x\"y\n","b":""}"#),
             ("$http_a|$none", Escape::None, "x\"y\n|"),
+            ("$request_uri", Escape::Default, "//a%20b?c"),
             ("cost: 5$ ${", Escape::Default, "cost: 5$ ${"),
         ] {
             let mut out = Vec::new();

@@ -15,7 +15,12 @@ mod pattern;
 mod tests;
 mod tree;
 
-use std::{collections::HashSet, net::IpAddr, ops::Range, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    net::IpAddr,
+    ops::Range,
+    sync::Arc,
+};
 
 use smallvec::SmallVec;
 
@@ -314,11 +319,18 @@ impl<T> Router<T> {
             self.uris = change_uris(&self.uris);
             return;
         }
+        // Hosts that share their places go on sharing them: a route of many hosts and many uris
+        // costs their sum, not their product. What was there before is kept until the end, so
+        // that its address stays its own.
+        let mut changed = HashMap::new();
         for host in &route.hosts {
             let (key, kind) = host.key();
             self.hosts = self.hosts.updated(&key, kind, |uris| {
-                let uris = change_uris(uris.map_or(&Tree::default(), |uris| &**uris));
-                (!uris.is_empty()).then(|| Arc::new(uris))
+                let change = || {
+                    let now = change_uris(uris.map_or(&Tree::default(), |uris| &**uris));
+                    (uris.cloned(), (!now.is_empty()).then(|| Arc::new(now)))
+                };
+                changed.entry(uris.map(Arc::as_ptr)).or_insert_with(change).1.clone()
             });
         }
     }
@@ -386,24 +398,26 @@ impl<T> Builder<T> {
 
         let (mut by_host, mut by_uri) = (Vec::new(), Vec::new());
         for &route in &by_id {
-            for index in (0..).take(route.patterns.len()) {
-                let entry = Entry { route: route.clone(), pattern: index };
-                if self.mode != Mode::HostUri || route.hosts.is_empty() {
-                    by_uri.push(entry);
-                    continue;
-                }
-                for host in &route.hosts {
-                    by_host.push((host.key(), entry.clone()));
-                }
+            if self.mode != Mode::HostUri || route.hosts.is_empty() {
+                by_uri.extend(entries_of(route));
+            }
+            if self.mode == Mode::HostUri {
+                by_host.extend(route.hosts.iter().map(|host| (host.key(), route)));
             }
         }
         by_host.sort_by(|left, right| left.0.cmp(&right.0));
+        // Hosts of the same routes share their places.
+        let mut built: HashMap<Vec<*const Route<T>>, Arc<Uris<T>>> = HashMap::new();
         let hosts: Vec<_> = by_host
             .chunk_by(|left, right| left.0 == right.0)
             .map(|group| {
                 let ((host, kind), _) = &group[0];
-                let uris = build_uris(group.iter().map(|(_, entry)| entry.clone()).collect());
-                (host, *kind, Arc::new(uris))
+                let routes = group.iter().map(|(_, route)| Arc::as_ptr(route)).collect();
+                let uris = built.entry(routes).or_insert_with(|| {
+                    let entries = group.iter().flat_map(|(_, route)| entries_of(route));
+                    Arc::new(build_uris(entries.collect()))
+                });
+                (host, *kind, uris.clone())
             })
             .collect();
         let ids: Vec<_> =
@@ -416,6 +430,11 @@ impl<T> Builder<T> {
             uris: build_uris(by_uri),
         }
     }
+}
+
+/// The places of a route, one for each of its patterns.
+fn entries_of<T>(route: &Arc<Route<T>>) -> impl Iterator<Item = Entry<T>> {
+    (0..).take(route.patterns.len()).map(|pattern| Entry { route: route.clone(), pattern })
 }
 
 fn build_uris<T>(mut entries: Vec<Entry<T>>) -> Uris<T> {

@@ -347,6 +347,36 @@ fn a_route_without_uri_or_twice_with_one_does_no_harm() {
 }
 
 #[test]
+fn hosts_of_the_same_routes_share_their_places() {
+    let many = route("many", &["/a", "/b"]);
+    let many = with_hosts(&["one.test", "two.test", "*.three.test"], many);
+    let other = with_hosts(&["two.test"], route("other", &["/c"]));
+    let places = |router: &Router<&'static str>, host: &str| {
+        let host: Vec<u8> = host.bytes().rev().collect();
+        Arc::as_ptr(router.hosts.get(&host).expect("the host has a route"))
+    };
+    let empty = build(Mode::HostUri, &[]);
+    for router in
+        [build(Mode::HostUri, std::slice::from_ref(&many)), empty.updated([], [many.clone()])]
+    {
+        assert_eq!(places(&router, "one.test"), places(&router, "two.test"));
+        let both = router.updated([], [other.clone()]);
+        assert_ne!(places(&both, "one.test"), places(&both, "two.test"));
+        let find = |router: &Router<&'static str>, host, uri| {
+            ask(router, at(host, uri), &mut Matched::default())
+        };
+        for host in ["one.test", "two.test", "x.three.test"] {
+            assert_eq!(find(&both, host, "/b"), Some("many"), "{host}");
+            assert_eq!(find(&both, host, "/c"), (host == "two.test").then_some("other"), "{host}");
+        }
+        let rest = both.updated(["many"], []);
+        assert_eq!(find(&rest, "two.test", "/c"), Some("other"));
+        assert_eq!(find(&rest, "two.test", "/b"), None);
+        assert!(rest.updated(["other"], []).hosts.is_empty());
+    }
+}
+
+#[test]
 fn the_last_route_with_an_id_counts() {
     let mut builder = Router::builder(Mode::Uri);
     builder.insert(RouteInput::new("1", "/old", 1)).insert(RouteInput::new("1", "/new", 2));

@@ -174,16 +174,23 @@ impl Compiler {
     }
 
     /// Applies changes in order and makes the next snapshot.
-    pub fn apply(&mut self, changes: Vec<Change>) -> Arc<Snapshot> {
+    pub fn apply(&mut self, mut changes: Vec<Change>) -> Arc<Snapshot> {
         let mut dirty = HashSet::new();
         let mut certificates = false;
+        // What others refer to comes first: a store lists services before upstreams.
+        changes.sort_by_key(|change| match change.kind {
+            Kind::Ssls => 0,
+            Kind::Upstreams => 1,
+            Kind::Services => 2,
+            _ => 3,
+        });
         for change in changes {
             self.revision = self.revision.max(change.revision);
             certificates |= change.kind == Kind::Ssls;
             self.apply_one(change, &mut dirty);
         }
         if certificates {
-            self.rebuild_certificates();
+            self.rebuild_certificates(&mut dirty);
         }
         self.recompile_routes(&dirty);
         self.snapshot()
@@ -436,18 +443,28 @@ impl Compiler {
         }
     }
 
-    fn rebuild_certificates(&mut self) {
+    fn rebuild_certificates(&mut self, dirty: &mut HashSet<String>) {
         self.certificates = Arc::new(Certificates::build(self.tls.values().cloned()));
-        // Upstreams that show a client certificate of an ssl resource take the new one.
-        let users: Vec<String> = self
-            .upstreams
-            .iter()
-            .filter(|(_, u)| u.config.tls.as_ref().is_some_and(|t| t.client_cert_id.is_some()))
-            .map(|(id, _)| id.clone())
-            .collect();
-        for id in users {
+        // Whoever shows a client certificate of an ssl resource takes the new one.
+        let shows = |upstream: &UpstreamConfig| {
+            upstream.tls.as_ref().is_some_and(|tls| tls.client_cert_id.is_some())
+        };
+        let upstreams = self.upstreams.iter().filter(|(_, u)| shows(&u.config));
+        let upstreams: Vec<String> = upstreams.map(|(id, _)| id.clone()).collect();
+        for id in upstreams {
             self.compile_upstream(&id);
+            self.mark_upstream_users(&id, dirty);
         }
+        let services =
+            self.services.iter().filter(|(_, s)| s.config.upstream.as_ref().is_some_and(shows));
+        let services: Vec<String> = services.map(|(id, _)| id.clone()).collect();
+        for id in services {
+            self.compile_service(&id);
+            dirty.extend(self.by_service.get(&id).into_iter().flatten().cloned());
+        }
+        let routes =
+            self.routes.iter().filter(|(_, r)| r.config.upstream.as_ref().is_some_and(shows));
+        dirty.extend(routes.map(|(id, _)| id.clone()));
     }
 
     fn recompile_routes(&mut self, dirty: &HashSet<String>) {
@@ -726,8 +743,7 @@ mod tests {
             self.snapshot = self.compiler.apply(vec![change]);
         }
 
-        /// What a path comes to: the route's status or its first node.
-        fn hit(&self, path: &str) -> String {
+        fn find(&self, path: &str) -> Option<&Arc<Route>> {
             let request = Match {
                 path: path.as_bytes(),
                 host: "a.test",
@@ -735,7 +751,16 @@ mod tests {
                 method: "GET",
                 remote_addr: [127, 0, 0, 1].into(),
             };
-            match self.snapshot.router.find(&request, &NoVars, &mut Matched::default()) {
+            self.snapshot.router.find(&request, &NoVars, &mut Matched::default())
+        }
+
+        fn upstream_of(&self, path: &str) -> Arc<Upstream> {
+            self.find(path).and_then(|route| route.upstream.clone()).expect("it has an upstream")
+        }
+
+        /// What a path comes to: the route's status or its first node.
+        fn hit(&self, path: &str) -> String {
+            match self.find(path) {
                 None => "none".into(),
                 Some(route) => match (&route.broken, &route.upstream) {
                     (Some((status, _)), _) => status.as_str().to_owned(),
@@ -824,6 +849,50 @@ mod tests {
         assert_eq!(bench.compiler.known(), [(Kind::GlobalRules, "g".to_owned())]);
         bench.delete(Kind::GlobalRules, "g");
         assert_eq!((bench.snapshot.global.len(), bench.compiler.reports().len()), (0, 0));
+    }
+
+    #[test]
+    fn a_resource_may_come_before_what_it_refers_to_in_one_batch() {
+        let mut bench = Bench::new();
+        let changes = [
+            (Kind::Routes, json!({"uri": "/s", "service_id": "1"})),
+            (Kind::Services, json!({"upstream_id": "1"})),
+            (Kind::Upstreams, upstream(5)),
+        ];
+        let changes = changes.into_iter().map(|(kind, value)| Change {
+            kind,
+            id: "1".into(),
+            value: Some(value),
+            revision: 1,
+            created: 1,
+        });
+        bench.snapshot = bench.compiler.apply(changes.collect());
+        assert_eq!((bench.hit("/s"), bench.compiler.reports()), ("127.0.0.1:5".into(), Vec::new()));
+    }
+
+    #[test]
+    fn a_new_client_certificate_reaches_everyone_who_shows_it() {
+        let mut bench = Bench::new();
+        let client = || {
+            let made = rcgen::generate_simple_self_signed(vec!["c.test".to_owned()]).unwrap();
+            let (cert, key) = (made.cert.pem(), made.signing_key.serialize_pem());
+            json!({"type": "client", "cert": cert, "key": key})
+        };
+        let shows = json!({
+            "type": "roundrobin", "scheme": "https", "nodes": {"127.0.0.1:1": 1},
+            "tls": {"client_cert_id": "c"},
+        });
+        bench.put(Kind::Ssls, "c", client());
+        bench.put(Kind::Upstreams, "u", shows.clone());
+        bench.put(Kind::Services, "s", json!({"upstream": shows}));
+        bench.put(Kind::Routes, "1", json!({"uri": "/1", "upstream_id": "u"}));
+        bench.put(Kind::Routes, "2", json!({"uri": "/2", "service_id": "s"}));
+        bench.put(Kind::Routes, "3", json!({"uri": "/3", "upstream": shows}));
+        let before = ["/1", "/2", "/3"].map(|path| bench.upstream_of(path));
+        bench.put(Kind::Ssls, "c", client());
+        for (path, before) in ["/1", "/2", "/3"].into_iter().zip(before) {
+            assert!(!Arc::ptr_eq(&before, &bench.upstream_of(path)), "{path}");
+        }
     }
 
     #[test]

@@ -23,7 +23,7 @@ use sluicegate_standin::{Settings, Standin};
 use crate::boot::{self, Running};
 use crate::cli::Place;
 use crate::settings::INTERRUPT_GRACE;
-use crate::signals;
+use crate::signals::{self, Signals};
 use admin::Admin;
 use files::{Files, Local};
 use screen::Screen;
@@ -45,6 +45,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     check_ports(&files, &place)?;
     files.write()?;
     let running = Running::start(&place)?;
+    let signals = Signals::hear(&running)?;
     let standin = match prepare(&running, &files.local) {
         Ok(standin) => standin,
         Err(error) => {
@@ -58,8 +59,8 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         local: &files.local,
         folder: place.shown(),
     };
-    let text = screen.text();
-    signals::serve(running, || screen::print(&text))?;
+    screen::print(&screen.text());
+    signals::serve_with(running, signals)?;
     // It outlived the gateway's last request.
     drop(standin);
     screen::print("\nStopped. The same command goes on with the same keys and routes.\n");
@@ -173,7 +174,7 @@ fn check_ports(files: &Files, place: &Place) -> anyhow::Result<()> {
         match TcpListener::bind(addr) {
             Ok(_) => {}
             Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
-                taken += &format!("\n  {:<21}  {what:<26}  {key}", addr.to_string());
+                taken += &format!("\n  {:<21} {what:<27} {key}", addr.to_string());
             }
             Err(error) => bail!("cannot listen on {addr} ({what}, {key}): {error}"),
         }

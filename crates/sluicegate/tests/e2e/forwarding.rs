@@ -12,7 +12,6 @@ use crate::wire::h2_exchange;
 #[test]
 fn an_origin_is_told_about_the_client_and_the_port_it_came_to() {
     let (gate, origin) = start(json!({}));
-    let port = gate.http.port().to_string();
     for (sent, expected) in [
         (
             vec![],
@@ -21,7 +20,7 @@ fn an_origin_is_told_about_the_client_and_the_port_it_came_to() {
                 Some("127.0.0.1"),
                 Some("http"),
                 Some("gate.test:81"),
-                Some(port.as_str()),
+                Some("81"),
                 None,
             ],
         ),
@@ -39,7 +38,7 @@ fn an_origin_is_told_about_the_client_and_the_port_it_came_to() {
                 Some("127.0.0.1"),
                 Some("http"),
                 Some("gate.test:81"),
-                Some(port.as_str()),
+                Some("81"),
                 None,
             ],
         ),
@@ -51,7 +50,7 @@ fn an_origin_is_told_about_the_client_and_the_port_it_came_to() {
                 Some("5.6.7.8"),
                 Some("http"),
                 Some("gate.test:81"),
-                Some(port.as_str()),
+                Some("81"),
                 None,
             ],
         ),
@@ -60,6 +59,9 @@ fn an_origin_is_told_about_the_client_and_the_port_it_came_to() {
         assert_eq!(request(gate.http, "GET", "/", &headers, "").status, 200);
         assert_eq!(told(&origin.last()), expected.map(|v| v.map(str::to_owned)), "{sent:?}");
     }
+    // A host without a port came to ours.
+    request(gate.http, "GET", "/", &[("Host", "gate.test")], "");
+    assert_eq!(told(&origin.last())[4], Some(gate.http.port().to_string()));
     // HTTP/2 tells the same.
     let plain = http::Request::get("http://gate.test:81/").body(()).expect("it is valid");
     h2_exchange(gate.http, plain, &[]).expect("an answer");
@@ -93,6 +95,33 @@ fn a_client_among_the_trusted_addresses_is_believed_and_another_is_not() {
         // A trusted client that says nothing leaves it to us.
         assert_eq!(get(gate.http, "/").status, 200);
         assert_eq!(told(&origin.last())[2].as_deref(), Some("http"), "{trusted}");
+    }
+}
+
+#[test]
+fn route_conditions_see_forwarding_headers_of_trusted_clients_only() {
+    for (trusted, believed) in [
+        (json!(null), [false, false, true, false]),
+        (json!(["10.0.0.0/8"]), [false; 4]),
+        (json!(["127.0.0.0/8"]), [true; 4]),
+    ] {
+        let (gate, origin) = start(json!({"apisix": {"trusted_addresses": trusted}}));
+        let to_origin = json!({"type": "roundrobin", "nodes": {origin.addr.to_string(): 1}});
+        for ((name, value), believed) in [
+            ("X-Forwarded-Proto", "https"),
+            ("X-Forwarded-Host", "front.test"),
+            ("X-Forwarded-For", "1.2.3.4"),
+            ("Forwarded", "for=1.2.3.4"),
+        ]
+        .into_iter()
+        .zip(believed)
+        {
+            let variable = format!("http_{}", name.to_ascii_lowercase().replace('-', "_"));
+            let vars = json!([[variable, "==", value]]);
+            gate.set("/routes/1", &json!({"uri": "/*", "vars": vars, "upstream": to_origin}));
+            let status = request(gate.http, "GET", "/", &[(name, value)], "").status;
+            assert_eq!(status == 200, believed, "{name} {trusted}: {status}");
+        }
     }
 }
 

@@ -194,6 +194,20 @@ fn moved_logs_are_opened_again_on_sigusr1() {
 }
 
 #[test]
+fn a_reload_may_move_the_access_log_into_a_new_folder() {
+    let gateway = GatewayProcess::start(BINARY);
+    let log = json!({"nginx_config": {"http": {"access_log": "logs/new/access.log"}}});
+    gateway.write_config(&config(log).to_string());
+    gateway.signal(Signal::HUP);
+    gateway.wait_for_error_line("The configuration was reloaded.");
+    assert_eq!(client::get(gateway.http, "/moved").status, 404);
+    wait::until("a line in the new folder", || {
+        let log = gateway.path("logs/new/access.log");
+        (log.exists() && gateway.read("logs/new/access.log").contains("/moved")).then_some(())
+    });
+}
+
+#[test]
 fn commands_reach_the_gateway_of_their_prefix() {
     let mut gateway = GatewayProcess::start(BINARY);
     let run = |gateway: &GatewayProcess, word: &str| {
@@ -205,7 +219,9 @@ fn commands_reach_the_gateway_of_their_prefix() {
     assert_eq!(code, Some(0), "{told}");
     assert!(told.contains("config.yaml is ok"), "{told}");
 
-    assert_eq!(run(&gateway, "reload"), (Some(0), String::new()));
+    let (code, told) = run(&gateway, "reload");
+    assert_eq!(code, Some(0), "{told}");
+    assert!(told.contains("error log"), "{told}");
     gateway.wait_for_error_line("The configuration was reloaded.");
     for word in ["quit", "stop"] {
         let asked = std::process::Command::new(BINARY)

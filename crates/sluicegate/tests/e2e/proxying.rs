@@ -62,11 +62,6 @@ fn a_node_may_have_an_ipv6_address_or_a_name() {
     // A name is looked up off the request path: localhost is known without a nameserver.
     upstream(&gate, json!({"nodes": {format!("localhost:{}", named.addr.port()): 1}}));
     assert_eq!(get(gate.http, "/").text(), "by name");
-    upstream(
-        &gate,
-        json!({"nodes": {"name.that.is.nowhere.invalid:80": 1}, "timeout": {"connect": 2, "send": 2, "read": 2}}),
-    );
-    assert_eq!(get(gate.http, "/").status, 502);
     let Ok(six) = RawOrigin::on("::1", |peer, _| {
         peer.head()?;
         peer.send("HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nsix")
@@ -225,6 +220,13 @@ fn failures_of_an_upstream_are_answered_as_apisix_answers_them() {
         let expected = from_upstream.then_some(code.as_str());
         assert_eq!(answer.header("x-apisix-upstream-status"), expected, "{case}");
     }
+    // A name without an address; who is asked for it is on this machine.
+    let dns = json!({"apisix": {"dns_resolver": ["127.0.0.1:1"], "resolver_timeout": 1}});
+    let gate = GatewayProcess::with(crate::BINARY, dns);
+    let quick = json!({"nodes": {"no-such.test:80": 1}, "timeout": quick});
+    upstream(&gate, quick);
+    let answer = get(gate.http, "/");
+    assert_eq!((answer.status, answer.header("x-apisix-upstream-status")), (503, None));
     // A route without any upstream.
     gate.set("/routes/1", &json!({"uri": "/*", "plugins": {}}));
     let status = get(gate.http, "/").status;
@@ -345,6 +347,28 @@ fn another_node_is_tried_as_far_as_no_request_can_be_run_twice() {
             usize::from(first == closing.addr),
             "{method}: {case}"
         );
+    }
+}
+
+#[test]
+fn the_access_log_lists_every_try_as_nginx_does() {
+    let good = Origin::text("good");
+    let gate = gateway();
+    let prior = |addr, priority| {
+        let mut node = node(addr, 1);
+        node["priority"] = json!(priority);
+        node
+    };
+    let other = SocketAddr::from(([127, 0, 0, 2], 1));
+    for (target, last, statuses) in [("/up", good.addr, "502, 200"), ("/down", other, "502, 502")] {
+        upstream(&gate, json!({"nodes": [prior(dead_addr(), 1), prior(last, 0)]}));
+        get(gate.http, target);
+        let line = gate.wait_for_access_line(&format!("GET {target} "));
+        let tries = format!(" {}, {last} {statuses} 0.", dead_addr());
+        let (_, times) = line.split_once(&tries).unwrap_or_else(|| panic!("{tries}: {line}"));
+        let times: Vec<&str> = times.split(' ').take(3).collect();
+        assert!(times[0].ends_with(',') && times[1].starts_with("0."), "{line}");
+        assert!(times[2].starts_with('"'), "two times and no more: {line}");
     }
 }
 

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use sluicegate_testkit::client::{Client, Response, request_bytes};
 use sluicegate_testkit::{Answer, GatewayProcess, Origin};
 
-use crate::wire::{EarlyOrigin, h2_exchange};
+use crate::wire::{EarlyOrigin, Taken, block_on, h2_answer, h2_by_hand, h2_connect, h2_exchange};
 
 #[test]
 fn content_length_beside_transfer_encoding_is_refused() {
@@ -451,6 +451,30 @@ fn an_h2_authority_must_be_the_host_that_is_sent_with_it() {
 }
 
 #[test]
+fn an_h2_connection_ends_with_a_request_that_was_refused() {
+    let gate = Gate::start(json!({}));
+    block_on(async {
+        let mut send = h2_connect(gate.addr()).await.expect("a connection");
+        for (host, status, goes_on) in [("gate.test", 200, true), ("other.test", 400, false)] {
+            let request = http::Request::get("http://gate.test/a").header("host", host);
+            let request = request.body(()).expect("the request is valid");
+            let (response, _) = send.send_request(request, true).expect("it is sent");
+            assert_eq!(h2_answer(response).await.expect("an answer").status, status);
+            let again = tokio::time::timeout(Duration::from_secs(5), async {
+                for _ in 0..20 {
+                    if std::future::poll_fn(|cx| send.poll_ready(cx)).await.is_err() {
+                        return false;
+                    }
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                true
+            });
+            assert_eq!(again.await, Ok(goes_on), "{host}");
+        }
+    });
+}
+
+#[test]
 fn an_h2_content_length_must_be_what_arrives() {
     let gate = Gate::start(json!({}));
     let request = |length: &str| {
@@ -478,6 +502,101 @@ fn an_h2_content_length_must_be_what_arrives() {
         assert_eq!(gate.origin.requests().len(), before, "{length} {pieces:?}");
     }
     gate.serves();
+}
+
+#[test]
+fn http_2_fields_that_would_be_something_else_in_http_1_are_refused() {
+    let gate = Gate::start(json!({}));
+    let good: [(&[u8], &[u8]); 4] = [
+        (b":method", b"POST"),
+        (b":scheme", b"http"),
+        (b":authority", b"gate.test"),
+        (b":path", b"/good"),
+    ];
+    assert_eq!(h2_by_hand(gate.addr(), &good, b"abcd"), Taken::Answered(0x88));
+    assert_eq!(gate.origin.last().body, b"abcd");
+    gate.origin.clear();
+    let with = |extra: &[(&'static [u8], &'static [u8])]| [&good[..], extra].concat();
+    let but = |name: &[u8], value: &'static [u8]| {
+        let mut fields = good.to_vec();
+        fields.iter_mut().filter(|field| field.0 == name).for_each(|field| field.1 = value);
+        fields
+    };
+    let without =
+        |name: &[u8]| good.into_iter().filter(|field| field.0 != name).collect::<Vec<_>>();
+    for fields in [
+        with(&[(b"x", b"a\r\nX-Injected: 1")]),
+        with(&[(b"x", b"a\nX-Injected: 1")]),
+        with(&[(b"x", b"a\0b")]),
+        with(&[(b"x\r\nx-injected", b"1")]),
+        with(&[(b"x: y", b"1")]),
+        with(&[(b"x y", b"1")]),
+        with(&[(b"", b"1")]),
+        with(&[(b"X-Upper", b"1")]),
+        with(&[(b"transfer-encoding", b"chunked")]),
+        with(&[(b"connection", b"close")]),
+        with(&[(b"keep-alive", b"1")]),
+        with(&[(b"upgrade", b"h2c")]),
+        with(&[(b"content-length", b"1")]),
+        with(&[(b"content-length", b"4"), (b"content-length", b"5")]),
+        with(&[(b"host", b"other.test")]),
+        with(&[(b":path", b"/twice")]),
+        with(&[(b":authority", b"other.test")]),
+        with(&[(b":status", b"200")]),
+        with(&[(b":unknown", b"1")]),
+        with(&[(b"x", b"1"), (b":path", b"/late")]),
+        but(b":method", b"GET / HTTP/1.1\r\nX-Injected: 1\r\n\r\n"),
+        but(b":method", b"G T"),
+        but(b":method", b"CONNECT"),
+        but(b":path", b"/a HTTP/1.1\r\nX-Injected: 1\r\n\r\n"),
+        but(b":path", b"/a b"),
+        but(b":path", b"/a\tb"),
+        but(b":path", b"/a\0b"),
+        but(b":path", b""),
+        but(b":path", b"a"),
+        but(b":path", b"http://other.test/"),
+        but(b":path", b"/../a"),
+        but(b":authority", b"gate.test\r\nX-Injected: 1"),
+        but(b":authority", b"gate test"),
+        but(b":authority", b"a@gate.test"),
+        but(b":authority", b"gate.test/x"),
+        but(b":authority", b""),
+        without(b":method"),
+        without(b":path"),
+        without(b":authority"),
+        without(b":scheme"),
+    ] {
+        let shown = || {
+            fields
+                .iter()
+                .map(|(n, v)| (n.escape_ascii().to_string(), v.escape_ascii().to_string()))
+                .collect::<Vec<_>>()
+        };
+        let taken = h2_by_hand(gate.addr(), &fields, b"abcd");
+        assert_ne!(taken, Taken::Answered(0x88), "{:?}", shown());
+        let reached = gate.origin.requests();
+        assert!(reached.is_empty(), "{:?}: {reached:?}", shown());
+    }
+    gate.serves();
+}
+
+#[test]
+fn heads_by_http_2_have_the_same_limits() {
+    let gate =
+        Gate::start(json!({"sluicegate": {"limits": {"header_count": 20, "header_bytes": "8k"}}}));
+    let with = |count: usize, bytes: usize| {
+        let mut request = http::Request::get("http://gate.test/");
+        for n in 0..count {
+            request = request.header(format!("x-{n}"), "y".repeat(bytes));
+        }
+        let answer = h2_exchange(gate.addr(), request.body(()).expect("it is valid"), &[]);
+        answer.map_or(0, |answer| answer.status)
+    };
+    assert_eq!((with(19, 1), with(1, 7000)), (200, 200));
+    assert_eq!((with(21, 1), with(100, 1), with(1, 9000)), (431, 431, 431));
+    // Far beyond it is an attack, and the whole connection ends.
+    assert_eq!(with(1, 200_000), 0);
+    assert_eq!(gate.origin.requests().len(), 2);
 }
 
 #[test]

@@ -76,7 +76,8 @@ fn the_first_bytes_of_an_upload_pass_before_its_end() {
         arrived.lock().expect("one at a time").send(()).map_err(io::Error::other)?;
         let last = if chunked { "4\r\nlast\r\n0\r\n\r\n" } else { "last" };
         assert_eq!(peer.bytes(last.len())?, last.as_bytes());
-        peer.send("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nwhole")
+        // Said, or the next request might still find the connection kept.
+        peer.send("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 5\r\n\r\nwhole")
     });
     let gate = gateway(json!({}));
     gate.set_proxy("1", "/*", origin.addr);

@@ -596,7 +596,7 @@ fn forwarding_headers_tell_what_the_gateway_saw() {
         ("Forwarded", "for=8.8.8.8"),
     ];
     let request = client::request_bytes("GET", "/fn", &spoofed, "");
-    for (scheme, port) in [("http", gateway.http.port()), ("https", gateway.https.port())] {
+    for scheme in ["http", "https"] {
         let mut client = match scheme {
             "http" => Client::connect(gateway.http),
             _ => Client::try_tls(gateway.https, Some("gate.test"), &[]).unwrap(),
@@ -605,7 +605,7 @@ fn forwarding_headers_tell_what_the_gateway_saw() {
         let sent = origin.last();
         assert_eq!(sent.header("x-forwarded-proto"), Some(scheme));
         assert_eq!(sent.header("x-forwarded-host"), Some("gate.test:1234"));
-        assert_eq!(sent.header("x-forwarded-port"), Some(port.to_string().as_str()));
+        assert_eq!(sent.header("x-forwarded-port"), Some("1234"));
         assert_eq!(sent.header("x-forwarded-for"), Some("8.8.8.8"));
         assert_eq!(sent.header("forwarded"), None);
     }

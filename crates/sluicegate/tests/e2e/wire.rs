@@ -220,3 +220,54 @@ pub(crate) fn rss_bytes(gateway: &GatewayProcess) -> u64 {
     let kib: u64 = line.split_whitespace().nth(1).and_then(|n| n.parse().ok()).expect("a number");
     kib << 10
 }
+
+/// How a gateway took hand-made HTTP/2 frames.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Taken {
+    /// It answered; the first byte of its header block (0x88 is 200, 0x8c is 400).
+    Answered(u8),
+    /// It reset the stream.
+    Reset,
+    /// It ended the connection.
+    Ended,
+}
+
+/// Sends one request in frames made by hand: what an HTTP/2 library would not send.
+pub(crate) fn h2_by_hand(addr: SocketAddr, fields: &[(&[u8], &[u8])], body: &[u8]) -> Taken {
+    let mut block = Vec::new();
+    for text in fields {
+        // A literal that is never indexed, with a new name, nothing Huffman-coded.
+        block.push(0x10);
+        for text in [text.0, text.1] {
+            assert!(text.len() < 127, "longer ones take more than one byte of length");
+            block.push(text.len() as u8);
+            block.extend_from_slice(text);
+        }
+    }
+    let frame = |kind: u8, flags: u8, stream: u8, payload: &[u8]| {
+        let length = (payload.len() as u32).to_be_bytes();
+        [&length[1..], &[kind, flags, 0, 0, 0, stream], payload].concat()
+    };
+    let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    bytes.extend(frame(4, 0, 0, &[]));
+    bytes.extend(frame(1, if body.is_empty() { 0x5 } else { 0x4 }, 1, &block));
+    if !body.is_empty() {
+        bytes.extend(frame(0, 0x1, 1, body));
+    }
+    let mut peer = Peer::connect(addr);
+    let mut taken = || -> io::Result<Taken> {
+        peer.send(&bytes)?;
+        loop {
+            let head = peer.bytes(9)?;
+            let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+            let payload = peer.bytes(length as usize)?;
+            match head[3] {
+                1 => return Ok(Taken::Answered(payload.first().copied().unwrap_or(0))),
+                3 => return Ok(Taken::Reset),
+                7 => return Ok(Taken::Ended),
+                _ => {}
+            }
+        }
+    };
+    taken().unwrap_or(Taken::Ended)
+}
