@@ -213,9 +213,14 @@ impl Body {
         used: &Arc<AtomicU64>,
         total: u64,
     ) -> Result<(Bytes, Option<Room>), BodyError> {
-        let whole = self.peek(limit, used, total).await?.ok_or(BodyError::TooLarge { limit })?;
+        if self.remaining().is_some_and(|n| n > limit) {
+            return Err(BodyError::TooLarge { limit });
+        }
+        let whole = self.peek(limit, used, total).await?;
+        // What was read of a body that is too large is of no use to anybody: its room is free
+        // before the answer goes out.
         *self = Self::Empty;
-        Ok(whole)
+        whole.ok_or(BodyError::TooLarge { limit })
     }
 
     /// Reads the whole body as [`Body::hold`] does, and leaves it to be read once more.

@@ -162,19 +162,20 @@ impl FunctionInvoker {
         };
         let target = match ctx.deps {
             Some(deps) if tls => {
-                if !config.ssl_verify {
-                    warn!(
-                        owner = ctx.owner,
-                        function = authority.as_str(),
-                        "ssl_verify is false: whoever answers at this address is believed."
-                    );
-                }
                 let request = TlsRequest {
                     server_name: bare.to_owned(),
                     verify: config.ssl_verify,
                     h2: false,
                     client: None,
                 };
+                // Once for each function, not at every reload.
+                if !config.ssl_verify && !deps.tls.knows(&request) {
+                    warn!(
+                        owner = ctx.owner,
+                        function = authority.as_str(),
+                        "ssl_verify is false: whoever answers at this address is believed."
+                    );
+                }
                 Some(deps.tls.target(&request).map_err(ConfigError)?)
             }
             _ => None,

@@ -45,6 +45,8 @@ pub(crate) struct Running {
     pub(crate) runtime: Runtime,
     /// The static configuration in force.
     pub(crate) config: Config,
+    /// The one the gateway started with: what needs a restart is as it says.
+    started: Config,
     place: Place,
     gateway: Gateway,
     admin: Arc<AdminState>,
@@ -190,6 +192,7 @@ impl Running {
         info!(data = listening.join(","), admin = ?admin_addr, revision, "Sluicegate serves.");
         Ok(Self {
             runtime,
+            started: config.clone(),
             config,
             place: place.clone(),
             gateway,
@@ -215,7 +218,7 @@ impl Running {
         for warning in &warnings {
             warn!("{warning}");
         }
-        let restart = Config::restart_needed(&self.config, &config);
+        let restart = Config::restart_needed(&self.started, &config);
         if !restart.is_empty() {
             warn!(
                 keys = restart.join(", "),

@@ -72,6 +72,12 @@ impl TlsClients {
         self.roots_error.as_deref().filter(|_| self.roots.is_empty())
     }
 
+    /// Has somebody made these demands already?
+    pub fn knows(&self, request: &TlsRequest) -> bool {
+        let made = self.made.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        made.contains_key(request)
+    }
+
     /// The target for these demands; the same one for the same demands.
     pub fn target(&self, request: &TlsRequest) -> Result<Arc<TlsTarget>, String> {
         let mut made = self.made.lock().unwrap_or_else(std::sync::PoisonError::into_inner);

@@ -409,7 +409,9 @@ impl Compiler {
             Ok(_) => self.clear_report(Kind::Upstreams, id),
             Err(e) => self.report(Kind::Upstreams, id, e.clone()),
         }
-        if let Some(entry) = self.upstreams.get_mut(id) {
+        if let Some(entry) = self.upstreams.get_mut(id)
+            && (compiled.is_ok() || entry.compiled.is_err())
+        {
             entry.compiled = compiled;
         }
     }
