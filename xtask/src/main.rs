@@ -5,6 +5,7 @@
 
 mod bench;
 mod command;
+mod conformance;
 #[cfg(test)]
 mod differs;
 mod test;
@@ -37,6 +38,7 @@ fn dispatch(words: &[String]) -> Result<()> {
     match name.as_str() {
         "test" => test::run(&test::Options::parse(rest)?),
         "bench" => bench::run(&bench::Options::parse(rest)?),
+        "conformance" => conformance::run_files(&conformance::Options::parse(rest)?),
         "tools" => no_arguments(name, rest).and_then(|()| tools::command()),
         _ => bail!("there is no command {name:?}; `cargo xtask help` lists them"),
     }
@@ -64,6 +66,9 @@ cargo xtask COMMAND
         CPU time per request of the release build beside nginx's, both pinned to one CPU. Cases: proxy,
         lambda-apikey, lambda-iam; all when none is named. Needs nginx, wrk and a quiet machine.
         --bin  measure this executable instead of building one
+  conformance --apisix DIR [FILE...]
+        Apache APISIX's own test files (those of aws-lambda and of the routers, or the FILEs) against a
+        debug build. Needs a checkout of apache/apisix and the runner in ../shared/conformance.
   help
         This text.
 ";
