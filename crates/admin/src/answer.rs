@@ -106,7 +106,7 @@ fn extend(headers: &mut HeaderMap, more: &[(HeaderName, &'static str)]) {
 fn page(status: StatusCode) -> String {
     format!(
         "<html>\r\n<head><title>{status}</title></head>\r\n<body>\r\n\
-         <center><h1>{status}</h1></center>\r\n<hr><center>sluicegate</center>\r\n\
+         <center><h1>{status}</h1></center>\r\n<hr><center>Sluicegate</center>\r\n\
          </body>\r\n</html>\r\n"
     )
 }

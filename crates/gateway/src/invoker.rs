@@ -141,7 +141,8 @@ impl FunctionInvoker {
         };
         let authority = uri.authority().ok_or_else(|| bad("has no host"))?;
         if authority.as_str().contains('@') {
-            return Err(bad("must not carry a user name"));
+            // Without the value: it may hold a password.
+            return Err(ConfigError("`function_uri` must not carry a user name".into()));
         }
         if authority.host().is_empty() {
             return Err(bad("has no host"));
@@ -169,7 +170,7 @@ impl FunctionInvoker {
                     client: None,
                 };
                 // Once for each function, not at every reload.
-                if !config.ssl_verify && !deps.tls.knows(&request) {
+                if !config.ssl_verify && deps.tls.first_warning(authority.as_str()) {
                     warn!(
                         owner = ctx.owner,
                         function = authority.as_str(),

@@ -70,6 +70,30 @@ impl Keyring {
         }
     }
 
+    /// Which of the secrets at `paths` look like what a keyring encrypted and do not open with
+    /// this one.
+    pub fn sealed_paths<'p>(&self, value: &Value, paths: &[&'p str]) -> Vec<&'p str> {
+        let mut sealed = Vec::new();
+        if self.is_empty() {
+            // Nothing is encrypted, and plain text may look like anything.
+            return sealed;
+        }
+        let mut value = value.clone();
+        for path in paths {
+            let found = std::cell::Cell::new(false);
+            at_path(&mut value, path, &|text| {
+                let blocks = BASE64
+                    .decode(text.as_bytes())
+                    .is_ok_and(|bytes| !bytes.is_empty() && bytes.len() % 16 == 0);
+                found.set(found.get() || (blocks && self.decrypt(text).is_none()));
+            });
+            if found.get() {
+                sealed.push(*path);
+            }
+        }
+        sealed
+    }
+
     /// Encrypts a private key in PEM. Anything else passes through: it is encrypted already, or a
     /// reference to a secret.
     pub fn encrypt_pem(&self, text: &str) -> String {
@@ -194,6 +218,18 @@ mod tests {
     /// APISIX's default keyring, under which the answers below were observed.
     fn keyring() -> Keyring {
         Keyring::new(vec!["qeddd145sfvddff3".to_owned(), "edd1c9f0985e76a2".to_owned()])
+    }
+
+    #[test]
+    fn secrets_of_another_keyring_are_told_apart() {
+        let (old, new) = (
+            Keyring::new(vec!["0123456789abcdef".into()]),
+            Keyring::new(vec!["fedcba9876543210".into()]),
+        );
+        let value = serde_json::json!({"a": {"key": old.encrypt("secret")}, "b": "plain"});
+        assert_eq!(new.sealed_paths(&value, &["a.key", "b", "none"]), ["a.key"]);
+        assert!(old.sealed_paths(&value, &["a.key", "b"]).is_empty());
+        assert!(Keyring::new(Vec::new()).sealed_paths(&value, &["a.key"]).is_empty());
     }
 
     #[test]

@@ -116,6 +116,21 @@ impl Catalog {
         }
     }
 
+    /// Names the plugins' secrets in a stored resource that this keyring does not open:
+    /// `plugin.path`.
+    pub fn sealed_secrets(&self, keyring: &Keyring, kind: Kind, value: &Value) -> Vec<String> {
+        let part = if kind == Kind::Consumers { Part::Consumer } else { Part::Route };
+        let plugins = value.get("plugins").and_then(Value::as_object);
+        plugins
+            .into_iter()
+            .flatten()
+            .flat_map(|(name, config)| {
+                let sealed = keyring.sealed_paths(config, &self.secrets(name, part));
+                sealed.into_iter().map(|path| format!("{name}.{path}")).collect::<Vec<_>>()
+            })
+            .collect()
+    }
+
     /// Decrypts everything that is secret in a stored resource: plugins' secrets and private
     /// keys. What does not decrypt stays as it is.
     pub fn decrypt_resource(&self, keyring: &Keyring, kind: Kind, value: &mut Value) {

@@ -61,9 +61,10 @@ impl Running {
     /// Starts a gateway: reads (or makes) its configuration, loads its resources, then listens.
     pub(crate) fn start(place: &Place) -> anyhow::Result<Self> {
         let path = place.config();
-        if Config::create_if_missing(&path, &Config::default_text(&mut random))
-            .with_context(|| format!("{} is missing and cannot be made", path.display()))?
-        {
+        let made = !place.names_config()
+            && Config::create_if_missing(&path, &Config::default_text(&mut random))
+                .with_context(|| format!("{} is missing and cannot be made", path.display()))?;
+        if made {
             eprintln!("sluicegate: made {} with its defaults", path.display());
         }
         let (mut config, mut warnings) = load(&path)?;
@@ -298,6 +299,15 @@ impl Running {
 
 /// `sluicegate test`: reads the configuration and says what is wrong.
 pub(crate) fn test(place: &Place) -> anyhow::Result<()> {
+    for warning in check(place)? {
+        eprintln!("sluicegate: warning: {warning}");
+    }
+    println!("{} is ok", place.config().display());
+    Ok(())
+}
+
+/// Reads the configuration as `start` would, and its warnings.
+pub(crate) fn check(place: &Place) -> anyhow::Result<Vec<Warning>> {
     let path = place.config();
     if !path.exists() {
         bail!(
@@ -307,11 +317,7 @@ pub(crate) fn test(place: &Place) -> anyhow::Result<()> {
     }
     let (config, warnings) = load(&path)?;
     tls_clients(&config, place)?;
-    for warning in warnings {
-        eprintln!("sluicegate: warning: {warning}");
-    }
-    println!("{} is ok", path.display());
-    Ok(())
+    Ok(warnings)
 }
 
 fn load(path: &Path) -> anyhow::Result<(Config, Vec<Warning>)> {
@@ -469,7 +475,12 @@ impl Decoder {
             StoreChange::Delete => (None, 0),
             StoreChange::Put(entry) => match serde_json::from_slice::<Value>(&entry.value) {
                 Ok(mut value) => {
-                    self.catalog.load().decrypt_resource(&self.keyring, kind, &mut value);
+                    let catalog = self.catalog.load_full();
+                    let sealed = catalog.sealed_secrets(&self.keyring, kind, &value);
+                    if !sealed.is_empty() {
+                        error!(key = %event.key, secrets = sealed.join(", "), "Stored secrets do not open with the keyring and are used as they are: put the key that they were encrypted with into apisix.data_encryption.keyring.");
+                    }
+                    catalog.decrypt_resource(&self.keyring, kind, &mut value);
                     (Some(value), entry.created)
                 }
                 Err(error) => {

@@ -35,7 +35,7 @@ enum Command {
     Reload(Place),
     /// Stop gracefully: requests under way finish (SIGQUIT)
     Quit(Place),
-    /// Stop at once (SIGINT)
+    /// Stop at once; requests under way get a second (SIGINT)
     Stop(Place),
     /// Print the version
     Version,
@@ -84,6 +84,11 @@ impl Place {
         }
     }
 
+    /// Was a file named? It has to be there then; only the usual one is made when missing.
+    pub(crate) fn names_config(&self) -> bool {
+        self.config.is_some()
+    }
+
     /// A path of the configuration: under the prefix unless absolute.
     pub(crate) fn under(&self, path: &Path) -> PathBuf {
         self.prefix().join(path)
@@ -104,7 +109,11 @@ pub(crate) fn run() -> ExitCode {
             signals::serve(running)
         }),
         Command::Test(place) => boot::test(&place),
-        Command::Reload(place) => signal(&place, Signal::HUP, None),
+        // The gateway judges the file itself; what is wrong with it is said here too, where
+        // somebody reads it.
+        Command::Reload(place) => {
+            signal(&place, Signal::HUP, None).and_then(|()| boot::check(&place).map(drop))
+        }
         Command::Quit(place) => signal(&place, Signal::QUIT, Some(QUIT_WAIT)),
         Command::Stop(place) => signal(&place, Signal::INT, Some(STOP_WAIT)),
         Command::Version => {

@@ -1,7 +1,7 @@
 //! TLS towards upstreams: one configuration for each distinct set of demands, shared by
 //! all that make them, so that a changed route does not cost another its connections.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -33,6 +33,8 @@ pub struct TlsClients {
     /// Why there are no roots, if there are none.
     roots_error: Option<String>,
     made: Mutex<HashMap<TlsRequest, Arc<TlsTarget>>>,
+    /// What has been warned about.
+    warned: Mutex<HashSet<String>>,
     /// Ids are never given twice: 0 stands for no TLS.
     next_id: AtomicU64,
 }
@@ -63,6 +65,7 @@ impl TlsClients {
             roots: Arc::new(roots),
             roots_error,
             made: Mutex::default(),
+            warned: Mutex::default(),
             next_id: AtomicU64::new(1),
         }
     }
@@ -72,10 +75,10 @@ impl TlsClients {
         self.roots_error.as_deref().filter(|_| self.roots.is_empty())
     }
 
-    /// Has somebody made these demands already?
-    pub fn knows(&self, request: &TlsRequest) -> bool {
-        let made = self.made.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        made.contains_key(request)
+    /// Is this the first time that something about `what` is to be warned about?
+    pub fn first_warning(&self, what: &str) -> bool {
+        let mut warned = self.warned.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        warned.len() < WARNINGS_KEPT && warned.insert(what.to_owned())
     }
 
     /// The target for these demands; the same one for the same demands.
@@ -171,6 +174,9 @@ impl ServerCertVerifier for AnyServer {
         self.0.signature_verification_algorithms.supported_schemes()
     }
 }
+
+/// Distinct warnings given.
+const WARNINGS_KEPT: usize = 4096;
 
 /// Configurations kept before unused ones are dropped.
 const TLS_TARGETS_KEPT: usize = 1024;
