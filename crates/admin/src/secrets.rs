@@ -1,27 +1,28 @@
 //! Secrets of resources: encrypted where they are stored, private keys never shown.
 
 use serde_json::Value;
-use sluicegate_model::{Kind, plugin::Part};
+use sluicegate_model::{Kind, encrypt::each_private_key};
 
 use crate::{AdminState, Settings};
 
 /// Encrypts everything that is secret in a checked value.
 pub(crate) fn encrypt(state: &AdminState, settings: &Settings, kind: Kind, value: &mut Value) {
     if settings.encrypt_fields {
-        each_plugin(state, kind, value, |conf, paths| state.keyring.encrypt_paths(conf, paths));
+        let catalog = state.catalog.load_full();
+        catalog.each_secret(kind, value, |conf, paths| state.keyring.encrypt_paths(conf, paths));
     }
     each_private_key(kind, value, |key| *key = state.keyring.encrypt_pem(key));
 }
 
 /// Decrypts everything that is secret in a stored value.
 pub(crate) fn decrypt(state: &AdminState, kind: Kind, value: &mut Value) {
-    decrypt_plugins(state, kind, value);
-    decrypt_private_keys(state, kind, value);
+    state.catalog.load_full().decrypt_resource(&state.keyring, kind, value);
 }
 
 /// Decrypts the plugins' secrets, as a read shows them.
 pub(crate) fn decrypt_plugins(state: &AdminState, kind: Kind, value: &mut Value) {
-    each_plugin(state, kind, value, |conf, paths| state.keyring.decrypt_paths(conf, paths));
+    let catalog = state.catalog.load_full();
+    catalog.each_secret(kind, value, |conf, paths| state.keyring.decrypt_paths(conf, paths));
 }
 
 /// Decrypts the private keys, as a check needs them. One that does not decrypt stays as it is.
@@ -57,41 +58,6 @@ pub(crate) fn hide_plain_private_keys(kind: Kind, value: &mut Value) {
         if let Some(Value::Object(tls)) = value.pointer_mut(tls) {
             tls.shift_remove("client_key");
         }
-    }
-}
-
-fn each_plugin(
-    state: &AdminState,
-    kind: Kind,
-    value: &mut Value,
-    each: impl Fn(&mut Value, &[&str]),
-) {
-    let catalog = state.catalog.load_full();
-    if kind == Kind::PluginMetadata {
-        let name = value.get("id").and_then(Value::as_str).unwrap_or_default().to_owned();
-        each(value, &catalog.secrets(&name, Part::Metadata));
-        return;
-    }
-    let plugins = value.get_mut("plugins").and_then(Value::as_object_mut);
-    for (name, conf) in plugins.into_iter().flatten() {
-        each(conf, &catalog.secrets(name, Part::Route));
-    }
-}
-
-fn each_private_key(kind: Kind, value: &mut Value, mut each: impl FnMut(&mut String)) {
-    let mut visit = |key: Option<&mut Value>| {
-        if let Some(Value::String(key)) = key {
-            each(key);
-        }
-    };
-    match kind {
-        Kind::Ssls => {
-            visit(value.get_mut("key"));
-            let keys = value.get_mut("keys").and_then(Value::as_array_mut);
-            keys.into_iter().flatten().for_each(|key| visit(Some(key)));
-        }
-        Kind::Upstreams => visit(value.pointer_mut("/tls/client_key")),
-        _ => visit(value.pointer_mut("/upstream/tls/client_key")),
     }
 }
 

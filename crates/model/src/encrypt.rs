@@ -14,6 +14,8 @@ use cbc::cipher::block_padding::Pkcs7;
 use cbc::cipher::{BlockModeDecrypt, BlockModeEncrypt, KeyIvInit};
 use serde_json::Value;
 
+use crate::Kind;
+
 /// The keys of `apisix.data_encryption.keyring`. The first encrypts, each may decrypt.
 #[derive(Clone, Default)]
 pub struct Keyring {
@@ -121,6 +123,25 @@ impl Keyring {
 impl fmt::Debug for Keyring {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Keyring({} keys)", self.keys.len())
+    }
+}
+
+/// Visits the private keys of a resource: those of an `ssls`, and the client key of an upstream
+/// that stands alone or in a route or service.
+pub fn each_private_key(kind: Kind, value: &mut Value, mut each: impl FnMut(&mut String)) {
+    let mut visit = |key: Option<&mut Value>| {
+        if let Some(Value::String(key)) = key {
+            each(key);
+        }
+    };
+    match kind {
+        Kind::Ssls => {
+            visit(value.get_mut("key"));
+            let keys = value.get_mut("keys").and_then(Value::as_array_mut);
+            keys.into_iter().flatten().for_each(|key| visit(Some(key)));
+        }
+        Kind::Upstreams => visit(value.pointer_mut("/tls/client_key")),
+        _ => visit(value.pointer_mut("/upstream/tls/client_key")),
     }
 }
 

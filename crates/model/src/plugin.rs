@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value, json};
 
 use crate::Kind;
-use crate::encrypt::Keyring;
+use crate::encrypt::{Keyring, each_private_key};
 use crate::schema::Schema;
 
 /// A plugin's check of a configuration.
@@ -134,30 +134,24 @@ impl Catalog {
     /// Decrypts everything that is secret in a stored resource: plugins' secrets and private
     /// keys. What does not decrypt stays as it is.
     pub fn decrypt_resource(&self, keyring: &Keyring, kind: Kind, value: &mut Value) {
-        if kind == Kind::PluginMetadata {
-            let name = value.get("id").and_then(Value::as_str).unwrap_or_default().to_owned();
-            keyring.decrypt_paths(value, &self.secrets(&name, Part::Metadata));
-            return;
-        }
-        if let Some(plugins) = value.get_mut("plugins").and_then(Value::as_object_mut) {
-            let part = if kind == Kind::Consumers { Part::Consumer } else { Part::Route };
-            self.decrypt(keyring, plugins, part);
-        }
-        let open = |key: Option<&mut Value>| {
-            if let Some(Value::String(key)) = key
-                && let Some(plain) = keyring.decrypt_pem(key)
-            {
+        self.each_secret(kind, value, |conf, paths| keyring.decrypt_paths(conf, paths));
+        each_private_key(kind, value, |key| {
+            if let Some(plain) = keyring.decrypt_pem(key) {
                 *key = plain;
             }
-        };
-        match kind {
-            Kind::Ssls => {
-                open(value.get_mut("key"));
-                let keys = value.get_mut("keys").and_then(Value::as_array_mut);
-                keys.into_iter().flatten().for_each(|key| open(Some(key)));
-            }
-            Kind::Upstreams => open(value.pointer_mut("/tls/client_key")),
-            _ => open(value.pointer_mut("/upstream/tls/client_key")),
+        });
+    }
+
+    /// Visits the plugin configurations of a resource with the paths of their secrets.
+    pub fn each_secret(&self, kind: Kind, value: &mut Value, each: impl Fn(&mut Value, &[&str])) {
+        if kind == Kind::PluginMetadata {
+            let name = value.get("id").and_then(Value::as_str).unwrap_or_default().to_owned();
+            return each(value, &self.secrets(&name, Part::Metadata));
+        }
+        let part = if kind == Kind::Consumers { Part::Consumer } else { Part::Route };
+        let plugins = value.get_mut("plugins").and_then(Value::as_object_mut);
+        for (name, conf) in plugins.into_iter().flatten() {
+            each(conf, &self.secrets(name, part));
         }
     }
 
