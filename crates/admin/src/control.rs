@@ -8,7 +8,7 @@ use arc_swap::ArcSwap;
 use axum::{
     body::Body,
     extract::{Request, State},
-    http::{Method, Response, StatusCode},
+    http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header},
 };
 use serde_json::{Map, Value, json};
 use sluicegate_model::{Kind, plugin::Catalog};
@@ -16,10 +16,10 @@ use sluicegate_store::{Entry, Store};
 
 use crate::{
     ReloadPlugins,
-    answer::Answer,
+    answer::{Answer, Content},
     discovery::{all_plugins, schema_name},
     query::segments,
-    resource::{key, parse, store_failed},
+    resource::{entries, key, parse, store_failed},
     secrets::hide_private_keys,
 };
 
@@ -51,7 +51,24 @@ async fn control(State(state): State<Arc<ControlState>>, request: Request) -> Re
     let path = segments(request.uri().path()).unwrap_or_default();
     let path: Vec<&str> = path.iter().map(String::as_str).collect();
     let answer = state.answer(request.method(), &path).await;
-    answer.unwrap_or_else(|refusal| refusal).into_response(&state.server, false)
+    let mut shown = None;
+    if let (["v1", "healthcheck", ..], Ok(Answer { content: Content::Json(checks), .. })) =
+        (path.as_slice(), &answer)
+        && for_browsers(request.headers())
+    {
+        shown = Some(health_page(checks));
+    }
+    let mut response = answer.unwrap_or_else(|refusal| refusal).into_response(&state.server, false);
+    if let Some(page) = shown {
+        *response.body_mut() = Body::from(page);
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/html"));
+    }
+    response
+}
+
+fn for_browsers(headers: &HeaderMap) -> bool {
+    let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok());
+    accept.is_some_and(|accept| accept.contains("text/html"))
 }
 
 impl ControlState {
@@ -63,9 +80,12 @@ impl ControlState {
                 Ok(Answer::json(StatusCode::OK, status()))
             }
             ("GET", ["schema"]) => Ok(self.schema()),
-            // Health checks come with a later issue; until then nothing is checked.
-            ("GET", ["healthcheck"]) => Ok(Answer::json(StatusCode::OK, json!([]))),
-            ("GET", ["healthcheck", kind, id]) => self.health(kind, id).await,
+            ("GET", ["healthcheck"]) => self.all_health().await,
+            ("GET", ["healthcheck", kind]) => {
+                let text = format!("missing src id for src type {kind}");
+                Err(Answer::error(StatusCode::NOT_FOUND, text))
+            }
+            ("GET", ["healthcheck", kind, id, ..]) => self.health(kind, id).await,
             ("GET", ["routes"]) => self.all(Kind::Routes).await,
             ("GET", ["services"]) => self.all(Kind::Services).await,
             ("GET", ["upstreams"]) => self.all(Kind::Upstreams).await,
@@ -87,10 +107,11 @@ impl ControlState {
     }
 
     fn schema(&self) -> Answer {
-        let main: Map<_, _> = Kind::ALL
+        let mut main: Map<_, _> = Kind::ALL
             .into_iter()
             .map(|kind| (schema_name(kind), kind.schema_json().clone()))
             .collect();
+        main.insert("plugins".to_owned(), plugin_list_schema());
         let plugins = all_plugins(&self.catalog.load());
         Answer::json(
             StatusCode::OK,
@@ -99,10 +120,9 @@ impl ControlState {
     }
 
     async fn all(&self, kind: Kind) -> Result<Answer, Answer> {
-        let found = self.store.list(&key(kind, "")).await.map_err(store_failed)?;
-        let shown: Value =
-            found.entries.iter().filter_map(|entry| self.show(kind, entry).ok()).collect();
-        Ok(Answer::json(StatusCode::OK, shown))
+        let found = entries(&*self.store, kind, None).await.map_err(store_failed)?;
+        let shown = found.iter().filter_map(|entry| self.show(kind, entry).ok());
+        Ok(Answer::json(StatusCode::OK, list(shown.collect())))
     }
 
     async fn one(&self, kind: Kind, id: &str) -> Result<Answer, Answer> {
@@ -111,20 +131,50 @@ impl ControlState {
         Ok(Answer::json(StatusCode::OK, self.show(kind, &entry)?))
     }
 
+    async fn all_health(&self) -> Result<Answer, Answer> {
+        let mut checks = Vec::new();
+        for kind in CHECKED {
+            let found = entries(&*self.store, kind, None).await.map_err(store_failed)?;
+            checks.extend(found.iter().filter_map(|entry| self.checks(entry)));
+        }
+        Ok(Answer::json(StatusCode::OK, list(checks)))
+    }
+
     async fn health(&self, kind: &str, id: &str) -> Result<Answer, Answer> {
-        let known = [Kind::Routes, Kind::Services, Kind::Upstreams, Kind::StreamRoutes];
-        let found = Kind::from_plural(kind).filter(|kind| known.contains(kind));
+        let found = Kind::from_plural(kind).filter(|kind| CHECKED.contains(kind));
         let found = found.ok_or_else(|| Answer::refused(format!("invalid src type {kind}")))?;
-        self.entry(found, id, format!("{kind}[{id}] not found")).await?;
-        Err(Answer::error(StatusCode::NOT_FOUND, format!("no checker for {kind}[{id}]")))
+        let entry = self.entry(found, id, format!("{kind}[{id}] not found")).await?;
+        let text = format!("no checker for {kind}[{id}]");
+        let checks = self.checks(&entry);
+        let checks = checks.ok_or_else(|| Answer::error(StatusCode::NOT_FOUND, text))?;
+        Ok(Answer::json(StatusCode::OK, checks))
+    }
+
+    /// The health of a resource's nodes, where its configuration asks for checks. No checker runs
+    /// before health checks come with their own issue, so no node has a state: what APISIX shows
+    /// until the first request starts its checker.
+    fn checks(&self, entry: &Entry) -> Option<Value> {
+        let value = parse(entry).ok()?;
+        let checks = value.get("checks").or_else(|| value.get("upstream")?.get("checks"))?;
+        let named = |way| checks.get(way)?.get("type")?.as_str();
+        // An active check that does not say is one over HTTP.
+        let kind = named("active").or_else(|| checks.get("active").map(|_| "http"));
+        let mut shown = json!({"name": format!("{}{}", self.key_prefix, entry.key), "nodes": {}});
+        if let Some(kind) = kind.or_else(|| named("passive")) {
+            shown["type"] = kind.into();
+        }
+        Some(shown)
     }
 
     async fn all_metadata(&self) -> Result<Answer, Answer> {
-        let found = self.store.list(&key(Kind::PluginMetadata, "")).await.map_err(store_failed)?;
-        let values: Vec<_> = found.entries.iter().filter_map(|entry| parse(entry).ok()).collect();
-        // As APISIX encodes an empty table.
-        let shown = if values.is_empty() { json!({}) } else { json!(values) };
-        Ok(Answer::json(StatusCode::OK, shown))
+        let kind = Kind::PluginMetadata;
+        let found = entries(&*self.store, kind, None).await.map_err(store_failed)?;
+        let catalog = self.catalog.load_full();
+        let enabled = |entry: &&Entry| {
+            entry.key.rsplit('/').next().is_some_and(|name| catalog.get(name).is_some())
+        };
+        let values = found.iter().filter(enabled).filter_map(|entry| parse(entry).ok());
+        Ok(Answer::json(StatusCode::OK, list(values.collect())))
     }
 
     async fn one_metadata(&self, name: &str) -> Result<Answer, Answer> {
@@ -200,6 +250,86 @@ fn spread_nodes(upstream: &mut Value) -> bool {
     hosts.into_iter().any(is_name)
 }
 
+/// A list as APISIX encodes one: empty, it is an empty table like any other.
+fn list(values: Vec<Value>) -> Value {
+    if values.is_empty() { json!({}) } else { Value::Array(values) }
+}
+
+/// The table of checks that browsers get.
+fn health_page(checks: &Value) -> String {
+    let text = |value: &Value| {
+        let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+    };
+    let one = std::slice::from_ref(checks);
+    let all = checks.as_array().map_or(one, Vec::as_slice);
+    let nodes = all.iter().flat_map(|check| {
+        let nodes = check.get("nodes").and_then(Value::as_array).into_iter().flatten();
+        nodes.map(move |node| (check, node))
+    });
+    let mut page = String::from(
+        "<html>\n<head>\n<title>Sluicegate upstream check status</title>\n</head>\n<body>\n\
+         <h1>Sluicegate upstream check status</h1>\n\
+         <table style=\"background-color:white\" cellspacing=\"0\" cellpadding=\"3\" border=\"1\">\n",
+    );
+    page += "<tr bgcolor=\"#C0C0C0\">";
+    for name in HEALTH_COLUMNS {
+        page += &format!("<th>{name}</th>");
+    }
+    page += "</tr>\n";
+    for (index, (check, node)) in nodes.enumerate() {
+        let well = matches!(node["status"].as_str(), Some("healthy" | "mostly_healthy"));
+        let count = &node["counter"];
+        page += if well { "<tr>" } else { "<tr bgcolor=\"#FF0000\">" };
+        for cell in [
+            (index + 1).to_string(),
+            text(&check["name"]),
+            text(&check["type"]),
+            format!("{}:{}", text(&node["ip"]), text(&node["port"])),
+            text(&node["status"]),
+            text(&count["success"]),
+            text(&count["tcp_failure"]),
+            text(&count["http_failure"]),
+            text(&count["timeout_failure"]),
+        ] {
+            page += &format!("<td>{cell}</td>");
+        }
+        page += "</tr>\n";
+    }
+    page += "</table>\n</body>\n</html>\n";
+    page
+}
+
+/// The schema of a list of plugins, as APISIX keeps one.
+fn plugin_list_schema() -> Value {
+    json!({
+        "type": "array",
+        "items": {
+            "type": "object",
+            "properties": {
+                "name": {"type": "string", "minLength": 1},
+                "stream": {"type": "boolean"},
+            },
+            "required": ["name"],
+        },
+    })
+}
+
 fn not_found() -> Answer {
     Answer::page(StatusCode::NOT_FOUND)
 }
+
+/// The kinds whose nodes may be checked, in the order in which they are shown.
+const CHECKED: [Kind; 4] = [Kind::Routes, Kind::StreamRoutes, Kind::Services, Kind::Upstreams];
+
+const HEALTH_COLUMNS: [&str; 9] = [
+    "Index",
+    "Upstream",
+    "Check type",
+    "Host",
+    "Status",
+    "Success counts",
+    "TCP Failures",
+    "HTTP Failures",
+    "TIMEOUT Failures",
+];

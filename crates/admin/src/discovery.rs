@@ -66,6 +66,9 @@ pub(crate) fn all_plugins(catalog: &Catalog) -> Value {
             "priority": plugin.priority,
             "schema": plugin.schema,
         });
+        if plugin.auth.is_some() {
+            about["type"] = "auth".into();
+        }
         for (name, schema) in [
             ("metadata_schema", &plugin.metadata_schema),
             ("consumer_schema", &plugin.consumer_schema),
@@ -81,7 +84,10 @@ pub(crate) fn all_plugins(catalog: &Catalog) -> Value {
 
 /// `GET /apisix/admin/schema/{kind}`
 pub(crate) fn schema(name: &str) -> Answer {
-    match Kind::ALL.into_iter().find(|kind| schema_name(*kind) == name) {
+    // Each plugin and each secret manager has a schema of its own.
+    let shared = [Kind::PluginMetadata, Kind::Secrets];
+    let mut kinds = Kind::ALL.into_iter().filter(|kind| !shared.contains(kind));
+    match kinds.find(|kind| schema_name(*kind) == name) {
         Some(kind) => Answer::json(StatusCode::OK, kind.schema_json().clone()),
         None => Answer::refused(format!("not found schema: {name}")),
     }

@@ -3,10 +3,11 @@
 use std::{
     net::{IpAddr, SocketAddr},
     sync::Arc,
+    time::Duration,
 };
 
 use axum::{
-    body::Body,
+    body::{Body, Bytes},
     extract::{ConnectInfo, Request, State},
     http::{HeaderMap, Method, Response, StatusCode, header, request::Parts},
 };
@@ -16,9 +17,10 @@ use sluicegate_model::{Kind, kind};
 use crate::{
     AdminState, BODY_READ_MAX, Settings,
     answer::Answer,
-    auth, discovery,
+    auth, configs, discovery, openapi,
     query::{Args, segments},
     resource::{self, Operation},
+    validate,
 };
 
 pub(crate) async fn admin(
@@ -40,6 +42,15 @@ pub(crate) async fn admin(
     let answer = match parts.method {
         Method::OPTIONS if settings.cors => Answer::preflight(),
         Method::HEAD if path.is_empty() => Answer::bare(StatusCode::OK, ""),
+        _ if let Some(declared) = &state.declared => {
+            return configs::run(&state, declared, &settings, &parts, path, body).await;
+        }
+        Method::GET if path == ["configs"] => {
+            match configs::export(&state, &settings, &parts).await {
+                Ok(response) => return response,
+                Err(answer) => answer,
+            }
+        }
         _ => match under_admin(&state, &settings, &parts, path, body).await {
             Ok(answer) | Err(answer) => answer,
         },
@@ -73,12 +84,19 @@ async fn under_admin(
 
     let args = Args::parse(&parts.uri);
     match (method, path) {
+        (kind::Method::Get, ["openapi.json"]) => {
+            return Ok(Answer::json(StatusCode::OK, openapi::document(&state.catalog.load())));
+        }
         (kind::Method::Get, ["plugins", "list"]) => return discovery::plugin_names(state, &args),
         (_, ["plugins", "reload"]) => return discovery::reload(state, &parts.method),
-        (kind::Method::Post, ["schema", "validate", name]) => {
-            let kind = known_kind(name)?;
+        (kind::Method::Post, ["schema", "validate", name, ..]) => {
+            let kind = kind_of_schema(name)?;
             let body = read_json(settings, &parts.headers, body).await?;
             return discovery::validate(kind, body.as_ref());
+        }
+        (kind::Method::Post, ["configs", "validate"]) => {
+            let body = validate::body(settings, &parts.headers, body).await?;
+            return validate::configuration(state, &body).await;
         }
         _ => {}
     }
@@ -87,43 +105,73 @@ async fn under_admin(
         ["schema", "plugins", name @ ..] | ["plugins", name @ ..] => {
             only_get(method)?;
             read_json(settings, &parts.headers, body).await?;
+            ttl(&args)?;
             return Ok(discovery::plugin(state, name.first().copied(), &args).versioned());
         }
         ["schema", name @ ..] => {
             only_get(method)?;
             read_json(settings, &parts.headers, body).await?;
+            ttl(&args)?;
             return Ok(discovery::schema(name.first().copied().unwrap_or_default()).versioned());
         }
         _ => {}
     }
-    let (name, path) = path.split_first().unwrap_or((&"", &[]));
-    let kind = known_kind(name)?;
+    let Place { kind, parent, id, sub_path } = place(settings, path)?;
     let body = read_json(settings, &parts.headers, body).await?;
-    check_ttl(method, &args)?;
-    let (id, sub_path) = match path.split_first() {
-        Some((id, rest)) => (Some((*id).to_owned()), rest.join("/")),
-        None => (None, String::new()),
-    };
-    let operation = Operation { kind, id, sub_path, args, body };
+    let ttl = ttl(&args)?;
+    if kind == Kind::GraphqlCostDecorations && parent.is_none() {
+        return Err(Answer::refused("missing service id").versioned());
+    }
+    let operation = Operation { kind, parent, id, sub_path, args, ttl, body };
     let done = resource::run(state, settings, method, operation).await;
     Ok(done.unwrap_or_else(|refusal| refusal).versioned())
+}
+
+/// What a path under `/apisix/admin` names.
+struct Place {
+    kind: Kind,
+    parent: Option<String>,
+    id: Option<String>,
+    /// What follows the id.
+    sub_path: String,
+}
+
+fn place(settings: &Settings, path: &[&str]) -> Result<Place, Answer> {
+    let (name, rest) = path.split_first().unwrap_or((&"", &[]));
+    let kind = Kind::from_plural(name);
+    let (kind, parent, rest) = match (kind.and_then(Kind::child), rest) {
+        (Some(child), [parent, name, rest @ ..]) if child.plural() == *name => {
+            (child, Some((*parent).to_owned()), rest)
+        }
+        _ => match kind {
+            // Differs: APISIX answers 500 to credentials without a consumer, and lists consumers.
+            None | Some(Kind::Credentials) => return Err(unsupported(name)),
+            Some(Kind::StreamRoutes) if !settings.stream_proxy => {
+                let text = "stream mode is disabled, can not add stream routes";
+                return Err(Answer::refused(text));
+            }
+            Some(kind) => (kind, None, rest),
+        },
+    };
+    // A secret's id has two segments, the manager and its own.
+    let split = if kind == Kind::Secrets { 2 } else { 1 };
+    let id = rest.get(..split).map(|id| id.join("/"));
+    let sub_path = rest.get(split..).map(|rest| rest.join("/")).unwrap_or_default();
+    Ok(Place { kind, parent, id, sub_path })
+}
+
+/// The kind whose schema is asked for.
+fn kind_of_schema(name: &str) -> Result<Kind, Answer> {
+    Kind::from_plural(name).ok_or_else(|| unsupported(name))
+}
+
+fn unsupported(name: &str) -> Answer {
+    Answer::error(StatusCode::NOT_FOUND, format!("Unsupported resource type: {name}"))
 }
 
 fn client_address(parts: &Parts) -> Option<IpAddr> {
     let info = parts.extensions.get::<ConnectInfo<SocketAddr>>();
     info.map(|ConnectInfo(address)| address.ip())
-}
-
-fn known_kind(name: &str) -> Result<Kind, Answer> {
-    match Kind::from_plural(name) {
-        Some(Kind::StreamRoutes) => {
-            Err(Answer::refused("stream mode is disabled, can not add stream routes"))
-        }
-        Some(kind) if SERVED.contains(&kind) => Ok(kind),
-        _ => {
-            Err(Answer::error(StatusCode::NOT_FOUND, format!("Unsupported resource type: {name}")))
-        }
-    }
 }
 
 fn only_get(method: kind::Method) -> Result<(), Answer> {
@@ -133,17 +181,17 @@ fn only_get(method: kind::Method) -> Result<(), Answer> {
     Err(Answer::error(StatusCode::NOT_FOUND, "not found"))
 }
 
-// Differs: APISIX keeps a resource for `?ttl=` seconds. That comes with the stores issue; until
-// then it is refused rather than kept for ever.
-fn check_ttl(method: kind::Method, args: &Args) -> Result<(), Answer> {
-    let Some(ttl) = args.get("ttl") else { return Ok(()) };
-    if ttl.trim().parse::<f64>().is_err() {
-        return Err(Answer::refused("invalid argument ttl: should be a number"));
+/// `?ttl=`: after how many seconds what is written goes away.
+// Differs: APISIX hands a number that is no time to etcd, which answers with an error of its own or
+// takes two seconds for none.
+fn ttl(args: &Args) -> Result<Option<Duration>, Answer> {
+    let Some(ttl) = args.get("ttl") else { return Ok(None) };
+    let refused = |why| Err(Answer::refused(format!("invalid argument ttl: should be {why}")));
+    let Ok(seconds) = ttl.trim().parse::<f64>() else { return refused("a number") };
+    if !(seconds > 0.0 && seconds <= TTL_SECONDS_MAX) {
+        return refused("more than 0 and at most 9000000000 seconds");
     }
-    match method {
-        kind::Method::Get | kind::Method::Delete => Ok(()),
-        _ => Err(Answer::refused("invalid argument ttl: not supported yet")),
-    }
+    Ok(Some(Duration::from_secs_f64(seconds)))
 }
 
 /// The body as JSON, `None` when there is none.
@@ -152,6 +200,25 @@ async fn read_json(
     headers: &HeaderMap,
     body: Body,
 ) -> Result<Option<Value>, Answer> {
+    let bytes = read_body(settings, headers, body).await?;
+    if bytes.is_empty() {
+        return Ok(None);
+    }
+    serde_json::from_slice(&bytes).map(Some).map_err(|error| {
+        let why = malformed(&bytes, &error);
+        let req_body = String::from_utf8_lossy(&bytes);
+        let body =
+            json!({"error_msg": format!("invalid request body: {why}"), "req_body": req_body});
+        Answer::json(StatusCode::BAD_REQUEST, body)
+    })
+}
+
+/// The body, as far as it may reach.
+pub(crate) async fn read_body(
+    settings: &Settings,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<Bytes, Answer> {
     let limit = settings.body_bytes_max;
     let too_large = |size: String| {
         let text = format!(
@@ -166,27 +233,17 @@ async fn read_json(
         return too_large(format!("{length} "));
     }
     let read = tokio::time::timeout(BODY_READ_MAX, axum::body::to_bytes(body, limit)).await;
-    let bytes = match read {
-        Ok(Ok(bytes)) => bytes,
+    match read {
+        Ok(Ok(bytes)) => Ok(bytes),
         // The length was not announced: it is too large, or the client went away and reads no
         // answer anyway.
-        Ok(Err(_)) => return too_large(String::new()),
-        Err(_) => return Err(Answer::page(StatusCode::REQUEST_TIMEOUT)),
-    };
-    if bytes.is_empty() {
-        return Ok(None);
+        Ok(Err(_)) => too_large(String::new()),
+        Err(_) => Err(Answer::page(StatusCode::REQUEST_TIMEOUT)),
     }
-    serde_json::from_slice(&bytes).map(Some).map_err(|error| {
-        let why = malformed(&bytes, &error);
-        let req_body = String::from_utf8_lossy(&bytes);
-        let body =
-            json!({"error_msg": format!("invalid request body: {why}"), "req_body": req_body});
-        Answer::json(StatusCode::BAD_REQUEST, body)
-    })
 }
 
 /// What is wrong with a text that is no JSON, in the words of APISIX's parser.
-fn malformed(text: &[u8], error: &serde_json::Error) -> String {
+pub(crate) fn malformed(text: &[u8], error: &serde_json::Error) -> String {
     let lines = text.split_inclusive(|byte| *byte == b'\n');
     let before: usize = lines.take(error.line().saturating_sub(1)).map(<[u8]>::len).sum();
     let character = before + error.column();
@@ -215,16 +272,7 @@ fn malformed(text: &[u8], error: &serde_json::Error) -> String {
     )
 }
 
-/// The kinds that are served. Consumers, protos and secrets come with the next issue.
-const SERVED: [Kind; 8] = [
-    Kind::Routes,
-    Kind::Services,
-    Kind::Upstreams,
-    Kind::Ssls,
-    Kind::GlobalRules,
-    Kind::PluginConfigs,
-    Kind::ConsumerGroups,
-    Kind::PluginMetadata,
-];
+/// The longest life that etcd grants.
+const TTL_SECONDS_MAX: f64 = 9e9;
 /// How deep JSON may be nested: the parser's own limit.
 const JSON_DEPTH_MAX: usize = 128;

@@ -13,14 +13,21 @@
 
 mod answer;
 mod auth;
+mod checks;
+pub mod configs;
 pub mod control;
 mod discovery;
+mod family;
 mod handle;
+mod index;
 mod listing;
+mod openapi;
 mod query;
 mod references;
 mod resource;
 mod secrets;
+pub mod status;
+mod validate;
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
@@ -28,7 +35,7 @@ use arc_swap::ArcSwap;
 use ipnet::IpNet;
 use sluicegate_model::{check::Outside, encrypt::Keyring, plugin::Catalog};
 use sluicegate_store::{BoxFuture, Store};
-use tokio::sync::RwLock;
+use tokio::sync::{Mutex, RwLock};
 
 /// The Admin API over `state`.
 pub fn router(state: Arc<AdminState>) -> axum::Router {
@@ -52,6 +59,10 @@ pub struct AdminState {
     /// Writers that check references and then write hold it shared; deletions, whose check must
     /// not be overtaken by a new reference, hold it alone.
     references: RwLock<()>,
+    index: index::Index,
+    /// Held by writers of what only one consumer may have, by the hash of it.
+    key_locks: [Mutex<()>; references::KEY_LOCKS],
+    declared: Option<configs::Declared>,
 }
 
 impl AdminState {
@@ -67,6 +78,8 @@ impl AdminState {
         Self {
             settings: ArcSwap::from_pointee(settings),
             catalog,
+            index: index::Index::new(Arc::clone(&store), keyring.clone()),
+            key_locks: std::array::from_fn(|_| Mutex::new(())),
             store,
             keyring,
             outside,
@@ -74,12 +87,20 @@ impl AdminState {
             applied: None,
             reload_plugins: None,
             references: RwLock::new(()),
+            declared: None,
         }
     }
 
     /// Waits for `applied(revision)`, at most [`APPLIED_WAIT_MAX`], before a write is answered.
     pub fn applied(mut self, applied: Applied) -> Self {
         self.applied = Some(applied);
+        self
+    }
+
+    /// There is no store: the whole configuration comes by `PUT /apisix/admin/configs`, and other
+    /// resources are not served, as in APISIX.
+    pub fn declared(mut self, declared: configs::Declared) -> Self {
+        self.declared = Some(declared);
         self
     }
 
@@ -112,6 +133,10 @@ pub struct Settings {
     /// `apisix.data_encryption.enable_encrypt_fields`: whether plugins' secrets are encrypted.
     /// Private keys always are.
     pub encrypt_fields: bool,
+    /// `sluicegate.admin.redact_secrets`: answers show no secrets, not even encrypted ones.
+    pub redact_secrets: bool,
+    /// Whether `apisix.proxy_mode` includes streams; otherwise `stream_routes` are refused.
+    pub stream_proxy: bool,
     /// What keys in answers start with: `deployment.etcd.prefix`.
     pub key_prefix: String,
     /// The `Server` header.
@@ -128,6 +153,8 @@ impl Default for Settings {
             cors: true,
             body_bytes_max: BODY_BYTES_MAX,
             encrypt_fields: true,
+            redact_secrets: false,
+            stream_proxy: false,
             key_prefix: "/apisix".to_owned(),
             server: concat!("Sluicegate/", env!("CARGO_PKG_VERSION")).to_owned(),
         }

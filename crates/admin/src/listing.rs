@@ -63,8 +63,10 @@ struct Filter<'a> {
 
 impl<'a> Filter<'a> {
     fn compile(kind: Kind, args: &'a Args) -> Self {
-        let fields: &[&str] =
-            if kind == Kind::Routes { &["service_id", "upstream_id"] } else { &[] };
+        let fields: &[&str] = match kind {
+            Kind::Routes | Kind::StreamRoutes => &["service_id", "upstream_id"],
+            _ => &[],
+        };
         Self {
             name: args.get("name").map(Pattern::compile),
             uri: args.get("uri").map(Pattern::compile),

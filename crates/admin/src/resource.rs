@@ -3,7 +3,7 @@
 //! The order of checks is APISIX's: method, id, schema and what the model knows, references,
 //! plugins. What is stored is what was sent, with its id, its times and encrypted secrets.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::http::StatusCode;
 use serde_json::{Value, json};
@@ -11,28 +11,41 @@ use sluicegate_model::{
     Kind, check,
     kind::Method,
     patch,
-    plugin::check_plugins,
-    resource::{self, generated_id},
+    resource::{self, Key, generated_id},
 };
-use sluicegate_store::{Entry, Expect, StoreError, Written};
+use sluicegate_store::{Entry, Expect, Put, Store, StoreError, Written};
 use tokio::sync::{RwLockReadGuard, RwLockWriteGuard};
 use tracing::{error, warn};
 
 use crate::{
-    APPLIED_WAIT_MAX, AdminState, Settings, answer::Answer, listing, query::Args, references,
-    secrets,
+    APPLIED_WAIT_MAX, AdminState, Settings,
+    answer::Answer,
+    checks::{Others, check, object, settle_id},
+    family, listing,
+    query::Args,
+    references, secrets,
 };
 
 /// What a request asks of one kind of resource.
 #[derive(Debug)]
 pub(crate) struct Operation {
     pub(crate) kind: Kind,
+    /// The path's owner, for a kind that has one.
+    pub(crate) parent: Option<String>,
     /// The path's id.
     pub(crate) id: Option<String>,
     /// What follows the id in the path.
     pub(crate) sub_path: String,
     pub(crate) args: Args,
+    /// After how long what is written goes away.
+    pub(crate) ttl: Option<Duration>,
     pub(crate) body: Option<Value>,
+}
+
+impl Operation {
+    fn key(&self, id: impl Into<String>) -> Key {
+        Key { kind: self.kind, parent: self.parent.clone(), id: id.into() }
+    }
 }
 
 /// Runs it. Both sides are answers; an error is a refusal.
@@ -68,11 +81,12 @@ async fn get(
     settings: &Settings,
     operation: Operation,
 ) -> Result<Answer, Answer> {
-    let Operation { kind, id, args, .. } = operation;
+    let kind = operation.kind;
     let show = |entry: &Entry, value: &mut Value| {
         secrets::decrypt_plugins(state, kind, value);
         secrets::hide_private_keys(kind, value);
         secrets::hide_plain_private_keys(kind, value);
+        secrets::redact(state, settings, kind, value);
         json!({
             "key": shown_key(settings, entry),
             "value": value.take(),
@@ -80,14 +94,20 @@ async fn get(
             "modifiedIndex": entry.modified,
         })
     };
-    if let Some(id) = id {
-        let entry = state.store.get(&key(kind, &id)).await.map_err(store_failed)?;
+    if let Some(id) = &operation.id {
+        let key = operation.key(id).to_string();
+        let entry = state.store.get(&key).await.map_err(store_failed)?;
         let entry = entry.ok_or_else(Answer::key_not_found)?;
         return Ok(Answer::json(StatusCode::OK, show(&entry, &mut parse(&entry)?)));
     }
-    let found = state.store.list(&key(kind, "")).await.map_err(store_failed)?;
-    let values = found.entries.iter().filter_map(|entry| Some((entry, parse(entry).ok()?)));
-    let selection = listing::select(kind, values, &args)?;
+    let parent = operation.parent.as_deref();
+    let entries = entries(&*state.store, kind, parent).await.map_err(store_failed)?;
+    if parent.is_some() && entries.is_empty() {
+        // As etcd answers for a folder that is not there; those of other kinds always are.
+        return Err(Answer::key_not_found());
+    }
+    let values = entries.iter().filter_map(|entry| Some((entry, parse(entry).ok()?)));
+    let selection = listing::select(kind, values, &operation.args)?;
     let shown = selection.shown.into_iter().map(|(entry, mut value)| show(entry, &mut value));
     let mut list: Value = shown.collect();
     if selection.paged && list == json!([]) {
@@ -100,50 +120,67 @@ async fn get(
 async fn put(
     state: &AdminState,
     settings: &Settings,
-    operation: Operation,
+    mut operation: Operation,
 ) -> Result<Answer, Answer> {
-    let Operation { kind, id, body, .. } = operation;
-    let mut value = object(body)?;
-    let id = settle_id(kind, id.as_deref(), &mut value)?;
+    let kind = operation.kind;
+    let mut value = write_body(&mut operation)?;
+    let guard = state.guard(must_be_alone(kind)).await;
+    let keys = references::lock_unique_keys(state, kind, &value).await;
+    if let (Kind::GraphqlCostDecorations, Some(service)) = (kind, &operation.parent) {
+        family::bind_decoration(state, service, operation.id.as_deref(), &mut value).await?;
+    }
+    let id = settle_id(kind, operation.id.as_deref(), &mut value)?;
     check::no_times(&value).map_err(Answer::refused)?;
 
-    let guard = state.guard(kind == Kind::GlobalRules).await;
-    check(state, kind, &id, &value).await?;
+    let mut key = operation.key(id);
+    secrets::refuse_redacted(state, settings, kind, &value)?;
+    check(state, &key, &value, Others::MustExist).await?;
+    if kind == Kind::Consumers {
+        key.id = value["username"].as_str().unwrap_or_default().to_owned();
+    }
+    family::refuse_without_consumer(state, &key).await?;
     secrets::encrypt(state, settings, kind, &mut value);
-    let key = key(kind, &id);
+    let text = key.to_string();
     for _ in 0..ATTEMPTS_MAX {
-        let old = state.store.get(&key).await.map_err(store_failed)?;
-        if kind != Kind::PluginMetadata {
+        let old = state.store.get(&text).await.map_err(store_failed)?;
+        if kind.has_times() {
             let now = (state.now)();
             let created = old.as_ref().and_then(|old| parse(old).ok()?.get("create_time").cloned());
             value["create_time"] = created.unwrap_or_else(|| now.into());
             value["update_time"] = now.into();
         }
         let expect = old.map_or(Expect::Absent, |old| Expect::Revision(old.modified));
-        match state.store.put(&key, encode(&value), expect).await {
-            Ok(written) => {
-                drop(guard);
+        match state.write(&text, &value, expect, operation.ttl).await? {
+            Some(written) => {
+                if written.created && kind == Kind::Services {
+                    // What a service of this name left behind is not for the new one.
+                    family::remove_children(state, kind, &key.id).await.map_err(store_failed)?;
+                }
+                drop((guard, keys));
                 return Ok(state.written(settings, kind, written, value).await);
             }
-            Err(StoreError::Conflict { .. }) => {}
-            Err(failed) => return Err(store_failed(failed)),
+            None => continue,
         }
     }
-    Err(too_busy(&key))
+    Err(too_busy(&text))
 }
 
 async fn post(
     state: &AdminState,
     settings: &Settings,
-    operation: Operation,
+    mut operation: Operation,
 ) -> Result<Answer, Answer> {
-    let Operation { kind, id, body, .. } = operation;
-    let mut value = object(body)?;
-    resource::refuse_id(kind, id.as_deref(), &value).map_err(Answer::refused)?;
+    let kind = operation.kind;
+    let mut value = write_body(&mut operation)?;
+    let guard = state.guard(must_be_alone(kind)).await;
+    if let (Kind::GraphqlCostDecorations, Some(service)) = (kind, &operation.parent) {
+        family::bind_decoration(state, service, None, &mut value).await?;
+    }
+    resource::refuse_id(kind, operation.id.as_deref(), &value).map_err(Answer::refused)?;
     check::no_times(&value).map_err(Answer::refused)?;
 
-    let guard = state.guard(false).await;
-    check(state, kind, "", &value).await?;
+    secrets::refuse_redacted(state, settings, kind, &value)?;
+    check(state, &operation.key(""), &value, Others::MustExist).await?;
     secrets::encrypt(state, settings, kind, &mut value);
     let now = (state.now)();
     value["create_time"] = now.into();
@@ -151,47 +188,45 @@ async fn post(
     for _ in 0..ATTEMPTS_MAX {
         let id = generated_id(state.store.next_id().await.map_err(store_failed)?);
         value["id"] = id.as_str().into();
-        match state.store.put(&key(kind, &id), encode(&value), Expect::Absent).await {
-            Ok(written) => {
-                drop(guard);
-                return Ok(state.written(settings, kind, written, value).await);
-            }
-            // Someone chose this very id by hand.
-            Err(StoreError::Conflict { .. }) => {}
-            Err(failed) => return Err(store_failed(failed)),
+        let key = operation.key(id).to_string();
+        // `None`: someone chose this very id by hand.
+        if let Some(written) = state.write(&key, &value, Expect::Absent, operation.ttl).await? {
+            drop(guard);
+            return Ok(state.written(settings, kind, written, value).await);
         }
     }
-    Err(too_busy(&key(kind, "")))
+    Err(too_busy(&operation.key("").to_string()))
 }
 
 async fn patch(
     state: &AdminState,
     settings: &Settings,
-    operation: Operation,
+    mut operation: Operation,
 ) -> Result<Answer, Answer> {
-    let Operation { kind, id, sub_path, body, .. } = operation;
-    let id = id.ok_or_else(|| missing_id(kind))?;
-    let mut change = body.ok_or_else(|| Answer::refused("missing new configuration"))?;
-    if sub_path.is_empty() {
-        if change == json!([]) {
-            change = json!({});
-        }
-        if !change.is_object() {
-            return Err(Answer::refused("invalid configuration"));
-        }
-    }
-    let key = key(kind, &id);
+    let kind = operation.kind;
+    let change = change(&mut operation)?;
+    let id = operation.id.clone().ok_or_else(|| match kind {
+        Kind::Secrets => Answer::refused("no secret id"),
+        _ => missing_id(kind),
+    })?;
+    let key = operation.key(id.as_str());
+    let text = key.to_string();
+    let sub_path = &operation.sub_path;
     for attempt in 0..ATTEMPTS_MAX {
         // Who keeps losing the race gets the field for itself.
-        let guard = state.guard(attempt >= ATTEMPTS_SHARED || kind == Kind::GlobalRules).await;
-        let old = state.store.get(&key).await.map_err(store_failed)?;
+        let alone = attempt >= ATTEMPTS_SHARED || must_be_alone(kind);
+        let guard = state.guard(alone).await;
+        let old = state.store.get(&text).await.map_err(store_failed)?;
         let old = old.ok_or_else(Answer::key_not_found)?;
+        if let (Kind::GraphqlCostDecorations, Some(service)) = (kind, &operation.parent) {
+            family::refuse_second_decoration(state, service, Some(&id), &change).await?;
+        }
         let mut value = parse(&old)?;
         secrets::decrypt(state, kind, &mut value);
         if sub_path.is_empty() {
             patch::merge(&mut value, &change);
         } else {
-            patch::set_at(&mut value, &sub_path, change.clone()).map_err(Answer::refused)?;
+            patch::set_at(&mut value, sub_path, change.clone()).map_err(Answer::refused)?;
         }
         let Some(object) = value.as_object_mut() else {
             return Err(Answer::refused("invalid configuration"));
@@ -205,18 +240,45 @@ async fn patch(
             object.entry(time).or_insert_with(|| now.clone());
         }
         settle_id(kind, Some(&id), &mut value)?;
-        check(state, kind, &id, &value).await?;
+        secrets::refuse_redacted(state, settings, kind, &value)?;
+        check(state, &key, &value, Others::MustExist).await?;
         secrets::encrypt(state, settings, kind, &mut value);
-        match state.store.put(&key, encode(&value), Expect::Revision(old.modified)).await {
-            Ok(written) => {
-                drop(guard);
-                return Ok(state.written(settings, kind, written, value).await);
-            }
-            Err(StoreError::Conflict { .. }) => {}
-            Err(failed) => return Err(store_failed(failed)),
+        let expect = Expect::Revision(old.modified);
+        if let Some(written) = state.write(&text, &value, expect, operation.ttl).await? {
+            drop(guard);
+            return Ok(state.written(settings, kind, written, value).await);
         }
     }
-    Err(too_busy(&key))
+    Err(too_busy(&text))
+}
+
+/// What a `PATCH` wants to change, checked on its own.
+fn change(operation: &mut Operation) -> Result<Value, Answer> {
+    let invalid = || Answer::refused("invalid configuration");
+    if operation.kind == Kind::GraphqlCostDecorations {
+        let change = operation.body.as_ref().filter(|body| body.is_object() || body.is_array());
+        if change.ok_or_else(invalid)?.get("service_id").is_some() {
+            return Err(Answer::refused("service_id can not be patched"));
+        }
+    }
+    if operation.id.is_none() && operation.kind != Kind::Secrets {
+        return Err(missing_id(operation.kind));
+    }
+    let missing = || Answer::refused("missing new configuration");
+    let mut change = operation.body.take().ok_or_else(missing)?;
+    if operation.kind.parent().is_some() {
+        // What follows the id of a resource that belongs to another is not looked at.
+        operation.sub_path.clear();
+    }
+    if operation.sub_path.is_empty() {
+        if change == json!([]) {
+            change = json!({});
+        }
+        if !change.is_object() {
+            return Err(invalid());
+        }
+    }
+    Ok(change)
 }
 
 async fn delete(
@@ -224,16 +286,26 @@ async fn delete(
     settings: &Settings,
     operation: Operation,
 ) -> Result<Answer, Answer> {
-    let Operation { kind, id, args, .. } = operation;
-    let id = id.ok_or_else(|| missing_id(kind))?;
-    let key = key(kind, &id);
+    let kind = operation.kind;
+    let id = operation.id.as_deref().ok_or_else(|| missing_id(kind))?;
+    let key = operation.key(id).to_string();
     let guard = state.guard(references::can_be_used(kind)).await;
-    if args.get("force") != Some("true") {
-        references::refuse_if_used(state, kind, &id).await?;
+    if operation.args.get("force") != Some("true") {
+        references::refuse_if_used(state, kind, id).await?;
+    }
+    if kind == Kind::Consumers {
+        // First, so that no credential ever stands without its consumer.
+        family::remove_children(state, kind, id).await.map_err(store_failed)?;
     }
     let revision = state.store.delete(&key, Expect::Any).await.map_err(store_failed)?;
+    let mut revision = revision.ok_or_else(Answer::key_not_found)?;
+    state.index.wrote(revision);
+    if kind == Kind::Services {
+        // Afterwards, so that a service that serves never stands without its decorations.
+        let last = family::remove_children(state, kind, id).await.map_err(store_failed)?;
+        revision = last.unwrap_or(revision);
+    }
     drop(guard);
-    let revision = revision.ok_or_else(Answer::key_not_found)?;
     state.wait_until_applied(revision).await;
     let shown = format!("{}{key}", settings.key_prefix);
     Ok(Answer::json(StatusCode::OK, json!({"key": shown, "deleted": "1"})))
@@ -248,6 +320,25 @@ impl AdminState {
         }
     }
 
+    /// Writes a value. `None`: someone else was faster.
+    async fn write(
+        &self,
+        key: &str,
+        value: &Value,
+        expect: Expect,
+        ttl: Option<Duration>,
+    ) -> Result<Option<Written>, Answer> {
+        let bytes: Arc<[u8]> = value.to_string().into_bytes().into();
+        match self.store.put(key, bytes, Put { expect, ttl }).await {
+            Ok(written) => {
+                self.index.wrote(written.entry.modified);
+                Ok(Some(written))
+            }
+            Err(StoreError::Conflict { .. }) => Ok(None),
+            Err(failed) => Err(store_failed(failed)),
+        }
+    }
+
     async fn written(
         &self,
         settings: &Settings,
@@ -256,13 +347,14 @@ impl AdminState {
         mut value: Value,
     ) -> Answer {
         secrets::hide_plain_private_keys(kind, &mut value);
+        secrets::redact(self, settings, kind, &mut value);
         self.wait_until_applied(written.entry.modified).await;
         let status = if written.created { StatusCode::CREATED } else { StatusCode::OK };
         let key = shown_key(settings, &written.entry);
         Answer::json(status, json!({"key": key, "value": value}))
     }
 
-    async fn wait_until_applied(&self, revision: u64) {
+    pub(crate) async fn wait_until_applied(&self, revision: u64) {
         let Some(applied) = &self.applied else { return };
         if tokio::time::timeout(APPLIED_WAIT_MAX, applied(revision)).await.is_err() {
             warn!(revision, "A change is stored but not served yet; answering anyway.");
@@ -276,75 +368,22 @@ enum Guard<'a> {
     Alone(#[expect(dead_code, reason = "held, not read")] RwLockWriteGuard<'a, ()>),
 }
 
-/// All checks of a resource's content. `id` is empty where one will be generated.
-async fn check(state: &AdminState, kind: Kind, id: &str, value: &Value) -> Result<(), Answer> {
-    if kind == Kind::PluginMetadata {
-        return check_metadata(state, id, value);
-    }
-    let mut plain = value.clone();
-    secrets::decrypt_private_keys(state, kind, &mut plain);
-    check::resource(kind, &plain, &*state.outside).map_err(Answer::refused)?;
-    references::refuse_if_missing(state, kind, value).await?;
-    let catalog = state.catalog.load_full();
-    if let Some(plugins) = value.get("plugins").and_then(Value::as_object) {
-        check_plugins(&catalog, plugins).map_err(Answer::refused)?;
-        if kind == Kind::GlobalRules {
-            references::refuse_second_global_rule(state, id, plugins).await?;
+/// Whether a write of this kind is compared with all others of its folder, so that no two may go on
+/// at once.
+fn must_be_alone(kind: Kind) -> bool {
+    matches!(kind, Kind::GlobalRules | Kind::GraphqlCostDecorations)
+}
+
+/// The body of a `PUT` or `POST`.
+fn write_body(operation: &mut Operation) -> Result<Value, Answer> {
+    let body = operation.body.take();
+    match operation.kind {
+        Kind::GraphqlCostDecorations if !matches!(body, Some(Value::Object(_))) => {
+            Err(Answer::refused("invalid configuration"))
         }
+        Kind::Secrets if operation.id.is_none() => Err(missing_id(Kind::Secrets)),
+        _ => object(body),
     }
-    if let (Kind::Routes, Some(vars)) = (kind, value.get("vars")) {
-        (catalog.vars_check)(vars).map_err(|why| {
-            Answer::refused(format!("failed to validate the 'vars' expression: {why}"))
-        })?;
-    }
-    Ok(())
-}
-
-fn check_metadata(state: &AdminState, name: &str, value: &Value) -> Result<(), Answer> {
-    let catalog = state.catalog.load_full();
-    // Differs: APISIX accepts metadata of a plugin that has none, and then stops following changes
-    // of plugin metadata at all.
-    if catalog.get(name).is_some_and(|plugin| plugin.metadata_schema.is_none()) {
-        let text = format!("invalid configuration: plugin {name} takes no metadata");
-        return Err(Answer::refused(text));
-    }
-    catalog.check_metadata(name, value).map_err(Answer::refused)
-}
-
-fn object(body: Option<Value>) -> Result<Value, Answer> {
-    match body {
-        None => Err(Answer::refused("missing configurations")),
-        Some(object @ Value::Object(_)) => Ok(object),
-        // Lua knows no difference between the two when they are empty.
-        Some(Value::Array(empty)) if empty.is_empty() => Ok(json!({})),
-        // Differs: APISIX answers 500 to a string, and takes an array for an object.
-        Some(other) => Err(Answer::refused(format!(
-            "invalid configuration: wrong type: expected object, got {}",
-            type_name(&other)
-        ))),
-    }
-}
-
-fn type_name(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "boolean",
-        Value::Number(_) => "number",
-        Value::String(_) => "string",
-        Value::Array(_) => "array",
-        Value::Object(_) => "object",
-    }
-}
-
-/// Settles the id: it may stand in the path, in the body, or in both if they agree. The body then
-/// carries it.
-fn settle_id(kind: Kind, path_id: Option<&str>, value: &mut Value) -> Result<String, Answer> {
-    if kind == Kind::PluginMetadata {
-        let name = path_id.ok_or_else(|| Answer::refused("missing plugin name"))?;
-        value["id"] = name.into();
-        return Ok(name.to_owned());
-    }
-    resource::settle_id(kind, path_id, value).map_err(Answer::refused)
 }
 
 fn missing_id(kind: Kind) -> Answer {
@@ -353,15 +392,23 @@ fn missing_id(kind: Kind) -> Answer {
 
 /// The store's key: `/routes/1`.
 pub(crate) fn key(kind: Kind, id: &str) -> String {
-    format!("/{}/{id}", kind.plural())
+    Key::new(kind, id).to_string()
+}
+
+/// The entries of a kind, all or those of one owner, without those of other kinds that live among
+/// them.
+pub(crate) async fn entries(
+    store: &dyn Store,
+    kind: Kind,
+    parent: Option<&str>,
+) -> Result<Vec<Entry>, StoreError> {
+    let mut entries = store.list(&Key::folder(kind, parent)).await?.entries;
+    entries.retain(|entry| Key::parse(&entry.key).is_some_and(|key| key.kind == kind));
+    Ok(entries)
 }
 
 fn shown_key(settings: &Settings, entry: &Entry) -> String {
     format!("{}{}", settings.key_prefix, entry.key)
-}
-
-fn encode(value: &Value) -> Arc<[u8]> {
-    value.to_string().into_bytes().into()
 }
 
 /// The value of an entry. Only something else that writes to the store can make it fail.
@@ -374,16 +421,19 @@ pub(crate) fn parse(entry: &Entry) -> Result<Value, Answer> {
 
 /// The answer when the store did not do its part; the cause goes to the log.
 pub(crate) fn store_failed(failed: StoreError) -> Answer {
-    match failed {
-        StoreError::Key(_) | StoreError::TooLarge { .. } => Answer::refused(failed.to_string()),
-        other => {
-            error!(reason = %other, "The configuration store failed.");
-            Answer::error(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "the configuration store is not available",
-            )
+    let text = match &failed {
+        StoreError::Key(_) | StoreError::TooLarge { .. } => {
+            return Answer::refused(failed.to_string());
         }
-    }
+        // Differs: APISIX without etcd has no such paths at all and answers 404 to reads, too.
+        StoreError::ReadOnly { .. } => {
+            return Answer::error(StatusCode::METHOD_NOT_ALLOWED, failed.to_string());
+        }
+        StoreError::OutcomeUnknown { .. } | StoreError::Write { .. } => OUTCOME_UNKNOWN,
+        _ => UNAVAILABLE,
+    };
+    error!(reason = %failed, "The configuration store failed.");
+    Answer::error(StatusCode::SERVICE_UNAVAILABLE, text)
 }
 
 fn too_busy(key: &str) -> Answer {
@@ -397,3 +447,8 @@ fn too_busy(key: &str) -> Answer {
 const ATTEMPTS_MAX: usize = 100;
 /// After how many of them a PATCH excludes other writers.
 const ATTEMPTS_SHARED: usize = 4;
+/// Nothing was written.
+const UNAVAILABLE: &str = "the configuration store is not available";
+/// Something may have been written.
+const OUTCOME_UNKNOWN: &str = "the configuration store did not say what became of the change: it \
+                               may or may not have been made, read before repeating it";

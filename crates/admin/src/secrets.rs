@@ -1,9 +1,15 @@
 //! Secrets of resources: encrypted where they are stored, private keys never shown.
 
-use serde_json::Value;
-use sluicegate_model::{Kind, encrypt::each_private_key};
+use std::cell::Cell;
 
-use crate::{AdminState, Settings};
+use serde_json::Value;
+use sluicegate_model::{
+    Kind,
+    encrypt::{at_path, each_private_key},
+    resource::is_secret_reference,
+};
+
+use crate::{AdminState, Settings, answer::Answer};
 
 /// Encrypts everything that is secret in a checked value.
 pub(crate) fn encrypt(state: &AdminState, settings: &Settings, kind: Kind, value: &mut Value) {
@@ -60,6 +66,60 @@ pub(crate) fn hide_plain_private_keys(kind: Kind, value: &mut Value) {
         }
     }
 }
+
+/// Puts [`REDACTED`] in the places of secrets, where the settings ask for it. References tell no
+/// secret and are shown.
+pub(crate) fn redact(state: &AdminState, settings: &Settings, kind: Kind, value: &mut Value) {
+    if !settings.redact_secrets {
+        return;
+    }
+    each_secret_text(state, kind, value, &|text| {
+        let plain = state.keyring.decrypt(text).filter(|plain| is_secret_reference(plain));
+        if let Some(reference) = plain {
+            *text = reference;
+        } else if !is_secret_reference(text) {
+            REDACTED.clone_into(text);
+        }
+    });
+}
+
+/// Refuses what [`redact`] put into an answer and somebody sends back: it would be stored as the
+/// secret.
+pub(crate) fn refuse_redacted(
+    state: &AdminState,
+    settings: &Settings,
+    kind: Kind,
+    value: &Value,
+) -> Result<(), Answer> {
+    if !settings.redact_secrets {
+        return Ok(());
+    }
+    let found = Cell::new(false);
+    let look = |text: &mut String| found.set(found.get() || text == REDACTED);
+    each_secret_text(state, kind, &mut value.clone(), &look);
+    match found.get() {
+        true => Err(Answer::refused(format!("a secret is {REDACTED:?}: send what it is"))),
+        false => Ok(()),
+    }
+}
+
+fn each_secret_text(state: &AdminState, kind: Kind, value: &mut Value, each: &dyn Fn(&mut String)) {
+    let catalog = state.catalog.load_full();
+    catalog.each_secret(kind, value, |conf, paths| {
+        paths.iter().for_each(|path| at_path(conf, path, each));
+    });
+    if kind == Kind::Secrets {
+        MANAGER_SECRETS.iter().for_each(|path| at_path(value, path, each));
+    }
+    each_private_key(kind, value, each);
+}
+
+/// What stands in the place of a secret.
+const REDACTED: &str = "***";
+
+/// The secrets of all secret managers.
+const MANAGER_SECRETS: &[&str] =
+    &["token", "access_key_id", "secret_access_key", "session_token", "auth_config.private_key"];
 
 #[cfg(test)]
 mod tests {

@@ -438,6 +438,7 @@ macro_rules! from_parsed {
 
 from_parsed! {
     bool: Parsed::Bool(bool) => Some(*bool);
+    i64: Parsed::Int(int) => Some(*int);
     u16: Parsed::Int(int) => (*int).try_into().ok();
     u32: Parsed::Int(int) => (*int).try_into().ok();
     usize: Parsed::Int(int) => (*int).try_into().ok();

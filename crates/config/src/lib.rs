@@ -31,10 +31,10 @@ pub use plugin_names::APISIX_PLUGINS;
 pub use render::{documentation, example};
 pub use secret::Secret;
 pub use settings::{
-    Admin, AdminKey, AdminRole, Apisix, Config, ConfigProvider, DataEncryption, Deployment,
-    ErrorLogLevel, Http, Limits, Listen, LogEscape, LogTarget, NginxConfig, PluginAttr,
-    ProxyProtocol, RouterHttp, Ssl, TlsVersion, TrustedCertificate, UpstreamKeepalive,
-    WorkerProcesses,
+    Admin, AdminKey, AdminRole, AdminTls, Apisix, Config, ConfigProvider, DataEncryption,
+    Deployment, ErrorLogLevel, Etcd, Http, Limits, Listen, LogEscape, LogTarget, NginxConfig,
+    PluginAttr, ProxyProtocol, Role, RouterHttp, Ssl, TlsVersion, TrustedCertificate,
+    UpstreamKeepalive, WorkerProcesses,
 };
 pub use starter::Starter;
 pub use units::{DURATION_MAX, parse_duration, parse_size};

@@ -105,7 +105,7 @@ one of them changed, the reload says so in one warning and takes the rest.
 ## Where it differs from APISIX
 
 - `deployment.role_traditional.config_provider` is `embedded` unless the file says otherwise, or has a
-  `deployment.etcd` section, which means `etcd`. `etcd` and `yaml` are refused until they come.
+  `deployment.etcd` section, which means `etcd`.
 - There is no built-in `apisix.data_encryption.keyring`; APISIX's can be read in its sources by
   everybody. Without one, secrets are stored as they are, and a warning says so.
 - A null takes the default; in APISIX it removes it. So `allow_admin:` with nothing behind it still

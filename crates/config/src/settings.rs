@@ -35,6 +35,8 @@ pub struct Config {
     pub plugin_attr: PluginAttr,
     /// `sluicegate.limits`.
     pub limits: Limits,
+    /// `sluicegate.admin.redact_secrets`: the Admin API shows no secrets.
+    pub redact_secrets: bool,
     values: Values,
 }
 
@@ -70,10 +72,17 @@ impl Config {
             problems: &mut problems,
             warnings: &mut warnings,
         };
-        let apisix = build.apisix();
+        let mut apisix = build.apisix();
+        let role = build.role();
+        // A role decides this alone, as with APISIX.
+        match role {
+            Role::Traditional => {}
+            Role::ControlPlane => apisix.enable_admin = true,
+            Role::DataPlane => apisix.enable_admin = false,
+        }
         let nginx_config = build.nginx_config(apisix.enable_dev_mode);
-        let deployment = build.deployment(apisix.enable_admin);
-        build.listeners(&apisix, &deployment.admin);
+        let deployment = build.deployment(role, apisix.enable_admin);
+        build.listeners(&apisix, &deployment);
         problems.into_result(file)?;
         let config = Self {
             apisix,
@@ -85,6 +94,7 @@ impl Config {
                 Some(Value::Object(attributes)) => attributes,
                 _ => Map::new(),
             }),
+            redact_secrets: values.get("sluicegate.admin.redact_secrets"),
             limits: Limits {
                 header_count: values.get("sluicegate.limits.header_count"),
                 header_bytes: values.get("sluicegate.limits.header_bytes"),
@@ -139,14 +149,18 @@ impl Config {
     }
 
     /// Every address of the plain ports: a listener without an address becomes one on IPv4 and,
-    /// with `apisix.enable_ipv6`, one on IPv6.
+    /// with `apisix.enable_ipv6`, one on IPv6. A control plane has none, of this and the
+    /// following.
     pub fn http_addrs(&self) -> Vec<SocketAddr> {
-        self.apisix.expand(&self.apisix.node_listen)
+        match self.deployment.role.has_data_plane() {
+            true => self.apisix.expand(&self.apisix.node_listen),
+            false => Vec::new(),
+        }
     }
 
     /// Every address of the TLS ports; empty when TLS is off.
     pub fn https_addrs(&self) -> Vec<SocketAddr> {
-        match self.apisix.ssl.enable {
+        match self.apisix.ssl.enable && self.deployment.role.has_data_plane() {
             true => self.apisix.expand(&self.apisix.ssl.listen),
             false => Vec::new(),
         }
@@ -166,7 +180,12 @@ impl Config {
     }
 
     fn proxy_protocol_addrs(&self, port: Option<u16>) -> Vec<SocketAddr> {
-        port.map_or_else(Vec::new, |port| self.apisix.expand(&[Listen { ip: None, port }]))
+        match port {
+            Some(port) if self.deployment.role.has_data_plane() => {
+                self.apisix.expand(&[Listen { ip: None, port }])
+            }
+            _ => Vec::new(),
+        }
     }
 }
 
@@ -199,6 +218,10 @@ pub struct Apisix {
     pub max_post_args_bytes: Option<u64>,
     /// `router.http`.
     pub router_http: RouterHttp,
+    /// `unknown_plugins` is `skip`: routes go without plugins that this version does not have.
+    pub skip_unknown_plugins: bool,
+    /// `proxy_mode` includes streams: `stream_routes` can be stored.
+    pub stream_proxy: bool,
     /// `dns_resolver`: `None` for the system's own.
     pub dns_resolver: Option<Vec<SocketAddr>>,
     /// `dns_resolver_valid`: in place of the records' TTL.
@@ -209,6 +232,12 @@ pub struct Apisix {
     pub ssl: Ssl,
     /// `control`: the control API's address; `None` when `enable_control` is false.
     pub control: Option<SocketAddr>,
+    /// `status`: the status API's address; `None` when neither key of it is set.
+    pub status: Option<SocketAddr>,
+    /// `lru.secret.ttl`: a secret kept elsewhere is fetched again after this time.
+    pub secret_ttl: Duration,
+    /// `lru.secret.neg_ttl`: the longest wait after fetching one failed.
+    pub secret_neg_ttl: Duration,
     /// `data_encryption`.
     pub data_encryption: DataEncryption,
     /// `trusted_addresses`: whose `X-Forwarded-*` is believed; `None` when not configured.
@@ -435,12 +464,35 @@ pub struct UpstreamKeepalive {
 /// `deployment`.
 #[derive(Debug, Clone)]
 pub struct Deployment {
-    /// `role_traditional.config_provider`. `deployment.role` is always `traditional` for now.
+    /// `role`.
+    pub role: Role,
+    /// `config_provider` of the role.
     pub config_provider: ConfigProvider,
     /// `embedded.path`: the embedded store's file, under the prefix unless absolute.
     pub embedded_path: PathBuf,
+    /// `etcd`: used when it is the [`config_provider`](Self::config_provider); its prefix is what
+    /// keys in answers start with in any case.
+    pub etcd: Etcd,
     /// `admin`: the Admin API.
     pub admin: Admin,
+}
+
+/// `deployment.role`: what this instance is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// `traditional`: data plane and Admin API.
+    Traditional,
+    /// `control_plane`: the Admin API, and no ports for clients.
+    ControlPlane,
+    /// `data_plane`: ports for clients, and no Admin API.
+    DataPlane,
+}
+
+impl Role {
+    /// Are there ports for clients?
+    pub fn has_data_plane(self) -> bool {
+        self != Self::ControlPlane
+    }
 }
 
 /// Where resources are kept.
@@ -448,6 +500,43 @@ pub struct Deployment {
 pub enum ConfigProvider {
     /// In a file of our own.
     Embedded,
+    /// In etcd: see [`Deployment::etcd`].
+    Etcd,
+    /// In `conf/apisix.yaml`.
+    Yaml,
+    /// In `conf/apisix.json`.
+    Json,
+}
+
+/// `deployment.etcd`, with APISIX's defaults.
+#[derive(Debug, Clone)]
+pub struct Etcd {
+    /// `host`: never empty.
+    pub host: Vec<String>,
+    /// `prefix`
+    pub prefix: String,
+    /// `timeout`
+    pub timeout: Duration,
+    /// `watch_timeout`
+    pub watch_timeout: Duration,
+    /// `resync_delay`
+    pub resync_delay: Duration,
+    /// `health_check_timeout`
+    pub health_check_timeout: Duration,
+    /// `startup_retry`
+    pub startup_retry: u32,
+    /// `user`
+    pub user: Option<String>,
+    /// `password`
+    pub password: Option<Secret>,
+    /// `tls.cert`: a PEM file, under the prefix unless absolute.
+    pub tls_cert: Option<PathBuf>,
+    /// `tls.key`: a PEM file, under the prefix unless absolute. There when `tls_cert` is.
+    pub tls_key: Option<PathBuf>,
+    /// `tls.verify`
+    pub tls_verify: bool,
+    /// `tls.sni`
+    pub tls_sni: Option<String>,
 }
 
 /// `deployment.admin`: the Admin API.
@@ -463,6 +552,19 @@ pub struct Admin {
     pub allow_admin: Vec<IpNet>,
     /// `admin_listen`.
     pub admin_listen: SocketAddr,
+    /// `https_admin` and `admin_api_mtls`; `None` for plain HTTP.
+    pub tls: Option<AdminTls>,
+}
+
+/// `deployment.admin.admin_api_mtls`: PEM files, from the folder `conf/` unless absolute.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AdminTls {
+    /// `admin_ssl_cert`.
+    pub cert: PathBuf,
+    /// `admin_ssl_cert_key`.
+    pub key: PathBuf,
+    /// `admin_ssl_ca_cert`: whose certificates clients have to bring; `None` for none.
+    pub client_ca: Option<PathBuf>,
 }
 
 /// One of `deployment.admin.admin_key`.
@@ -540,6 +642,7 @@ impl Build<'_> {
             v.parsed(path).map(Vec::<Listen>::from_parsed).unwrap_or_default().unwrap_or_default()
         };
         let control = SocketAddr::new(v.get("apisix.control.ip"), v.get("apisix.control.port"));
+        let seconds = |path| Duration::from_secs(v.get::<u32>(path).into());
         let post_args_mib: u32 = v.get("apisix.max_post_args_readable_size");
         Apisix {
             node_listen: listen("apisix.node_listen", v),
@@ -558,6 +661,8 @@ impl Build<'_> {
             normalize_uri_like_servlet: v.get("apisix.normalize_uri_like_servlet"),
             match_uri_encoded_slash: v.get("apisix.match_uri_encoded_slash"),
             max_post_args_bytes: (post_args_mib > 0).then(|| u64::from(post_args_mib) << 20),
+            skip_unknown_plugins: v.get::<String>("apisix.unknown_plugins") == "skip",
+            stream_proxy: v.get::<String>("apisix.proxy_mode") != "http",
             router_http: match v.get::<String>("apisix.router.http").as_str() {
                 "radixtree_uri" => RouterHttp::Uri,
                 "radixtree_uri_with_parameter" => RouterHttp::UriWithParameter,
@@ -586,6 +691,9 @@ impl Build<'_> {
                 },
             },
             control: v.get::<bool>("apisix.enable_control").then_some(control),
+            status: status_addr(v),
+            secret_ttl: seconds("apisix.lru.secret.ttl"),
+            secret_neg_ttl: seconds("apisix.lru.secret.neg_ttl"),
             data_encryption: self.data_encryption(),
             trusted_addresses: self.trusted_addresses(),
         }
@@ -728,9 +836,18 @@ impl Build<'_> {
         count.map_or(WorkerProcesses::Auto, WorkerProcesses::Count)
     }
 
-    fn deployment(&mut self, enable_admin: bool) -> Deployment {
+    fn role(&self) -> Role {
+        match self.values.get::<String>("deployment.role").as_str() {
+            "control_plane" => Role::ControlPlane,
+            "data_plane" => Role::DataPlane,
+            _ => Role::Traditional,
+        }
+    }
+
+    fn deployment(&mut self, role: Role, enable_admin: bool) -> Deployment {
         let v = self.values;
-        self.refuse_later_stores();
+        let config_provider = self.config_provider(role);
+        let etcd = self.etcd();
         let required: bool = v.get("deployment.admin.admin_key_required");
         if enable_admin && !required {
             let path = "deployment.admin.admin_key_required";
@@ -741,8 +858,10 @@ impl Build<'_> {
             _ => Vec::new(),
         };
         Deployment {
-            config_provider: ConfigProvider::Embedded,
+            role,
+            config_provider,
             embedded_path: v.get("deployment.embedded.path"),
+            etcd,
             admin: Admin {
                 admin_key_required: required,
                 admin_key,
@@ -752,42 +871,99 @@ impl Build<'_> {
                     v.get("deployment.admin.admin_listen.ip"),
                     v.get("deployment.admin.admin_listen.port"),
                 ),
+                tls: self.admin_tls(),
             },
         }
     }
 
-    fn refuse_later_stores(&mut self) {
-        let role_path = "deployment.role";
-        let role: String = self.values.get(role_path);
-        if role != "traditional" {
-            let reason = format!(
-                "\"{role}\" needs a shared store, which comes with a later version; use \
-                 \"traditional\""
-            );
-            self.problems.add(self.values.line(role_path), role_path, reason);
-            return;
+    fn admin_tls(&mut self) -> Option<AdminTls> {
+        let on = "deployment.admin.https_admin";
+        if !self.values.opt::<bool>(on).unwrap_or_default() {
+            return None;
         }
-        let path = "deployment.role_traditional.config_provider";
-        match (self.values.opt::<String>(path), self.etcd_line) {
-            (Some(provider), _) if provider != "embedded" => {
-                let reason = format!(
-                    "\"{provider}\" comes with a later version; use \"embedded\" until then"
-                );
+        let file = |name: &str| {
+            let path = format!("deployment.admin.admin_api_mtls.{name}");
+            let file: Option<String> = self.values.opt(&path);
+            file.filter(|file| !file.is_empty()).map(PathBuf::from)
+        };
+        let (cert, key) = (file("admin_ssl_cert"), file("admin_ssl_cert_key"));
+        let client_ca = file("admin_ssl_ca_cert");
+        let (Some(cert), Some(key)) = (cert, key) else {
+            // APISIX's text comes first.
+            let reason = "missing ssl cert for https admin: set admin_ssl_cert and \
+                          admin_ssl_cert_key of deployment.admin.admin_api_mtls";
+            self.problems.add(self.values.line(on), on, reason);
+            return None;
+        };
+        Some(AdminTls { cert, key, client_ca })
+    }
+
+    fn config_provider(&mut self, role: Role) -> ConfigProvider {
+        let path = match role {
+            Role::Traditional => "deployment.role_traditional.config_provider",
+            Role::ControlPlane => "deployment.role_control_plane.config_provider",
+            Role::DataPlane => "deployment.role_data_plane.config_provider",
+        };
+        let provider: Option<String> = self.values.opt(path);
+        match provider.as_deref() {
+            Some("embedded") => ConfigProvider::Embedded,
+            None if role == Role::Traditional && self.etcd_line.is_none() => {
+                ConfigProvider::Embedded
+            }
+            None | Some("etcd") => ConfigProvider::Etcd,
+            Some("yaml") => ConfigProvider::Yaml,
+            Some("json") => ConfigProvider::Json,
+            Some(other) => {
+                let reason = format!("\"{other}\" comes with a later version");
                 self.problems.add(self.values.line(path), path, reason);
+                ConfigProvider::Yaml
             }
-            (None, Some(line)) => {
-                let reason = format!(
-                    "this section means config_provider etcd, which comes with a later version; \
-                     remove it, or set {path} to embedded"
-                );
-                self.problems.add(Some(line), "deployment.etcd", reason);
-            }
-            _ => {}
+        }
+    }
+
+    fn etcd(&mut self) -> Etcd {
+        let v = self.values;
+        let text = |path| v.opt::<String>(path).filter(|text| !text.is_empty());
+        let host_path = "deployment.etcd.host";
+        let host = v.opt(host_path).unwrap_or_else(|| vec![ETCD_HOST.to_owned()]);
+        let is_address = |host: &String| {
+            let rest = host.strip_prefix("http://").or_else(|| host.strip_prefix("https://"));
+            rest.is_some_and(|rest| !rest.is_empty())
+        };
+        if host.is_empty() || !host.iter().all(is_address) {
+            let reason = "expected addresses that start with http:// or https://, at least one";
+            self.problems.add(v.line(host_path), host_path, reason);
+        }
+        let (cert, key) = (text("deployment.etcd.tls.cert"), text("deployment.etcd.tls.key"));
+        if cert.is_some() != key.is_some() {
+            let path =
+                if cert.is_some() { "deployment.etcd.tls.cert" } else { "deployment.etcd.tls.key" };
+            let reason = "cert and key come together or not at all";
+            self.problems.add(v.line(path), path, reason);
+        }
+        let rest: Option<i64> = v.opt("deployment.etcd.health_check_timeout");
+        let rest = rest.and_then(|seconds| u64::try_from(seconds).ok());
+        let time = |path, seconds| v.opt(path).unwrap_or(Duration::from_secs(seconds));
+        Etcd {
+            host,
+            prefix: text("deployment.etcd.prefix").unwrap_or_else(|| ETCD_PREFIX.to_owned()),
+            timeout: time("deployment.etcd.timeout", 30).max(ETCD_TIME_MIN),
+            watch_timeout: time("deployment.etcd.watch_timeout", 50).max(ETCD_TIME_MIN),
+            resync_delay: time("deployment.etcd.resync_delay", 5).max(ETCD_TIME_MIN),
+            health_check_timeout: Duration::from_secs(rest.unwrap_or(10)),
+            startup_retry: v.opt("deployment.etcd.startup_retry").unwrap_or(2),
+            user: text("deployment.etcd.user"),
+            password: v.opt("deployment.etcd.password"),
+            tls_cert: cert.map(PathBuf::from),
+            tls_key: key.map(PathBuf::from),
+            tls_verify: v.opt("deployment.etcd.tls.verify").unwrap_or(true),
+            tls_sni: text("deployment.etcd.tls.sni"),
         }
     }
 
     /// Two listeners that would take each other's port are named here, not by the system later.
-    fn listeners(&mut self, apisix: &Apisix, admin: &Admin) {
+    fn listeners(&mut self, apisix: &Apisix, deployment: &Deployment) {
+        let serves = deployment.role.has_data_plane();
         let mut taken: Vec<(SocketAddr, String)> = Vec::new();
         let mut add = |addr: SocketAddr, path: String, line: Option<usize>| {
             if addr.port() == 0 {
@@ -809,13 +985,13 @@ impl Build<'_> {
             }
         };
         let listen = |ip, port| apisix.expand(&[Listen { ip, port }]);
-        for (index, one) in apisix.node_listen.iter().enumerate() {
+        for (index, one) in apisix.node_listen.iter().enumerate().filter(|_| serves) {
             for addr in listen(one.ip, one.port) {
                 let line = self.values.line("apisix.node_listen");
                 add(addr, format!("apisix.node_listen[{index}]"), line);
             }
         }
-        if apisix.ssl.enable {
+        if apisix.ssl.enable && serves {
             for (index, one) in apisix.ssl.listen.iter().enumerate() {
                 for addr in listen(one.ip, one.port) {
                     let line = self.values.line("apisix.ssl.listen");
@@ -827,17 +1003,22 @@ impl Build<'_> {
             (apisix.proxy_protocol.listen_http_port, "apisix.proxy_protocol.listen_http_port"),
             (apisix.proxy_protocol.listen_https_port, "apisix.proxy_protocol.listen_https_port"),
         ] {
+            let port = port.filter(|_| serves);
             for addr in port.map(|port| listen(None, port)).unwrap_or_default() {
                 add(addr, path.into(), self.values.line(path));
             }
         }
         if apisix.enable_admin {
             let path = "deployment.admin.admin_listen.port";
-            add(admin.admin_listen, path.into(), self.values.line(path));
+            add(deployment.admin.admin_listen, path.into(), self.values.line(path));
         }
         if let Some(control) = apisix.control {
             let path = "apisix.control.port";
             add(control, path.into(), self.values.line(path));
+        }
+        if let Some(status) = apisix.status {
+            let path = "apisix.status.port";
+            add(status, path.into(), self.values.line(path));
         }
     }
 
@@ -870,6 +1051,13 @@ fn admin_key(parsed: &Parsed) -> AdminKey {
     }
 }
 
+fn status_addr(values: &Values) -> Option<SocketAddr> {
+    let (ip, port) = (values.opt("apisix.status.ip"), values.opt("apisix.status.port"));
+    (ip.is_some() || port.is_some()).then(|| {
+        SocketAddr::new(ip.unwrap_or(Ipv4Addr::LOCALHOST.into()), port.unwrap_or(STATUS_PORT))
+    })
+}
+
 fn list_of(path: &str) -> &str {
     path.split('[').next().unwrap_or(path)
 }
@@ -898,6 +1086,15 @@ fn unescape_as_nginx(format: &str) -> String {
     }
     out
 }
+
+/// APISIX's defaults of `deployment.etcd`.
+const ETCD_HOST: &str = "http://127.0.0.1:2379";
+const ETCD_PREFIX: &str = "/apisix";
+/// The shortest time that makes sense for a call over a network.
+const ETCD_TIME_MIN: Duration = Duration::from_millis(100);
+
+/// APISIX's port of the status API, where only its address is set.
+const STATUS_PORT: u16 = 7085;
 
 /// As with APISIX in containers: wins over `nginx_config.worker_processes`.
 const WORKER_PROCESSES_VAR: &str = "APISIX_WORKER_PROCESSES";

@@ -90,6 +90,9 @@ fn an_empty_file_has_the_defaults_of_apisix() {
         assert_eq!(config.limits.header_bytes, 65_536);
         assert_eq!(config.limits.buffered_body_bytes, 1 << 30);
         assert_eq!(config.limits.idle_grace, Duration::from_secs(1));
+        assert_eq!(config.apisix.secret_ttl, Duration::from_secs(300));
+        assert_eq!(config.apisix.secret_neg_ttl, Duration::from_secs(60));
+        assert!(!config.redact_secrets);
     }
 }
 
@@ -508,36 +511,64 @@ fn what_surprises_is_warned_about() {
 }
 
 #[test]
-fn stores_that_come_later_are_refused_in_one_line() {
-    for (text, error) in [
+fn the_role_and_the_file_choose_the_store() {
+    let etcd = "etcd: {host: ['http://127.0.0.1:2379']}";
+    for (text, provider) in [
+        ("", ConfigProvider::Embedded),
+        ("deployment: {etcd: }", ConfigProvider::Embedded),
+        (&format!("deployment: {{{etcd}}}"), ConfigProvider::Etcd),
+        ("deployment: {etcd: {prefix: /gate}}", ConfigProvider::Etcd),
         (
-            "deployment:\n  role_traditional:\n    config_provider: etcd\n  etcd:\n    host: [http://127.0.0.1:2379]\n",
-            "f:3: deployment.role_traditional.config_provider: \"etcd\" comes with a later version; \
-             use \"embedded\" until then",
+            &format!("deployment: {{role_traditional: {{config_provider: embedded}}, {etcd}}}"),
+            ConfigProvider::Embedded,
         ),
+        ("deployment: {role_traditional: {config_provider: etcd}}", ConfigProvider::Etcd),
+        ("deployment: {role: control_plane}", ConfigProvider::Etcd),
+        ("deployment: {role: data_plane}", ConfigProvider::Etcd),
         (
-            "deployment:\n  role_traditional:\n    config_provider: yaml\n",
-            "f:3: deployment.role_traditional.config_provider: \"yaml\" comes with a later version; \
-             use \"embedded\" until then",
-        ),
-        (
-            "deployment:\n  role: traditional\n  etcd:\n    prefix: /apisix\n",
-            "f:3: deployment.etcd: this section means config_provider etcd, which comes with a later \
-             version; remove it, or set deployment.role_traditional.config_provider to embedded",
-        ),
-        (
-            "deployment:\n  role: data_plane\n",
-            "f:2: deployment.role: \"data_plane\" needs a shared store, which comes with a later \
-             version; use \"traditional\"",
+            "deployment: {role: data_plane, role_data_plane: {config_provider: etcd}}",
+            ConfigProvider::Etcd,
         ),
     ] {
-        refused(text, error);
+        let config = config(text);
+        assert_eq!(config.deployment.config_provider, provider, "{text}");
     }
-    warned("deployment:\n  etcd:\n", &[]);
-    warned(
-        "deployment: {role_traditional: {config_provider: embedded}, etcd: {prefix: /apisix}}",
-        &["keys that Sluicegate does not act on yet: deployment.etcd.prefix"],
+    refused(
+        "deployment:\n  role: data_plane\n  role_data_plane:\n    config_provider: xds\n",
+        "f:4: deployment.role_data_plane.config_provider: \"xds\" comes with a later version",
     );
+}
+
+#[test]
+fn etcd_has_the_defaults_of_apisix() {
+    let etcd = config("").deployment.etcd;
+    assert_eq!(etcd.host, ["http://127.0.0.1:2379"]);
+    assert_eq!((etcd.prefix.as_str(), etcd.startup_retry), ("/apisix", 2));
+    let times = [etcd.timeout, etcd.watch_timeout, etcd.resync_delay, etcd.health_check_timeout];
+    assert_eq!(times.map(|time| time.as_secs()), [30, 50, 5, 10]);
+    assert!(etcd.tls_verify && etcd.user.is_none() && etcd.tls_cert.is_none());
+
+    let text = "deployment: {etcd: {host: 'https://e:1', health_check_timeout: -1, timeout: 3, \
+                user: u, password: secret-word, tls: {cert: c.pem, key: k.pem, verify: false, sni: n}}}";
+    let config = config(text);
+    let etcd = &config.deployment.etcd;
+    assert_eq!(etcd.host, ["https://e:1"]);
+    assert_eq!((etcd.health_check_timeout.as_secs(), etcd.timeout.as_secs()), (10, 3));
+    assert_eq!(etcd.tls_cert.as_deref(), Some("c.pem".as_ref()));
+    assert_eq!((etcd.tls_verify, etcd.tls_sni.as_deref()), (false, Some("n")));
+    assert!(!format!("{config:?}").contains("secret-word"));
+
+    let addresses = "expected addresses that start with http:// or https://, at least one";
+    for (etcd, error) in [
+        ("host: ['127.0.0.1:2379']", format!("f:1: deployment.etcd.host: {addresses}")),
+        ("host: []", format!("f:1: deployment.etcd.host: {addresses}")),
+        (
+            "tls: {cert: c.pem}",
+            "f:1: deployment.etcd.tls.cert: cert and key come together or not at all".to_owned(),
+        ),
+    ] {
+        refused(&format!("deployment: {{etcd: {{{etcd}}}}}"), &error);
+    }
 }
 
 #[test]
@@ -569,6 +600,38 @@ fn listeners_that_take_each_others_port_are_named() {
     ] {
         config(fine);
     }
+}
+
+#[test]
+fn the_status_api_listens_where_either_key_is_set() {
+    for (value, expected) in [
+        ("{}", None),
+        ("{port: 7}", Some("127.0.0.1:7")),
+        ("{ip: '::1'}", Some("[::1]:7085")),
+        ("{ip: 127.0.0.2, port: 8}", Some("127.0.0.2:8")),
+    ] {
+        let config = config(&format!("apisix: {{status: {value}}}"));
+        assert_eq!(config.apisix.status, expected.map(addr), "{value}");
+    }
+    refused(
+        "apisix: {status: {port: 9090}}",
+        "f:1: apisix.status.port: 127.0.0.1:9090 is taken by apisix.control.port (127.0.0.1:9090)",
+    );
+}
+
+#[test]
+fn the_admin_api_has_tls_where_it_has_a_certificate() {
+    let admin = |text: &str| format!("deployment: {{admin: {{{text}}}}}");
+    let mtls = "admin_api_mtls: {admin_ssl_cert: a, admin_ssl_cert_key: b, admin_ssl_ca_cert: ''}";
+    let tls = AdminTls { cert: "a".into(), key: "b".into(), client_ca: None };
+    let on = config(&admin(&format!("https_admin: true, {mtls}")));
+    assert_eq!(on.deployment.admin.tls, Some(tls));
+    assert_eq!(config(&admin(mtls)).deployment.admin.tls, None);
+    refused(
+        &admin("https_admin: true, admin_api_mtls: {admin_ssl_cert: a, admin_ssl_cert_key: ''}"),
+        "f:1: deployment.admin.https_admin: missing ssl cert for https admin: set admin_ssl_cert \
+         and admin_ssl_cert_key of deployment.admin.admin_api_mtls",
+    );
 }
 
 #[test]
@@ -864,7 +927,6 @@ fn the_example_says_the_defaults_and_nothing_else() {
             }
         })
         .collect();
-    let all = all.replace("    config_provider: etcd\n", "");
     let (_, warnings) = parse(&all).unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(warnings.len(), 1, "{warnings:#?}");
     for key in keys::KEYS.iter().filter(|key| !matches!(key.status, keys::Status::Deprecated(_))) {

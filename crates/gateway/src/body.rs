@@ -216,6 +216,10 @@ impl Body {
         if self.remaining().is_some_and(|n| n > limit) {
             return Err(BodyError::TooLarge { limit });
         }
+        if let Self::Bytes(bytes) = self {
+            let room = Room::take(used, bytes.len() as u64, total)?;
+            return Ok((std::mem::take(bytes), Some(room)));
+        }
         let whole = self.peek(limit, used, total).await?;
         // What was read of a body that is too large is of no use to anybody: its room is free
         // before the answer goes out.

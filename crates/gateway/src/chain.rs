@@ -13,6 +13,7 @@ use crate::upstream::UpstreamDeps;
 /// The compiled plugins of a route.
 #[derive(Clone, Default)]
 pub struct Chain {
+    phases: Phases,
     rewrite: Box<[Entry]>,
     access: Box<[Entry]>,
     before_proxy: Box<[Entry]>,
@@ -37,12 +38,40 @@ impl Entry {
 }
 
 impl Chain {
+    /// A chain of one plugin.
+    pub(crate) fn of_one(plugin: Arc<dyn DynPlugin>) -> Self {
+        Self::of(vec![Entry { plugin, filter: None }])
+    }
+
+    /// Entries in their order, split by phase.
+    fn of(entries: Vec<Entry>) -> Self {
+        let of = |phase: Phases| -> Box<[Entry]> {
+            entries.iter().filter(|e| e.plugin.phases().has(phase)).cloned().collect()
+        };
+        Self {
+            phases: entries.iter().fold(Phases::NONE, |all, e| all.and(e.plugin.phases())),
+            rewrite: of(Phases::REWRITE),
+            access: of(Phases::ACCESS),
+            before_proxy: of(Phases::BEFORE_PROXY),
+            header_filter: of(Phases::HEADER_FILTER),
+            body_filter: of(Phases::BODY_FILTER),
+            log: of(Phases::LOG),
+        }
+    }
+
+    /// Has it a plugin in this phase?
+    pub(crate) fn runs(&self, phase: Phases) -> bool {
+        self.phases.has(phase)
+    }
+
     /// Compiles plugin configurations: sorted by priority (`_meta.priority` overrides),
-    /// disabled ones left out, unknown or not enabled ones left out as APISIX does.
-    pub fn compile(
+    /// disabled ones left out, unknown or not enabled ones left out as APISIX does. `metadata`
+    /// finds that of a plugin.
+    pub fn compile<'m>(
         plugins: &Map<String, Value>,
         registry: &Registry,
         attrs: &Value,
+        metadata: &dyn Fn(&str) -> Option<&'m Value>,
         owner: &str,
         deps: &UpstreamDeps,
     ) -> Result<Self, String> {
@@ -57,7 +86,12 @@ impl Chain {
                 .and_then(|m| m.get("priority"))
                 .and_then(Value::as_i64)
                 .unwrap_or_else(|| known.info.priority.into());
-            let ctx = CompileCtx { metadata: None, attr: attrs.get(name), owner, deps: Some(deps) };
+            let ctx = CompileCtx {
+                metadata: metadata(name),
+                attr: attrs.get(name),
+                owner,
+                deps: Some(deps),
+            };
             let plugin = known.compile(config, &ctx).map_err(|e| {
                 format!("failed to check the configuration of plugin {name} err: {e}")
             })?;
@@ -68,18 +102,13 @@ impl Chain {
             entries.push((priority, order, Entry { plugin, filter }));
         }
         entries.sort_by_key(|(priority, order, _)| (std::cmp::Reverse(*priority), *order));
-        let of = |phase: Phases| {
-            let takes_part = |e: &&(i64, usize, Entry)| e.2.plugin.phases().has(phase);
-            entries.iter().filter(takes_part).map(|e| e.2.clone()).collect()
-        };
-        Ok(Self {
-            rewrite: of(Phases::REWRITE),
-            access: of(Phases::ACCESS),
-            before_proxy: of(Phases::BEFORE_PROXY),
-            header_filter: of(Phases::HEADER_FILTER),
-            body_filter: of(Phases::BODY_FILTER),
-            log: of(Phases::LOG),
-        })
+        Ok(Self::of(entries.into_iter().map(|(.., entry)| entry).collect()))
+    }
+
+    /// Is this the chain that answers 503 in the place of a global rule?
+    #[cfg(test)]
+    pub(crate) fn refuses(&self) -> bool {
+        self.rewrite.iter().any(|entry| entry.plugin.name() == "refuse")
     }
 
     /// Runs the `rewrite` phase.
@@ -122,11 +151,6 @@ impl Chain {
                 plugin.header_filter(exchange, response);
             }
         }
-    }
-
-    /// Does any plugin look at the response body?
-    pub fn filters_body(&self) -> bool {
-        !self.body_filter.is_empty()
     }
 
     /// Runs the `body_filter` phase for one piece.

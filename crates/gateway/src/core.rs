@@ -2,11 +2,12 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::Waker;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
 
@@ -110,7 +111,13 @@ pub struct Core {
     heads: RefCell<Vec<Vec<u8>>>,
     settings: RefCell<(u64, Rc<Settings>)>,
     snapshot: RefCell<(u64, Held)>,
+    /// The last look at both clocks in the regular round, and at the one that only goes forward.
+    clocks: Cell<(Instant, SystemTime)>,
+    seen: Cell<Instant>,
     date: RefCell<(u64, String)>,
+    local_time: RefCell<(u64, String)>,
+    /// The address last written as text, and that text: most gateways talk to few.
+    address: RefCell<(Option<SocketAddr>, String)>,
     random: RefCell<(Vec<u8>, usize)>,
     active: Cell<u64>,
     /// Wakes each open connection, so that an idle one learns of a stop.
@@ -134,7 +141,11 @@ impl Core {
             snapshot: RefCell::new((0, Rc::new(shared.snapshot()))),
             settings: RefCell::new((shared.settings_version.load(Ordering::Acquire), settings)),
             shared,
+            clocks: Cell::new((Instant::now(), now())),
+            seen: Cell::new(Instant::now()),
             date: RefCell::default(),
+            local_time: RefCell::default(),
+            address: RefCell::default(),
             random: RefCell::default(),
             active: Cell::new(0),
             connections: RefCell::default(),
@@ -168,6 +179,26 @@ impl Core {
         mine.1.clone()
     }
 
+    /// Looks at the clock.
+    pub(crate) fn look(&self) -> Instant {
+        let moment = Instant::now();
+        self.seen.set(moment);
+        moment
+    }
+
+    /// The last look at the clock: for what follows it without a wait between, and for idle
+    /// times, which are as exact as the regular round.
+    pub(crate) fn last_look(&self) -> Instant {
+        self.seen.get()
+    }
+
+    /// What the wall clock shows at `moment`; a change of that clock counts from the next
+    /// regular round on.
+    pub(crate) fn wall_clock(&self, moment: Instant) -> SystemTime {
+        let (then, shown) = self.clocks.get();
+        shown + moment.saturating_duration_since(then)
+    }
+
     /// A new connection's number.
     pub(crate) fn next_connection(&self) -> u64 {
         self.shared.next_connection.fetch_add(1, Ordering::Relaxed)
@@ -195,6 +226,25 @@ impl Core {
             *date = (second, httpdate::fmt_http_date(now));
         }
         then(date.1.as_bytes());
+    }
+
+    /// Gives `now` as access logs write it, made once a second.
+    pub(crate) fn with_local_time<R>(&self, now: SystemTime, then: impl FnOnce(&str) -> R) -> R {
+        let second = now.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        let mut time = self.local_time.borrow_mut();
+        if time.0 != second {
+            *time = (second, crate::observe::time::common_log(now));
+        }
+        then(&time.1)
+    }
+
+    /// An address as text.
+    pub(crate) fn address_text(&self, addr: SocketAddr) -> String {
+        let mut last = self.address.borrow_mut();
+        if last.0 != Some(addr) {
+            *last = (Some(addr), addr.to_string());
+        }
+        last.1.clone()
     }
 
     /// Fills `out` with random bytes, drawn from the system in batches.
@@ -256,6 +306,7 @@ impl Core {
 
     /// The regular round: idle connections, log buffers, reloads.
     pub(crate) fn sweep(&self) {
+        self.clocks.set((self.look(), now()));
         let settings = self.settings();
         self.pool.sweep(settings.idle_grace, &mut self.buffers.borrow_mut(), BUFFERS_KEPT);
         if let Some(log) = &mut *self.access_log.borrow_mut() {

@@ -50,6 +50,8 @@ pub struct Exchange {
     pub started: Instant,
     /// The same moment on the wall clock.
     pub started_at: SystemTime,
+    /// When it was over, log lines left out.
+    pub ended: Option<Instant>,
     /// Bytes sent to the client, head included.
     pub bytes_sent: u64,
     /// Bytes of body sent to the client.
@@ -80,6 +82,8 @@ pub struct Connection {
     pub number: u64,
     /// The other end of the socket, or what the PROXY protocol says it is.
     pub peer: SocketAddr,
+    /// The address of the other end as text.
+    pub peer_text: Box<str>,
     /// This end.
     pub local: SocketAddr,
     /// The TLS version and cipher, when there is TLS, and the name asked for.
@@ -257,7 +261,7 @@ pub struct UpstreamRecord {
     pub addrs: smallvec::SmallVec<[SocketAddr; 1]>,
     /// Status and time of the tries before the last one, as nginx lists them.
     pub failed: Vec<(u16, Duration)>,
-    /// The `Host` sent.
+    /// The `Host` sent; `None`: the client's.
     pub host: Option<Arc<str>>,
     /// The last answer's status; 502 or 504 when there was none.
     pub status: Option<u16>,
@@ -334,6 +338,14 @@ impl Exchange {
     /// The path as routes and plugins see it.
     pub fn uri(&self) -> &[u8] {
         self.uri.as_deref().unwrap_or_else(|| self.request.path())
+    }
+
+    /// The `Host` that the upstream gets.
+    pub(crate) fn upstream_host(&self) -> &[u8] {
+        match &self.upstream.host {
+            Some(host) => host.as_bytes(),
+            None => self.request.headers.known(Known::Host).unwrap_or_default(),
+        }
     }
 
     /// The matched route's id, or nothing.

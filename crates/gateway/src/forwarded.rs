@@ -82,20 +82,16 @@ impl Forwarded {
 
     /// Writes the fields of a proxied request.
     pub(crate) fn write_proxied(self, exchange: &Exchange, out: &mut Vec<u8>) {
-        use std::io::Write;
-        out.extend_from_slice(b"X-Real-IP: ");
-        let start = out.len();
-        // Writing into memory does not fail.
-        let _ = write!(out, "{}", exchange.remote_addr);
-        let address = start..out.len();
-        out.extend_from_slice(b"\r\nX-Forwarded-For: ");
+        let address = exchange.remote_addr_text();
+        write_line(out, b"X-Real-IP", &address);
+        out.extend_from_slice(b"X-Forwarded-For: ");
         if self.keep_for {
             for value in exchange.request.headers.all_known(Known::XForwardedFor) {
                 out.extend_from_slice(value);
                 out.extend_from_slice(b", ");
             }
         }
-        out.extend_from_within(address);
+        out.extend_from_slice(&address);
         out.extend_from_slice(b"\r\n");
         let mut port = itoa::Buffer::new();
         for (name, value) in self.seen(exchange, &mut port) {
@@ -117,14 +113,18 @@ impl Forwarded {
             .collect()
     }
 
-    /// Sets the fields of a function's request: the three of [`Forwarded::seen`], in lower
-    /// case as APISIX's functions get them; nothing is added about the address.
-    pub(crate) fn set_for_function(self, exchange: &Exchange, headers: &mut Headers) {
-        headers.retain(|known, _, _| match known {
+    /// Does a client's field reach a function?
+    pub(crate) fn keeps_for_function(self, known: Known) -> bool {
+        match known {
             Known::XForwardedFor => self.keep_for,
             Known::XRealIp => true,
             known => !self.replaces(known),
-        });
+        }
+    }
+
+    /// Adds the fields of a function's request: the three of [`Forwarded::seen`], in lower
+    /// case as APISIX's functions get them; nothing is added about the address.
+    pub(crate) fn add_for_function(self, exchange: &Exchange, headers: &mut Headers) {
         let mut port = itoa::Buffer::new();
         for (name, value) in self.seen(exchange, &mut port) {
             let name = match name {

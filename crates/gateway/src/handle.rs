@@ -3,12 +3,14 @@
 use std::sync::Arc;
 
 use ::http::StatusCode;
+use smallvec::SmallVec;
 use tracing::{debug, error, warn};
 
 use crate::body::BodyError;
 use crate::chain::Chain;
 use crate::exchange::{Exchange, Response};
-use crate::plugin::{Flow, PluginError};
+use crate::http::headers::Known;
+use crate::plugin::{Flow, Phases, PluginError};
 use crate::router::Match;
 use crate::snapshot::{Route, Snapshot};
 use crate::{proxy, uri};
@@ -20,17 +22,17 @@ pub async fn handle(exchange: &mut Exchange) -> Response {
         Ok(response) => response,
         Err(error) => Response::page(error.status),
     };
-    for chain in chains(exchange) {
+    for chain in chains(exchange, Phases::HEADER_FILTER) {
         chain.header_filter(exchange, &mut response);
     }
     response
 }
 
-/// The plugins that run for a request, in their order: global rules, then the route's.
-pub(crate) fn chains(exchange: &Exchange) -> impl Iterator<Item = Arc<Chain>> + use<> {
-    let route = exchange.route.as_ref().map(|route| route.chain.clone());
-    let snapshot = exchange.snapshot.clone();
-    (0..snapshot.global.len()).map(move |at| snapshot.global[at].clone()).chain(route)
+/// The chains with plugins of a phase, in the order they run: global rules, then the route's.
+pub(crate) fn chains(exchange: &Exchange, phase: Phases) -> SmallVec<[Arc<Chain>; 4]> {
+    let rules = exchange.snapshot.global.iter();
+    let all = rules.chain(exchange.route.as_ref().map(|route| &route.chain));
+    all.filter(|chain| chain.runs(phase)).cloned().collect()
 }
 
 async fn answer(exchange: &mut Exchange) -> Result<Response, PluginError> {
@@ -45,7 +47,7 @@ async fn answer(exchange: &mut Exchange) -> Result<Response, PluginError> {
     if let Some(route) = &found {
         route.requests.add(exchange.core.index);
         exchange.route = Some(route.clone());
-        if let Some((status, cause)) = &route.broken {
+        if let Some((status, cause)) = route.broken.as_deref() {
             warn!(route = %route.id, cause, "A route that cannot serve was asked for.");
             return Ok(Response::page(*status));
         }
@@ -53,12 +55,12 @@ async fn answer(exchange: &mut Exchange) -> Result<Response, PluginError> {
             return Ok(response);
         }
     }
-    for chain in chains(exchange) {
+    for chain in chains(exchange, Phases::REWRITE) {
         if let Flow::Respond(response) = chain.rewrite(exchange).await? {
             return Ok(response);
         }
     }
-    for chain in chains(exchange) {
+    for chain in chains(exchange, Phases::ACCESS) {
         if let Flow::Respond(response) = chain.access(exchange).await? {
             return Ok(response);
         }
@@ -156,7 +158,8 @@ fn find_route(exchange: &mut Exchange, snapshot: &Snapshot) -> Option<Arc<Route>
         .then(|| uri::keep_encoded_slash(exchange.request.path(), exchange.uri()))
         .flatten();
     let host = exchange.request.host();
-    let http_host = exchange.request.headers.get_str("host");
+    let http_host = exchange.request.headers.known(Known::Host);
+    let http_host = http_host.and_then(|host| std::str::from_utf8(host).ok());
     let found = snapshot
         .router
         .find(

@@ -7,7 +7,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ::http::{Method, StatusCode, Uri};
 use bytes::Bytes;
@@ -248,19 +248,21 @@ impl FunctionInvoker {
         let mut headers = exchange.core.pool.headers();
         let request = &exchange.request;
         let named = ConnectionTokens::of(&request.headers);
+        let forward = Forwarded::of(exchange);
         headers.copy_from(&request.headers, |known, name| {
             !(known.is_hop_by_hop()
                 || matches!(known, Known::Host | Known::ContentLength | Known::Expect)
+                || !forward.keeps_for_function(known)
                 || named.contains(name))
         });
-        Forwarded::of(exchange).set_for_function(exchange, &mut headers);
+        forward.add_for_function(exchange, &mut headers);
         Ok(Call { method: request.method.clone(), path, query, headers, body, _room: room })
     }
 
     /// Sends the call. Its answer passes through; every failure is 503.
     pub async fn send(&self, exchange: &mut Exchange, call: Call) -> Result<Response, PluginError> {
         exchange.core.counters.function_calls.add(1);
-        let began = Instant::now();
+        let began = exchange.core.look();
         let record = &mut exchange.upstream;
         record.began = Some(began);
         record.scheme = self.scheme;
@@ -269,7 +271,7 @@ impl FunctionInvoker {
         match answer {
             Ok(received) => {
                 exchange.upstream.status = Some(received.status.as_u16());
-                exchange.upstream.header_time = Some(began.elapsed());
+                exchange.upstream.header_time = Some(exchange.core.look() - began);
                 self.note_refusal(exchange, &received);
                 let mut response = Response::new(received.status);
                 response.headers = received.headers;
@@ -318,10 +320,11 @@ impl FunctionInvoker {
             Host::Ip(ip) => *ip,
             Host::Name(name) => match name.next() {
                 Some(ip) => ip,
-                None => name
-                    .first(self.timeouts.connect)
-                    .await
-                    .map_err(|cause| CallError::Resolve { host: name.host.clone(), cause })?,
+                None => {
+                    let first = Box::pin(name.first(self.timeouts.connect)).await;
+                    exchange.core.look();
+                    first.map_err(|cause| CallError::Resolve { host: name.host.clone(), cause })?
+                }
             },
             Host::Unresolved => return Err(CallError::Closed),
         };
@@ -331,9 +334,8 @@ impl FunctionInvoker {
         let core = exchange.core.clone();
         let mut fresh = false;
         loop {
-            let connecting = Instant::now();
             let conn = client::acquire(&core, &target, self.timeouts.connect, fresh).await?;
-            exchange.upstream.connect_time = Some(connecting.elapsed());
+            exchange.upstream.connect_time = Some(conn.connect_time);
             let mut head = core.take_head();
             self.write_head(&call, &mut head);
             let outgoing = Outgoing {
@@ -362,7 +364,8 @@ impl FunctionInvoker {
         }
     }
 
-    fn write_head(&self, call: &Call, out: &mut Vec<u8>) {
+    /// The head as it goes out; public for the benchmark.
+    pub fn write_head(&self, call: &Call, out: &mut Vec<u8>) {
         out.extend_from_slice(call.method.as_str().as_bytes());
         out.push(b' ');
         out.extend_from_slice(if call.path.is_empty() { b"/" } else { call.path.as_bytes() });

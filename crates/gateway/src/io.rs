@@ -94,18 +94,29 @@ impl AsyncWrite for Stream {
 /// Bytes of a read buffer. One is lent to a connection while it has bytes to read.
 pub const BUFFER_BYTES: usize = 16 << 10;
 
+/// What the buffer of a body grows to while its bytes come faster than they are read: four times
+/// fewer system calls for a large body.
+pub const BODY_BUFFER_BYTES: usize = 64 << 10;
+
 /// A stretch of received bytes: filled at the back, used up at the front.
 #[derive(Default)]
 pub struct Buffer {
     memory: Vec<u8>,
     start: usize,
     end: usize,
+    /// The last read took all the space there was.
+    filled: bool,
 }
 
 impl Buffer {
     /// The bytes received and not used yet.
     pub fn bytes(&self) -> &[u8] {
         &self.memory[self.start..self.end]
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.end - self.start
     }
 
     /// Are there no such bytes?
@@ -124,7 +135,7 @@ impl Buffer {
     /// Holds bytes that were read elsewhere.
     pub fn holding(bytes: Vec<u8>) -> Self {
         let end = bytes.len();
-        Self { memory: bytes, start: 0, end }
+        Self { memory: bytes, start: 0, end, filled: false }
     }
 
     /// Gives the memory to a connection that had none.
@@ -171,8 +182,23 @@ impl Buffer {
         let mut space = ReadBuf::new(&mut self.memory[self.end..]);
         ready!(Pin::new(stream).poll_read(cx, &mut space))?;
         let n = space.filled().len();
+        self.filled = space.remaining() == 0;
         self.end += n;
         Poll::Ready(Ok(n))
+    }
+}
+
+impl Buffer {
+    /// [`Buffer::poll_read`] for body bytes, with larger reads while they come fast.
+    pub fn poll_read_body(
+        &mut self,
+        stream: &mut Stream,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<usize>> {
+        if self.filled && self.is_empty() && self.memory.len() < BODY_BUFFER_BYTES {
+            self.memory.resize(BODY_BUFFER_BYTES, 0);
+        }
+        self.poll_read(stream, cx, BODY_BUFFER_BYTES)
     }
 }
 
@@ -188,7 +214,12 @@ pub struct LazyTimer {
 impl LazyTimer {
     /// Starts a wait that may take this long.
     pub fn arm(&mut self, limit: Duration) {
-        let deadline = Instant::now() + limit;
+        self.arm_at(Instant::now(), limit);
+    }
+
+    /// Starts a wait that began at `moment` and may take this long.
+    pub(crate) fn arm_at(&mut self, moment: Instant, limit: Duration) {
+        let deadline = moment + limit;
         self.deadline = Some(deadline);
         // A timer that fires after the deadline would be too late; one before it is
         // set again when it fires.

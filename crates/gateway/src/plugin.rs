@@ -15,6 +15,7 @@ use sluicegate_model::plugin::{Catalog, PluginInfo};
 use sluicegate_model::schema::Schema;
 
 use crate::exchange::{Exchange, Response};
+use crate::snapshot::references::first as first_reference;
 use crate::upstream::UpstreamDeps;
 
 /// What a request does after a phase.
@@ -27,10 +28,12 @@ pub enum Flow {
 }
 
 /// A set of phases.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Phases(u8);
 
 impl Phases {
+    /// No phase.
+    pub const NONE: Self = Self(0);
     /// After routing, before the consumer is known.
     pub const REWRITE: Self = Self(1);
     /// Decides whether and how the request goes on; function plugins answer here.
@@ -195,6 +198,7 @@ pub struct Registered {
     /// What the Admin API tells about it.
     pub info: PluginInfo,
     compile: Arc<Compile>,
+    metadata: Option<Arc<Schema>>,
 }
 
 impl Registered {
@@ -206,12 +210,23 @@ impl Registered {
     ) -> Result<Arc<dyn DynPlugin>, String> {
         (self.compile)(config, ctx)
     }
+
+    /// Checks metadata of the plugin and fills in its defaults.
+    pub fn metadata(&self, mut value: Value) -> Result<Value, String> {
+        if let Some(schema) = &self.metadata {
+            let invalid = |error| format!("invalid configuration: {error}");
+            schema.check_and_fill(&mut value).map_err(invalid)?;
+        }
+        Ok(value)
+    }
 }
 
 /// Every plugin there is, in order of priority.
 #[derive(Clone, Default)]
 pub struct Registry {
     plugins: Vec<Registered>,
+    /// Also those that are not enabled.
+    known: Vec<&'static str>,
 }
 
 impl Registry {
@@ -223,6 +238,7 @@ impl Registry {
         let mut schema = P::schema();
         sluicegate_model::plugin::inject_meta(&mut schema);
         let checker = Arc::new(Schema::compile(&schema).expect("a plugin's schema compiles"));
+        let trial_schema = checker.clone();
         let compile: Arc<Compile> = Arc::new(move |config, ctx| {
             checker.check(config)?;
             let mut filled = config.clone();
@@ -233,6 +249,10 @@ impl Registry {
         });
         let trial = compile.clone();
         let check = move |config: &Value| {
+            if first_reference(config).is_some() {
+                // What a reference stands for is not known yet: only the schema can be checked.
+                return trial_schema.check(config);
+            }
             let ctx = CompileCtx { metadata: None, attr: None, owner: "", deps: None };
             trial(config, &ctx).map(drop)
         };
@@ -244,9 +264,14 @@ impl Registry {
             metadata_schema: P::metadata_schema(),
             consumer_schema: None,
             secrets: P::SECRETS,
+            auth: None,
             check: Arc::new(check),
         };
-        self.plugins.push(Registered { info, compile });
+        let metadata = info.metadata_schema.as_ref().map(|schema| {
+            Arc::new(Schema::compile(schema).expect("a plugin's metadata schema compiles"))
+        });
+        self.known.push(P::NAME);
+        self.plugins.push(Registered { info, compile, metadata });
         self.plugins.sort_by_key(|p| std::cmp::Reverse(p.info.priority));
     }
 
@@ -254,7 +279,12 @@ impl Registry {
     pub fn only(&self, names: &[String]) -> Self {
         let plugins =
             self.plugins.iter().filter(|p| names.iter().any(|n| n == p.info.name)).cloned();
-        Self { plugins: plugins.collect() }
+        Self { plugins: plugins.collect(), known: self.known.clone() }
+    }
+
+    /// Whether there is a plugin of this name, enabled or not.
+    pub fn knows(&self, name: &str) -> bool {
+        self.known.contains(&name)
     }
 
     /// Every plugin, highest priority first.

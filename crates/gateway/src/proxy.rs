@@ -1,9 +1,10 @@
 //! Sending a request to an upstream node and bringing its answer back.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ::http::{Method, StatusCode};
+use smallvec::SmallVec;
 use tracing::{error, warn};
 
 use crate::body::Body;
@@ -11,7 +12,7 @@ use crate::client::{self, Answer, CallError, Outgoing, Received, Target, Timeout
 use crate::exchange::{Exchange, Origin, Response, Version};
 use crate::forwarded;
 use crate::http::headers::{Known, write_line};
-use crate::plugin::{Flow, PluginError};
+use crate::plugin::{Flow, Phases, PluginError};
 use crate::snapshot::Route;
 use crate::upstream::{PassHost, Upstream};
 
@@ -28,20 +29,20 @@ pub(crate) async fn proxy(
         error!(route = %route.id, upstream = %upstream.id, "An upstream has no nodes.");
         return Ok(Response::page(StatusCode::SERVICE_UNAVAILABLE));
     }
-    for chain in crate::handle::chains(exchange) {
+    for chain in crate::handle::chains(exchange, Phases::BEFORE_PROXY) {
         if let Flow::Respond(response) = chain.before_proxy(exchange).await? {
             return Ok(response);
         }
     }
-    let timeouts = route.timeouts.unwrap_or(upstream.timeouts);
+    let timeouts = route.timeouts.as_deref().copied().unwrap_or(upstream.timeouts);
     exchange.upstream.scheme = upstream.scheme.as_str();
-    exchange.upstream.began = Some(Instant::now());
+    exchange.upstream.began = Some(exchange.core.look());
     let answer = try_nodes(exchange, route, &upstream, timeouts).await;
     let began = exchange.upstream.began;
     Ok(match answer {
         Ok(received) => {
             exchange.upstream.status = Some(received.status.as_u16());
-            exchange.upstream.header_time = began.map(|b| b.elapsed());
+            exchange.upstream.header_time = began.map(|b| exchange.core.look() - b);
             respond(received, exchange.settings.show_upstream_status)
         }
         Err(error) => {
@@ -70,8 +71,8 @@ async fn try_nodes(
     upstream: &Upstream,
     timeouts: Timeouts,
 ) -> Result<Received, CallError> {
-    let started = Instant::now();
-    let mut tried = Vec::new();
+    let started = exchange.core.last_look();
+    let mut tried = SmallVec::<[usize; 4]>::new();
     let mut body = std::mem::take(&mut exchange.request.body);
     let mut last_error = CallError::Closed;
     while tried.len() <= upstream.retries {
@@ -91,7 +92,7 @@ async fn try_nodes(
                         let took = record.began.map_or(Duration::ZERO, |began| began.elapsed());
                         record.failed.push((error.status().as_u16(), took));
                     }
-                    record.began = Some(Instant::now());
+                    record.began = Some(exchange.core.look());
                 }
                 last_error = error;
                 if !more {
@@ -126,19 +127,25 @@ async fn try_node(
 ) -> Result<Received, Failed> {
     let before = |error| Failed { error, again: true };
     let node = &upstream.nodes[at];
-    let addr = node.addr(timeouts.connect).await.map_err(before)?;
+    let addr = match node.known_addr() {
+        Some(addr) => addr,
+        None => {
+            let first = Box::pin(node.first_addr(timeouts.connect)).await.map_err(before)?;
+            exchange.core.look();
+            first
+        }
+    };
     exchange.upstream.addrs.push(addr);
-    let client_host = exchange.request.headers.get_str("host").unwrap_or_default();
-    let host: Arc<str> = match &upstream.pass_host {
-        PassHost::Pass => client_host.into(),
-        PassHost::Node => node.authority.clone(),
-        PassHost::Rewrite(host) => host.clone(),
+    exchange.upstream.host = match &upstream.pass_host {
+        PassHost::Pass => None,
+        PassHost::Node => Some(node.authority.clone()),
+        PassHost::Rewrite(host) => Some(host.clone()),
     };
     let tls = match upstream.scheme.is_tls() {
         false => None,
         true => {
-            let name = crate::exchange::host_without_port(host.as_bytes());
-            let name = if name.is_empty() { node.host.as_str() } else { &name };
+            let name = crate::exchange::host_without_port(exchange.upstream_host());
+            let name = if name.is_empty() { node.host() } else { &name };
             let name = name.trim_start_matches('[').trim_end_matches(']');
             let target = upstream.tls_target(name, &exchange.core.shared.tls_clients);
             Some(target.map_err(|cause| {
@@ -146,23 +153,21 @@ async fn try_node(
             })?)
         }
     };
-    exchange.upstream.host = Some(host.clone());
     let target = Target { addr, tls, keepalive: Some(upstream.keepalive) };
     if upstream.scheme.is_h2() {
-        return send_grpc(exchange, &target, &host, timeouts, body).await;
+        return Box::pin(send_grpc(exchange, &target, timeouts, body)).await;
     }
     let idempotent = is_idempotent(&exchange.request.method);
     let mut fresh = false;
     loop {
-        let connecting = Instant::now();
         let conn = client::acquire(&exchange.core, &target, timeouts.connect, fresh)
             .await
             .map_err(before)?;
-        exchange.upstream.connect_time = Some(connecting.elapsed());
+        exchange.upstream.connect_time = Some(conn.connect_time);
         let replay = body.replay();
         let may_upgrade = route.enable_websocket && forwarded::wants_upgrade(&exchange.request);
         let mut head = exchange.core.take_head();
-        let chunked = write_head(exchange, &host, body, may_upgrade, &mut head);
+        let chunked = write_head(exchange, body, may_upgrade, &mut head);
         let outgoing = Outgoing {
             head,
             body: std::mem::take(body),
@@ -196,13 +201,7 @@ fn is_idempotent(method: &Method) -> bool {
 }
 
 /// Writes the upstream's request head; says whether the body goes out in chunks.
-fn write_head(
-    exchange: &Exchange,
-    host: &str,
-    body: &Body,
-    upgrade: bool,
-    out: &mut Vec<u8>,
-) -> bool {
+fn write_head(exchange: &Exchange, body: &Body, upgrade: bool, out: &mut Vec<u8>) -> bool {
     let request = &exchange.request;
     out.extend_from_slice(request.method.as_str().as_bytes());
     out.push(b' ');
@@ -217,18 +216,15 @@ fn write_head(
         }
     }
     out.extend_from_slice(b" HTTP/1.1\r\n");
-    write_line(out, b"Host", host.as_bytes());
+    write_line(out, b"Host", exchange.upstream_host());
     let named = forwarded::ConnectionTokens::of(&request.headers);
     let forward = forwarded::Forwarded::of(exchange);
-    for (known, name, value) in request.headers.iter_known() {
-        let skip = known.is_hop_by_hop()
+    request.headers.write_kept(out, |known, name| {
+        !(known.is_hop_by_hop()
             || matches!(known, Known::Host | Known::ContentLength | Known::Expect)
             || forward.replaces(known)
-            || named.contains(name);
-        if !skip {
-            write_line(out, name, value);
-        }
-    }
+            || named.contains(name))
+    });
     forward.write_proxied(exchange, out);
     if upgrade {
         write_line(out, b"Connection", b"upgrade");
@@ -265,11 +261,10 @@ fn write_framing(request: &crate::exchange::Request, body: &Body, out: &mut Vec<
 async fn send_grpc(
     exchange: &mut Exchange,
     target: &Target,
-    host: &str,
     timeouts: Timeouts,
     body: &mut Body,
 ) -> Result<Received, Failed> {
-    let head = grpc_head(exchange, target, host).map_err(|why| Failed {
+    let head = grpc_head(exchange, target).map_err(|why| Failed {
         error: CallError::Send(std::io::Error::other(why)),
         again: false,
     })?;
@@ -280,11 +275,7 @@ async fn send_grpc(
     })
 }
 
-fn grpc_head(
-    exchange: &Exchange,
-    target: &Target,
-    host: &str,
-) -> Result<::http::Request<()>, ::http::Error> {
+fn grpc_head(exchange: &Exchange, target: &Target) -> Result<::http::Request<()>, ::http::Error> {
     let request = &exchange.request;
     let path = String::from_utf8_lossy(request.target());
     let mut builder = ::http::Request::builder()
@@ -292,7 +283,7 @@ fn grpc_head(
         .uri(
             ::http::Uri::builder()
                 .scheme(if target.tls.is_some() { "https" } else { "http" })
-                .authority(host)
+                .authority(exchange.upstream_host())
                 .path_and_query(path.as_ref())
                 .build()?,
         )

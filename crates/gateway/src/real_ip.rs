@@ -73,6 +73,7 @@ mod tests {
             let connection = Connection {
                 number: 1,
                 peer: "127.0.0.1:7".parse().unwrap(),
+                peer_text: "127.0.0.1".into(),
                 local: "127.0.0.1:80".parse().unwrap(),
                 tls: None,
                 real_ip_peer: believed,

@@ -118,14 +118,29 @@ fn cookie<'a>(headers: &'a Headers, name: &str) -> Option<Value<'a>> {
 }
 
 /// What nginx says of each try, in one text.
-fn listed<'a>(all: impl Iterator<Item = String>) -> Option<Value<'a>> {
-    let all: Vec<String> = all.collect();
-    (!all.is_empty()).then(|| owned(all.join(", ")))
+fn listed<'a>(mut all: impl Iterator<Item = String>) -> Option<Value<'a>> {
+    let mut text = all.next()?;
+    for one in all {
+        text.push_str(", ");
+        text.push_str(&one);
+    }
+    Some(owned(text))
 }
 
 /// Seconds with three decimals, as nginx writes times.
 fn seconds(time: Duration) -> String {
-    format!("{}.{:03}", time.as_secs(), time.subsec_millis())
+    let mut text = String::with_capacity(16);
+    text.push_str(itoa::Buffer::new().format(time.as_secs()));
+    text.push('.');
+    push_three(time.subsec_millis(), &mut text);
+    text
+}
+
+/// A number below 1000 with its leading zeros.
+fn push_three(n: u32, text: &mut String) {
+    for digit in [n / 100, n / 10 % 10, n % 10] {
+        text.push(char::from_digit(digit, 10).unwrap_or('0'));
+    }
 }
 
 impl Exchange {
@@ -199,7 +214,7 @@ impl Exchange {
             Builtin::Hostname => Some(bytes(hostname())),
             Builtin::ContentType => request.headers.known(Known::ContentType).map(bytes),
             Builtin::ContentLength => request.headers.known(Known::ContentLength).map(bytes),
-            Builtin::RemoteAddr => Some(owned(self.remote_addr.to_string())),
+            Builtin::RemoteAddr => Some(Value::Str(self.remote_addr_text())),
             Builtin::RemotePort => number(self.remote_port.into()),
             Builtin::RemoteUser => basic_user(&request.headers).map(owned),
             Builtin::BinaryRemoteAddr => Some(match self.remote_addr {
@@ -212,7 +227,7 @@ impl Exchange {
                     all.extend_from_slice(value);
                     all.extend_from_slice(b", ");
                 }
-                all.extend_from_slice(self.remote_addr.to_string().as_bytes());
+                all.extend_from_slice(&self.remote_addr_text());
                 Some(owned(all))
             }
             Builtin::OriginalXForwardedFor => header(&request.headers, "x-forwarded-for"),
@@ -227,17 +242,23 @@ impl Exchange {
             Builtin::RequestId | Builtin::ApisixRequestId => {
                 Some(bytes(self.request_id().as_bytes()))
             }
-            Builtin::RequestTime => Some(owned(seconds(self.started.elapsed()))),
+            Builtin::RequestTime => Some(owned(seconds(self.elapsed()))),
             Builtin::RequestLength | Builtin::BytesReceived => number(self.bytes_received),
             Builtin::RequestCompletion => Some(bytes(if self.completed { b"OK" } else { b"" })),
-            Builtin::Status => Some(owned(format!("{:03}", self.status))),
+            Builtin::Status => {
+                let mut text = String::with_capacity(3);
+                push_three(self.status.into(), &mut text);
+                Some(owned(text))
+            }
             Builtin::BodyBytesSent => number(self.body_bytes_sent),
             Builtin::BytesSent => number(self.bytes_sent),
             Builtin::TimeIso8601 => Some(owned(crate::observe::time::iso8601(self.started_at))),
-            Builtin::TimeLocal => Some(owned(crate::observe::time::common_log(self.started_at))),
+            Builtin::TimeLocal => {
+                Some(self.core.with_local_time(self.started_at, |text| owned(text)))
+            }
             Builtin::Msec => {
                 let now = self.started_at.duration_since(UNIX_EPOCH).unwrap_or_default();
-                Some(owned(seconds(now + self.started.elapsed())))
+                Some(owned(seconds(now + self.elapsed())))
             }
             Builtin::RouteId => self.route.as_ref().map(|r| bytes(r.id.as_bytes())),
             Builtin::RouteName => self.route.as_ref()?.name.as_ref().map(|n| bytes(n.as_bytes())),
@@ -250,7 +271,9 @@ impl Exchange {
             Builtin::SslProtocol => tls.map(|t| bytes(t.protocol.as_bytes())),
             Builtin::SslCipher => tls.map(|t| bytes(t.cipher.as_bytes())),
             Builtin::SslServerName => tls?.sni.as_ref().map(|s| bytes(s.as_bytes())),
-            Builtin::UpstreamAddr => listed(self.upstream.addrs.iter().map(ToString::to_string)),
+            Builtin::UpstreamAddr => {
+                listed(self.upstream.addrs.iter().map(|addr| self.core.address_text(*addr)))
+            }
             Builtin::BalancerIp => self.upstream.addrs.last().map(|a| owned(a.ip().to_string())),
             Builtin::BalancerPort => {
                 self.upstream.addrs.last().and_then(|a| number(a.port().into()))
@@ -276,6 +299,20 @@ impl Exchange {
             }
             _ => None,
         }
+    }
+
+    /// The client's address as text.
+    pub(crate) fn remote_addr_text(&self) -> Cow<'_, [u8]> {
+        match self.remote_addr == self.connection.peer.ip().to_canonical() {
+            true => Cow::Borrowed(self.connection.peer_text.as_bytes()),
+            false => Cow::Owned(self.remote_addr.to_string().into_bytes()),
+        }
+    }
+
+    /// Since the first byte of the request; once it is over, until its end.
+    fn elapsed(&self) -> Duration {
+        let end = self.ended.unwrap_or_else(std::time::Instant::now);
+        end.saturating_duration_since(self.started)
     }
 
     /// APISIX's `request_uri`: the normalised path with the query.

@@ -11,7 +11,8 @@ use std::sync::LazyLock;
 use ipnet::IpNet;
 use serde_json::Value;
 
-use crate::kind::Kind;
+use crate::kind::{Kind, secret_schema};
+use crate::proto;
 use crate::resource::{id_of, id_text, is_id, is_secret_reference, is_shallow};
 use crate::schema::{Schema, resources};
 use crate::upstream::split_address;
@@ -43,9 +44,10 @@ pub fn resource(kind: Kind, value: &Value, outside: &dyn Outside) -> Result<(), 
     if !is_shallow(&value) {
         return Err(invalid("nested too deeply"));
     }
-    if kind.has_id() && kind != Kind::Secrets && value.get("id").is_some() {
-        // Differs: APISIX takes a secret reference (`$env://…`) for an id.
-        if !id_of(&value).is_some_and(|id| is_id(&id)) {
+    if kind.has_id() && value.get("id").is_some() {
+        // Differs: APISIX takes a secret reference (`$env://…`) for an id, and anything for that of
+        // a secret.
+        if !id_of(&value).is_some_and(|id| is_id_of(kind, &id)) {
             return Err(invalid(
                 "property \"id\" validation failed: object matches none of the required",
             ));
@@ -61,19 +63,51 @@ pub fn resource(kind: Kind, value: &Value, outside: &dyn Outside) -> Result<(), 
             None => Ok(()),
         },
         Kind::Ssls => ssl_beyond_schema(&value, outside),
-        Kind::StreamRoutes => {
-            for name in ["remote_addr", "server_addr"] {
-                if let Some(address) = value.get(name).and_then(Value::as_str)
-                    && address.parse::<IpAddr>().is_err()
-                    && address.parse::<IpNet>().is_err()
-                {
-                    return Err(format!("invalid {name}: {address}"));
-                }
-            }
-            Ok(())
-        }
+        Kind::Protos => proto::check(text(&value, "content")),
+        Kind::Secrets => secret(&value),
+        Kind::StreamRoutes => stream_route_beyond_schema(&value),
         _ => Ok(()),
     }
+}
+
+/// Whether a text can be the id inside a resource of this kind.
+fn is_id_of(kind: Kind, id: &str) -> bool {
+    match kind {
+        Kind::Secrets => id.split('/').count() == 2 && id.split('/').all(is_id),
+        // A file of configuration names a credential with its consumer.
+        Kind::Credentials => match id.split_once("/credentials/") {
+            Some((consumer, id)) => is_id(consumer) && is_id(id),
+            None => is_id(id),
+        },
+        _ => is_id(id),
+    }
+}
+
+/// Checks the settings of a secret manager, which the id names: `vault/1`.
+fn secret(value: &Value) -> Result<(), String> {
+    let id = text(value, "id");
+    let Some((manager, _)) = id.split_once('/') else {
+        return Err(format!("invalid secret id: {id}"));
+    };
+    let schema =
+        secret_schema(manager).ok_or_else(|| format!("invalid secret manager: {manager}"))?;
+    schema.check(value).map_err(invalid)
+}
+
+fn stream_route_beyond_schema(route: &Value) -> Result<(), String> {
+    let superior = route.get("protocol").and_then(|protocol| protocol.get("superior_id"));
+    if superior.and_then(id_text).is_some_and(|superior| id_of(route).as_ref() == Some(&superior)) {
+        return Err("stream route can not set itself as superior_id".to_owned());
+    }
+    for name in ["remote_addr", "server_addr"] {
+        if let Some(address) = route.get(name).and_then(Value::as_str)
+            && address.parse::<IpAddr>().is_err()
+            && address.parse::<IpNet>().is_err()
+        {
+            return Err(format!("invalid {name}: {address}"));
+        }
+    }
+    Ok(())
 }
 
 /// Checks an upstream on its own, as inside a plugin's configuration.
@@ -113,16 +147,22 @@ pub struct Reference {
     pub kind: Kind,
     /// Its id.
     pub id: String,
+    /// The protocol it must speak, if it is a stream route.
+    protocol: Option<String>,
 }
 
 impl Reference {
     /// The answer when there is no such resource.
     pub fn missing(&self) -> String {
+        if self.kind == Kind::StreamRoutes {
+            return format!("failed to fetch stream routes[{}], response code: 404", self.id);
+        }
         let word = self.kind.singular();
         format!("failed to fetch {word} info by {word} id [{}], response code: 404", self.id)
     }
 
-    /// Checks the resource that was found: a certificate for an upstream must be a client's.
+    /// Checks the resource that was found: a certificate for an upstream must be a client's, and a
+    /// superior stream route must speak the same protocol.
     ///
     /// # Errors
     /// The whole text of the answer.
@@ -131,6 +171,14 @@ impl Reference {
             return Err(format!(
                 "failed to fetch ssl info by ssl id [{}], wrong ssl type",
                 self.id
+            ));
+        }
+        let superior = found.get("protocol").map(|protocol| text(protocol, "name"));
+        if let (Some(own), Some(superior)) = (&self.protocol, superior)
+            && own != superior
+        {
+            return Err(format!(
+                "protocol mismatch: subordinate protocol [{own}] does not match superior protocol [{superior}]"
             ));
         }
         Ok(())
@@ -158,11 +206,29 @@ pub fn references(kind: Kind, value: &Value) -> Vec<Reference> {
         Kind::Upstreams => vec![(Kind::Ssls, certificate(Some(value)))],
         Kind::Consumers => vec![(Kind::ConsumerGroups, field("group_id"))],
         Kind::StreamRoutes => {
-            vec![(Kind::Upstreams, field("upstream_id")), (Kind::Services, field("service_id"))]
+            let superior = value.get("protocol").and_then(|protocol| protocol.get("superior_id"));
+            vec![
+                (Kind::Upstreams, field("upstream_id")),
+                (Kind::Services, field("service_id")),
+                (Kind::StreamRoutes, superior.and_then(id_text)),
+            ]
         }
         _ => Vec::new(),
     };
-    found.into_iter().filter_map(|(kind, id)| Some(Reference { kind, id: id? })).collect()
+    let protocol = value.get("protocol");
+    let named = |(kind, id): (Kind, Option<String>)| {
+        Some(Reference { kind, id: id?, protocol: protocol_name(kind, protocol) })
+    };
+    found.into_iter().filter_map(named).collect()
+}
+
+fn protocol_name(kind: Kind, protocol: Option<&Value>) -> Option<String> {
+    let name = protocol.filter(|_| kind == Kind::StreamRoutes)?.get("name")?;
+    name.as_str().map(str::to_owned)
+}
+
+fn text<'a>(value: &'a Value, name: &str) -> &'a str {
+    value.get(name).and_then(Value::as_str).unwrap_or_default()
 }
 
 fn one_of(value: &Value, one: &str, many: &str) -> Result<(), String> {

@@ -198,7 +198,7 @@ fn is_pem(text: &str) -> bool {
 }
 
 /// Applies a change to the texts at a dotted path.
-fn at_path(value: &mut Value, path: &str, change: &dyn Fn(&mut String)) {
+pub fn at_path(value: &mut Value, path: &str, change: &dyn Fn(&mut String)) {
     let Some(map) = value.as_object_mut() else { return };
     let Some((name, rest)) = path.split_once('.') else {
         match map.get_mut(path) {

@@ -19,6 +19,8 @@ pub enum Kind {
     Ssls,
     /// `consumers`
     Consumers,
+    /// `credentials` of a consumer: `/consumers/{consumer}/credentials/{id}`
+    Credentials,
     /// `consumer_groups`
     ConsumerGroups,
     /// `global_rules`
@@ -33,6 +35,8 @@ pub enum Kind {
     Secrets,
     /// `stream_routes`
     StreamRoutes,
+    /// `graphql_cost_decorations` of a service: `/services/{service}/graphql_cost_decorations/{id}`
+    GraphqlCostDecorations,
 }
 
 /// What the Admin API can be asked to do with a resource.
@@ -52,12 +56,13 @@ pub enum Method {
 
 impl Kind {
     /// Every kind, in the order of the enum.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 14] = [
         Self::Routes,
         Self::Services,
         Self::Upstreams,
         Self::Ssls,
         Self::Consumers,
+        Self::Credentials,
         Self::ConsumerGroups,
         Self::GlobalRules,
         Self::PluginConfigs,
@@ -65,6 +70,7 @@ impl Kind {
         Self::Protos,
         Self::Secrets,
         Self::StreamRoutes,
+        Self::GraphqlCostDecorations,
     ];
 
     /// The segment in URLs and store keys: `routes`.
@@ -75,6 +81,7 @@ impl Kind {
             Self::Upstreams => "upstreams",
             Self::Ssls => "ssls",
             Self::Consumers => "consumers",
+            Self::Credentials => "credentials",
             Self::ConsumerGroups => "consumer_groups",
             Self::GlobalRules => "global_rules",
             Self::PluginConfigs => "plugin_configs",
@@ -82,6 +89,7 @@ impl Kind {
             Self::Protos => "protos",
             Self::Secrets => "secrets",
             Self::StreamRoutes => "stream_routes",
+            Self::GraphqlCostDecorations => "graphql_cost_decorations",
         }
     }
 
@@ -93,6 +101,7 @@ impl Kind {
             Self::Upstreams => "upstream",
             Self::Ssls => "ssl",
             Self::Consumers => "consumer",
+            Self::Credentials => "credential",
             Self::ConsumerGroups => "consumer group",
             Self::GlobalRules => "global rule",
             Self::PluginConfigs => "plugin config",
@@ -100,12 +109,27 @@ impl Kind {
             Self::Protos => "proto",
             Self::Secrets => "secret",
             Self::StreamRoutes => "stream route",
+            Self::GraphqlCostDecorations => "graphql cost decoration",
         }
     }
 
     /// The kind that a segment of a URL or store key names.
     pub fn from_plural(segment: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.plural() == segment)
+    }
+
+    /// The kind whose resources own those of this kind: they live under its key, and go with it.
+    pub fn parent(self) -> Option<Self> {
+        match self {
+            Self::Credentials => Some(Self::Consumers),
+            Self::GraphqlCostDecorations => Some(Self::Services),
+            _ => None,
+        }
+    }
+
+    /// The kind whose resources are owned by those of this kind.
+    pub fn child(self) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.parent() == Some(self))
     }
 
     /// Whether the Admin API takes a method for this kind; otherwise it answers 405.
@@ -115,6 +139,7 @@ impl Kind {
             Method::Post => !matches!(
                 self,
                 Self::Consumers
+                    | Self::Credentials
                     | Self::ConsumerGroups
                     | Self::GlobalRules
                     | Self::PluginConfigs
@@ -123,7 +148,11 @@ impl Kind {
             ),
             Method::Patch => !matches!(
                 self,
-                Self::Consumers | Self::PluginMetadata | Self::Protos | Self::StreamRoutes
+                Self::Consumers
+                    | Self::Credentials
+                    | Self::PluginMetadata
+                    | Self::Protos
+                    | Self::StreamRoutes
             ),
         }
     }
@@ -165,25 +194,39 @@ impl Kind {
             Self::Upstreams => once!(resources::upstream()),
             Self::Ssls => once!(resources::ssl()),
             Self::Consumers => once!(resources::consumer()),
+            Self::Credentials => once!(resources::credential()),
             Self::ConsumerGroups => once!(resources::consumer_group()),
             Self::GlobalRules => once!(resources::global_rule()),
             Self::PluginConfigs => once!(resources::plugin_config()),
             Self::Protos => once!(resources::proto()),
             Self::StreamRoutes => once!(resources::stream_route()),
+            Self::GraphqlCostDecorations => once!(resources::graphql_cost_decoration()),
             Self::PluginMetadata | Self::Secrets => once!(json!({"type": "object"})),
         }
     }
 }
 
+/// The secret managers that `secrets` can name.
+pub const SECRET_MANAGERS: [&str; 3] = ["vault", "aws", "gcp"];
+
+/// The schema of a secret manager's settings as JSON, if there is such a manager.
+pub fn secret_schema_json(manager: &str) -> Option<&'static Value> {
+    secret_schemas(manager).map(|schemas| &schemas.json)
+}
+
 /// The schema of a secret manager's settings, if there is such a manager.
 pub fn secret_schema(manager: &str) -> Option<&'static Schema> {
+    secret_schemas(manager).map(|schemas| &schemas.compiled)
+}
+
+fn secret_schemas(manager: &str) -> Option<&'static Both> {
     static VAULT: LazyLock<Both> = LazyLock::new(|| Both::new(resources::vault()));
     static AWS: LazyLock<Both> = LazyLock::new(|| Both::new(resources::aws()));
     static GCP: LazyLock<Both> = LazyLock::new(|| Both::new(resources::gcp()));
     match manager {
-        "vault" => Some(&VAULT.compiled),
-        "aws" => Some(&AWS.compiled),
-        "gcp" => Some(&GCP.compiled),
+        "vault" => Some(&VAULT),
+        "aws" => Some(&AWS),
+        "gcp" => Some(&GCP),
         _ => None,
     }
 }
@@ -214,7 +257,7 @@ mod tests {
             assert!(kind.schema().check(&json!("text")).is_err(), "{kind:?}");
         }
         assert_eq!(Kind::from_plural("nonsense"), None);
-        for manager in ["vault", "aws", "gcp"] {
+        for manager in SECRET_MANAGERS {
             assert!(secret_schema(manager).is_some_and(|schema| schema.check(&json!({})).is_err()));
         }
         assert!(secret_schema("zzz").is_none());
@@ -233,6 +276,7 @@ mod tests {
             refused(Method::Post),
             [
                 "consumers",
+                "credentials",
                 "consumer_groups",
                 "global_rules",
                 "plugin_configs",
@@ -242,7 +286,7 @@ mod tests {
         );
         assert_eq!(
             refused(Method::Patch),
-            ["consumers", "plugin_metadata", "protos", "stream_routes"]
+            ["consumers", "credentials", "plugin_metadata", "protos", "stream_routes"]
         );
         for method in [Method::Get, Method::Put, Method::Delete] {
             assert!(refused(method).is_empty());

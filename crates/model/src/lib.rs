@@ -10,6 +10,7 @@ pub mod encrypt;
 pub mod kind;
 pub mod patch;
 pub mod plugin;
+pub mod proto;
 pub mod resource;
 pub mod route;
 pub mod schema;

@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 
 use crate::Kind;
 use crate::encrypt::{Keyring, each_private_key};
+use crate::resource::is_secret_reference;
 use crate::schema::Schema;
 
 /// A plugin's check of a configuration.
@@ -34,8 +35,18 @@ pub struct PluginInfo {
     /// Dotted paths of secrets in a configuration. Those of metadata and of a consumer's
     /// configuration stand in their schemas, as `encrypt_fields`.
     pub secrets: &'static [&'static str],
+    /// Set when the plugin tells who sends a request, by what a consumer or a credential says.
+    pub auth: Option<Auth>,
     /// Checks a configuration: against the schema, and by compiling it.
     pub check: Check,
+}
+
+/// What is special about a plugin of type `auth`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Auth {
+    /// The member of a consumer's configuration by which requests find the consumer, so that no two
+    /// may have the same: `key` of `key-auth`.
+    pub unique: Option<&'static str>,
 }
 
 impl fmt::Debug for PluginInfo {
@@ -56,6 +67,17 @@ pub enum Part {
     Consumer,
     /// The plugin's metadata.
     Metadata,
+}
+
+impl Part {
+    /// The part that the `plugins` of a resource hold.
+    pub fn of(kind: Kind) -> Self {
+        match kind {
+            Kind::Consumers | Kind::Credentials => Self::Consumer,
+            Kind::PluginMetadata => Self::Metadata,
+            _ => Self::Route,
+        }
+    }
 }
 
 /// The plugins that are enabled, highest priority first.
@@ -119,7 +141,7 @@ impl Catalog {
     /// Names the plugins' secrets in a stored resource that this keyring does not open:
     /// `plugin.path`.
     pub fn sealed_secrets(&self, keyring: &Keyring, kind: Kind, value: &Value) -> Vec<String> {
-        let part = if kind == Kind::Consumers { Part::Consumer } else { Part::Route };
+        let part = Part::of(kind);
         let plugins = value.get("plugins").and_then(Value::as_object);
         plugins
             .into_iter()
@@ -148,7 +170,7 @@ impl Catalog {
             let name = value.get("id").and_then(Value::as_str).unwrap_or_default().to_owned();
             return each(value, &self.secrets(&name, Part::Metadata));
         }
-        let part = if kind == Kind::Consumers { Part::Consumer } else { Part::Route };
+        let part = Part::of(kind);
         let plugins = value.get_mut("plugins").and_then(Value::as_object_mut);
         for (name, conf) in plugins.into_iter().flatten() {
             each(conf, &self.secrets(name, part));
@@ -272,6 +294,34 @@ fn check_one(catalog: &Catalog, name: &str, config: &Value, part: Part) -> Resul
     Ok(())
 }
 
+/// Refuses the `plugins` of a credential that do not tell who sends a request.
+///
+/// # Errors
+/// The whole text of the answer.
+pub fn check_credential_plugins(
+    catalog: &Catalog,
+    plugins: &Map<String, Value>,
+) -> Result<(), String> {
+    match plugins.keys().all(|name| catalog.get(name).is_some_and(|info| info.auth.is_some())) {
+        true => Ok(()),
+        false => Err("only supports auth type plugins in consumer credential".to_owned()),
+    }
+}
+
+/// What only one consumer may have, in the `plugins` of a consumer or a credential: each plugin with
+/// the member's name and its value. A reference to a secret is not known here.
+pub fn unique_keys<'a>(
+    catalog: &Catalog,
+    plugins: &'a Map<String, Value>,
+) -> Vec<(&'a str, &'static str, &'a str)> {
+    let key = |(name, config): (&'a String, &'a Value)| {
+        let member = catalog.get(name)?.auth?.unique?;
+        let text = config.get(member)?.as_str().filter(|text| !is_secret_reference(text))?;
+        Some((name.as_str(), member, text))
+    };
+    plugins.iter().filter_map(key).collect()
+}
+
 /// A plain value as APISIX's JSON writer has it.
 fn lua_json(value: &Value) -> String {
     match value {
@@ -320,6 +370,7 @@ mod tests {
             metadata_schema: None,
             consumer_schema: None,
             secrets: &["authorization.apikey"],
+            auth: None,
             check: Arc::new(move |config| compiled.check(config)),
         };
         let auth = PluginInfo {
@@ -339,6 +390,7 @@ mod tests {
                 "encrypt_fields": ["key"],
             })),
             secrets: &[],
+            auth: Some(Auth { unique: Some("key") }),
             check: Arc::new(|_| Ok(())),
         };
         Catalog::new(vec![lambda, auth], |vars| match vars.as_array().is_some_and(Vec::is_empty) {

@@ -1,5 +1,7 @@
 //! What all resources share: ids, keys, and the form they are stored and shown in.
 
+use std::fmt;
+
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
@@ -20,9 +22,62 @@ pub struct Stored {
     pub created_index: u64,
 }
 
-/// The key of a resource under a store prefix such as `/apisix`.
-pub fn key(prefix: &str, kind: Kind, id: &str) -> String {
-    format!("{prefix}/{}/{id}", kind.plural())
+/// The key of a resource in a store, without the store's prefix: `/routes/1`,
+/// `/consumers/jack/credentials/c1`, `/secrets/vault/1`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Key {
+    /// Kind of the resource.
+    pub kind: Kind,
+    /// Id of the resource it belongs to, if it is of a [kind](Kind::parent) that has owners.
+    pub parent: Option<String>,
+    /// Its id. That of a secret has two parts: `vault/1`.
+    pub id: String,
+}
+
+impl Key {
+    /// The key of a resource that belongs to no other.
+    pub fn new(kind: Kind, id: impl Into<String>) -> Self {
+        Self { kind, parent: None, id: id.into() }
+    }
+
+    /// Reads a key. `None`: no resource has such a key, as the folders that APISIX writes into etcd.
+    pub fn parse(key: &str) -> Option<Self> {
+        let (folder, rest) = key.strip_prefix('/')?.split_once('/')?;
+        let kind = Kind::from_plural(folder).filter(|kind| kind.parent().is_none())?;
+        let fits = |text: &str| !text.is_empty() && !text.contains('/');
+        match (kind, rest.split_once('/')) {
+            (Kind::Secrets, Some((manager, id))) if fits(manager) && fits(id) => {
+                Some(Self::new(kind, rest))
+            }
+            (Kind::Secrets, _) => None,
+            (_, None) => fits(rest).then(|| Self::new(kind, rest)),
+            (_, Some((parent, rest))) => {
+                let child = kind.child()?;
+                let id = rest.strip_prefix(child.plural())?.strip_prefix('/')?;
+                (fits(parent) && fits(id)).then(|| Self {
+                    kind: child,
+                    parent: Some(parent.to_owned()),
+                    id: id.to_owned(),
+                })
+            }
+        }
+    }
+
+    /// What the keys of all resources of a kind start with; of a kind with owners, all those that
+    /// belong to `parent`.
+    pub fn folder(kind: Kind, parent: Option<&str>) -> String {
+        match kind.parent().zip(parent) {
+            Some((owner, id)) => format!("/{}/{id}/{}/", owner.plural(), kind.plural()),
+            None => format!("/{}/", kind.plural()),
+        }
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&Self::folder(self.kind, self.parent.as_deref()))?;
+        f.write_str(&self.id)
+    }
 }
 
 /// The id a `POST` gives: 20 digits, made of the store's revision.
@@ -197,7 +252,49 @@ mod tests {
             assert_eq!(is_id(id), fits, "{id}");
         }
         assert_eq!(generated_id(858), "00000000000000000858");
-        assert_eq!(key("/apisix", Kind::ConsumerGroups, "1"), "/apisix/consumer_groups/1");
+    }
+
+    #[test]
+    fn a_key_is_written_as_it_is_read() {
+        for (text, kind, parent, id) in [
+            ("/routes/1", Kind::Routes, None, "1"),
+            ("/consumer_groups/a.b", Kind::ConsumerGroups, None, "a.b"),
+            ("/consumers/jack", Kind::Consumers, None, "jack"),
+            ("/consumers/jack/credentials/c1", Kind::Credentials, Some("jack"), "c1"),
+            (
+                "/services/s/graphql_cost_decorations/g",
+                Kind::GraphqlCostDecorations,
+                Some("s"),
+                "g",
+            ),
+            ("/secrets/vault/1", Kind::Secrets, None, "vault/1"),
+        ] {
+            let key = Key { kind, parent: parent.map(str::to_owned), id: id.to_owned() };
+            assert_eq!(Key::parse(text).as_ref(), Some(&key));
+            assert_eq!(key.to_string(), text);
+            assert!(text.starts_with(&Key::folder(kind, parent)));
+        }
+        for text in [
+            "",
+            "/",
+            "/routes",
+            "/routes/",
+            "routes/1",
+            "/zzz/1",
+            "/routes/1/x",
+            "/secrets/vault",
+            "/secrets/vault/",
+            "/secrets/vault/1/2",
+            "/consumers/jack/",
+            "/consumers/jack/credentials",
+            "/consumers/jack/credentials/",
+            "/consumers//credentials/1",
+            "/credentials/1",
+            "/consumers/jack/other/1",
+            "/services/s/credentials/1",
+        ] {
+            assert_eq!(Key::parse(text), None, "{text}");
+        }
     }
 
     #[test]

@@ -195,9 +195,15 @@ fn nodes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<Node>>
                     .get("host")
                     .and_then(Value::as_str)
                     .ok_or_else(|| D::Error::custom("a node has no host"))?;
+                // A host may bring its own port, which then counts.
+                let (host, own) = match split_address(host) {
+                    (name, Some(port)) => (name, Some(port)),
+                    _ => (host, None),
+                };
+                let port = own.or_else(|| node.get("port").and_then(Value::as_f64));
                 Ok(Node {
                     host: bare(host),
-                    port: node.get("port").and_then(Value::as_f64).map(to_port).transpose()?,
+                    port: port.map(to_port).transpose()?,
                     weight: to_weight(node.get("weight").unwrap_or(&Value::Null)),
                     priority: node.get("priority").and_then(Value::as_i64).unwrap_or(0),
                 })
@@ -284,8 +290,15 @@ mod tests {
                 json!([
                     {"host": "127.0.0.1", "port": 80, "weight": 1.0},
                     {"host": "[::1]", "weight": 99_999_999_999_u64, "priority": -1, "metadata": {"a": null}},
+                    {"host": "127.0.0.1:81", "weight": 1},
+                    {"host": "127.0.0.1:82", "port": 80, "weight": 1},
                 ]),
-                vec![node("127.0.0.1", Some(80), 1, 0), node("::1", None, u32::MAX, -1)],
+                vec![
+                    node("127.0.0.1", Some(80), 1, 0),
+                    node("::1", None, u32::MAX, -1),
+                    node("127.0.0.1", Some(81), 1, 0),
+                    node("127.0.0.1", Some(82), 1, 0),
+                ],
             ),
             (json!({}), vec![]),
             (json!([]), vec![]),
@@ -340,6 +353,7 @@ mod tests {
             json!({}),
             json!({"nodes": {"a:0": 1}}),
             json!({"nodes": {"a:70000": 1}}),
+            json!({"nodes": [{"host": "a:70000", "weight": 1}]}),
             json!({"nodes": 1}),
         ] {
             assert!(Upstream::load(&value).is_err(), "{value}");

@@ -14,6 +14,7 @@
 //! trailing slash kept); a client's own `x-amz-date` is replaced; a request without a query
 //! is sent without `?`.
 
+use std::cell::RefCell;
 use std::time::UNIX_EPOCH;
 
 use serde::Deserialize;
@@ -116,7 +117,6 @@ impl AwsLambda {
         call.query = call.query.take().filter(|query| !query.is_empty());
         let now = sluicegate_gateway::core::now();
         let now = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        let mut signed = Signed::default();
         let host = [("host", self.invoker.authority().as_bytes())];
         let fields = call.headers.iter().filter_map(|(name, value)| {
             let name = std::str::from_utf8(name).ok()?;
@@ -129,11 +129,18 @@ impl AwsLambda {
             headers: host.into_iter().chain(fields),
             payload: PayloadHash::Bytes(&call.body),
         };
+        let mut signed = SIGNED.take();
         signer.sign(now, request, &mut signed);
         for (name, value) in signed.headers() {
             call.headers.set(name, value.as_bytes());
         }
+        SIGNED.set(signed);
     }
+}
+
+thread_local! {
+    /// The memory signatures are made in: one after the other on a thread, so one is enough.
+    static SIGNED: RefCell<Signed> = RefCell::default();
 }
 
 /// The plugin's configuration.

@@ -3,20 +3,17 @@
 use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, UNIX_EPOCH};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use anyhow::{Context, anyhow, bail};
 use arc_swap::ArcSwap;
-use axum::Extension;
-use axum::extract::ConnectInfo;
-use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::{Value, json};
+use sluicegate_admin::configs::Declared;
 use sluicegate_admin::control::{ControlState, Status};
+use sluicegate_admin::status::{Broken, Readiness, Stale, StatusState};
 use sluicegate_admin::{AdminState, Applied};
 use sluicegate_config::{Config, TrustedCertificate, Warning};
 use sluicegate_gateway::client::TlsClients;
@@ -28,15 +25,18 @@ use sluicegate_gateway::upstream::UpstreamDeps;
 use sluicegate_gateway::upstream::resolve::Resolver;
 use sluicegate_model::check::Outside;
 use sluicegate_model::encrypt::Keyring;
-use sluicegate_model::kind::Kind;
 use sluicegate_model::plugin::Catalog;
-use sluicegate_store::{Change as StoreChange, EmbeddedStore, Event, Store, StoreError, Watch};
-use tokio::net::{TcpListener, TcpStream};
+use sluicegate_model::resource::Key;
+use sluicegate_store::{Change as StoreChange, Entry, Event, Health, Store, StoreError, Watch};
 use tokio::runtime::Runtime;
-use tokio::sync::{Mutex, Semaphore, watch};
-use tracing::{debug, error, info, warn};
+use tokio::sync::{Mutex, watch};
+use tracing::{error, info, warn};
 
 use crate::cli::Place;
+use crate::doors::{Door, DoorTls, Doors};
+use crate::judge::{DeclaredPlugins, FileJudge, Source};
+use crate::references::{CHANGE_WAIT, References, START_WAIT};
+use crate::stores::{self, Opened};
 use crate::{error_log, settings};
 
 /// A gateway that runs.
@@ -52,9 +52,13 @@ pub(crate) struct Running {
     admin: Arc<AdminState>,
     /// Where the Admin API listens.
     pub(crate) admin_addr: Option<SocketAddr>,
-    compiler: Arc<Mutex<Compiler>>,
+    admin_tls: Option<DoorTls>,
+    reloader: Reloader,
+    source: Option<Source>,
+    references: Arc<References>,
     upstream_deps: UpstreamDeps,
     _pid: PidFile,
+    _lock: Option<std::fs::File>,
 }
 
 impl Running {
@@ -83,27 +87,23 @@ impl Running {
         let listeners = Listeners::bind(&settings).map_err(|error| {
             anyhow!("{error} (apisix.node_listen, apisix.ssl.listen, apisix.proxy_protocol)")
         })?;
-        let admin_listener = match config.apisix.enable_admin {
-            true => {
-                Some(bind(config.deployment.admin.admin_listen, "deployment.admin.admin_listen")?)
-            }
-            false => None,
-        };
-        let control_listener = match config.apisix.control {
-            Some(addr) => Some(bind(addr, "apisix.control")?),
-            None => None,
-        };
-        let store_file = settings::store_file(&config, place);
-        make_folder(&store_file)?;
-        let store: Arc<dyn Store> = Arc::new(EmbeddedStore::open(&store_file)?);
-        // Behind the store: a second gateway of this folder ends there and leaves the first's.
-        let pid = PidFile::write(place)?;
+        let doors = Doors::bind(&config, place)?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(CONTROL_THREADS)
             .thread_name("control")
             .enable_all()
             .build()
             .context("the control threads could not be started")?;
+        let inside = Arc::new(OnceLock::new());
+        let status_addr = doors.status.as_ref().map(Door::addr).transpose()?;
+        if let Some(door) = doors.status {
+            let state =
+                StatusState { look: look(inside.clone()), server: settings::admin(&config).server };
+            door.open(&runtime, sluicegate_admin::status::router(Arc::new(state)))?;
+        }
+        let Opened { store, lock, source } = stores::open(&config, place, &runtime)?;
+        // Behind the store: a second gateway of this folder ends there and leaves the first's.
+        let pid = PidFile::write(place)?;
 
         let tls = Arc::new(tls_clients(&config, place)?);
         if let Some(why) = tls.roots_error() {
@@ -117,26 +117,47 @@ impl Running {
             keepalive: settings::keepalive(&config),
             tls: tls.clone(),
         };
-        let registry = enabled(&config);
-        let catalog = Arc::new(ArcSwap::from_pointee(registry.catalog()));
         let keyring = settings::keyring(&config);
-        let mut compiler = Compiler::new(deps(&config, registry, &upstream_deps));
+        let certificates: Arc<dyn Outside + Send + Sync> = Arc::new(Certificates(keyring.clone()));
+        let plugins = Arc::new(DeclaredPlugins::default());
+        let catalog = Arc::new(ArcSwap::from_pointee(enabled(&config, &plugins).catalog()));
+        // A file is read before anything is compiled: it may have a list of plugins of its own.
+        if let Some(Source::File { store, path, format }) = &source {
+            let (config, names, shown) = (config.clone(), plugins.clone(), catalog.clone());
+            plugins.on_change(move || shown.store(Arc::new(enabled(&config, &names).catalog())));
+            let judge = FileJudge {
+                catalog: catalog.clone(),
+                keyring: keyring.clone(),
+                outside: certificates.clone(),
+                plugins: plugins.clone(),
+            };
+            let variables = Box::new(|name: &str| std::env::var(name).ok());
+            store.follow(path.clone(), *format, variables, judge)?;
+        }
+        let registry = enabled(&config, &plugins);
+        let references = References::start(&runtime, settings::secrets(&config), &upstream_deps);
+        let mut compiler = Compiler::new(deps(&config, registry, &upstream_deps))
+            .with_references(references.clone());
         let shared = Arc::new(Shared::new(settings, tls).map_err(|e| anyhow!(e))?);
 
         let (listing, changes) = runtime.block_on(store.snapshot_and_watch("/"))?;
         let revision = listing.revision;
-        let initial: Vec<Event> = listing
-            .entries
-            .into_iter()
-            .map(|entry| Event {
-                revision: entry.modified,
-                key: entry.key.clone(),
-                change: StoreChange::Put(entry),
-            })
-            .collect();
         let decode = Decoder { catalog: catalog.clone(), keyring: keyring.clone() };
-        shared.publish(compiler.apply(decode.changes(&initial)));
-        let reports = Arc::new(ArcSwap::from_pointee(compiler.reports()));
+        // Managers of secrets come before those who ask them. All is read piece by piece, so that
+        // a large configuration is never in memory as a whole in every form it takes.
+        let begun = Instant::now();
+        let (mut entries, others): (Vec<Entry>, Vec<Entry>) =
+            listing.entries.into_iter().partition(|entry| entry.key.starts_with("/secrets/"));
+        entries.extend(others);
+        let initial = entries.chunks(START_PIECE).flat_map(|entries| {
+            let events: Vec<Event> = entries.iter().cloned().map(put).collect();
+            let wait = START_WAIT.saturating_sub(begun.elapsed());
+            let prepared = references.prepare(decode.changes(&events), wait);
+            references.resolve(runtime.block_on(prepared), false)
+        });
+        shared.publish(compiler.apply(initial));
+        drop(entries);
+        let reports = Arc::new(ArcSwap::new(compiler.reports()));
         let compiler = Arc::new(Mutex::new(compiler));
         let (served, serving) = watch::channel(revision);
         let follow = Follower {
@@ -146,8 +167,18 @@ impl Running {
             served,
             store: store.clone(),
             reports: reports.clone(),
+            references: references.clone(),
         };
+        runtime.spawn(follow.clone().follow_references());
         runtime.spawn(follow.run(changes));
+        let reloader = Reloader {
+            plugins: plugins.clone(),
+            catalog: catalog.clone(),
+            compiler: compiler.clone(),
+            shared: shared.clone(),
+            reports: reports.clone(),
+        };
+        reloader.follow_declared(&config, &upstream_deps);
 
         let gateway = Gateway::start(shared, listeners)
             .context("the request threads could not be started")?;
@@ -158,39 +189,55 @@ impl Running {
                 error!(%error, "Plugins could not be reloaded.");
             }
         });
-        let admin = AdminState::new(
+        let mut admin = AdminState::new(
             settings::admin(&config),
             catalog.clone(),
             store.clone(),
             keyring.clone(),
-            Arc::new(Certificates(keyring)),
+            certificates,
             unix_now,
         )
         .applied(applied(serving))
         .reload_plugins(reload.clone());
+        if let Some(Source::Api { store }) = &source {
+            let declared = Declared::new(store.clone(), move |list| plugins.set(list));
+            admin = admin.declared(declared);
+        }
         let admin = Arc::new(admin);
-        let admin_addr = match admin_listener {
-            Some(listener) => {
-                let addr = listener.local_addr()?;
-                let router = sluicegate_admin::router(admin.clone());
-                serve(&runtime, listener, router)?;
-                Some(addr)
-            }
-            None => None,
+        let admin_addr = doors.admin.as_ref().map(Door::addr).transpose()?;
+        let control_addr = doors.control.as_ref().map(Door::addr).transpose()?;
+        let admin_tls = doors.admin.as_ref().and_then(Door::tls);
+        if let Some(door) = doors.admin {
+            door.open(&runtime, sluicegate_admin::router(admin.clone()))?;
+        }
+        let within = Inside {
+            shared: gateway.shared.clone(),
+            reports: reports.clone(),
+            store: store.clone(),
+            references: references.clone(),
         };
-        if let Some(listener) = control_listener {
+        if let Some(door) = doors.control {
             let state = ControlState {
                 store,
                 catalog,
-                key_prefix: sluicegate_admin::Settings::default().key_prefix,
+                key_prefix: settings::admin(&config).key_prefix,
                 server: settings::admin(&config).server,
                 reload_plugins: Some(reload),
-                status: Some(status(gateway.shared.clone(), reports)),
+                status: Some(status(within.clone())),
             };
-            serve(&runtime, listener, sluicegate_admin::control::router(Arc::new(state)))?;
+            door.open(&runtime, sluicegate_admin::control::router(Arc::new(state)))?;
         }
+        // Nobody else sets it.
+        let _ = inside.set(within);
         let listening: Vec<String> = gateway.addrs.iter().map(|l| l.addr.to_string()).collect();
-        info!(data = listening.join(","), admin = ?admin_addr, revision, "Sluicegate serves.");
+        info!(
+            data = listening.join(","),
+            admin = ?admin_addr,
+            control = ?control_addr,
+            status = ?status_addr,
+            revision,
+            "Sluicegate serves."
+        );
         Ok(Self {
             runtime,
             started: config.clone(),
@@ -199,9 +246,13 @@ impl Running {
             gateway,
             admin,
             admin_addr,
-            compiler,
+            admin_tls,
+            reloader,
+            source,
+            references,
             upstream_deps,
             _pid: pid,
+            _lock: lock,
         })
     }
 
@@ -246,16 +297,20 @@ impl Running {
         {
             error!(%error, "The error log stays where it was.");
         }
+        if let Some(tls) = &self.admin_tls
+            && let Err(error) = tls.reload(&config, &self.place)
+        {
+            error!("The Admin API keeps the certificate it had: {error:#}");
+        }
         self.admin.settings.store(Arc::new(settings::admin(&config)));
-        let registry = enabled(&config);
-        self.admin.catalog.store(Arc::new(registry.catalog()));
+        self.references.configure(settings::secrets(&config));
         self.upstream_deps.keepalive = settings::keepalive(&config);
-        let deps = deps(&config, registry, &self.upstream_deps);
-        let (compiler, shared) = (self.compiler.clone(), self.gateway.shared.clone());
-        self.runtime.block_on(async move {
-            let mut compiler = compiler.lock().await;
-            shared.publish(compiler.rebuild(deps));
-        });
+        self.reloader.reload(&config, &self.upstream_deps);
+        self.reloader.follow_declared(&config, &self.upstream_deps);
+        if let Some(Source::File { store, .. }) = &self.source {
+            // Its resources may be good under the new list of plugins, or no more.
+            store.reread();
+        }
         self.config = config;
         info!("The configuration was reloaded.");
     }
@@ -287,8 +342,9 @@ impl Running {
     /// What listens where, in a line.
     pub(crate) fn told(&self) -> String {
         let addrs: Vec<String> = self.gateway.addrs.iter().map(|l| l.addr.to_string()).collect();
-        let admin = self.admin_addr.map(|addr| format!("; Admin API on {addr}"));
-        format!("serves on {}{}", addrs.join(", "), admin.unwrap_or_default())
+        let data = (!addrs.is_empty()).then(|| format!("serves on {}", addrs.join(", ")));
+        let admin = self.admin_addr.map(|addr| format!("Admin API on {addr}"));
+        data.into_iter().chain(admin).collect::<Vec<_>>().join("; ")
     }
 
     /// The data plane's addresses.
@@ -317,10 +373,11 @@ pub(crate) fn check(place: &Place) -> anyhow::Result<Vec<Warning>> {
     }
     let (config, warnings) = load(&path)?;
     tls_clients(&config, place)?;
+    DoorTls::of(&config, place)?;
     Ok(warnings)
 }
 
-fn load(path: &Path) -> anyhow::Result<(Config, Vec<Warning>)> {
+pub(crate) fn load(path: &Path) -> anyhow::Result<(Config, Vec<Warning>)> {
     let env = |name: &str| std::env::var(name).ok();
     let (config, mut warnings) = Config::load(path, &env)?;
     let registry = sluicegate_plugins::registry();
@@ -329,8 +386,11 @@ fn load(path: &Path) -> anyhow::Result<(Config, Vec<Warning>)> {
     Ok((config, warnings))
 }
 
-fn enabled(config: &Config) -> Registry {
+pub(crate) fn enabled(config: &Config, declared: &DeclaredPlugins) -> Registry {
     let registry = sluicegate_plugins::registry();
+    if let Some(names) = declared.names() {
+        return registry.only(&names);
+    }
     let names: Vec<&str> = registry.iter().map(|p| p.info.name).collect();
     let enabled: Vec<String> =
         config.enabled_plugins(&names).0.into_iter().map(str::to_owned).collect();
@@ -342,6 +402,7 @@ fn deps(config: &Config, registry: Registry, upstream: &UpstreamDeps) -> Deps {
         Some((p.info.name.to_owned(), config.plugin_attr.get(p.info.name)?.clone()))
     });
     Deps {
+        unknown_plugins: settings::unknown_plugins(config),
         plugin_attr: Value::Object(attrs.collect()),
         registry,
         upstream: upstream.clone(),
@@ -370,58 +431,6 @@ fn tls_clients(config: &Config, place: &Place) -> anyhow::Result<TlsClients> {
     }
 }
 
-fn bind(addr: SocketAddr, key: &str) -> anyhow::Result<std::net::TcpListener> {
-    let listener = std::net::TcpListener::bind(addr).map_err(|error| match error.kind() {
-        std::io::ErrorKind::AddrInUse => {
-            anyhow!("{addr} is taken by another process: stop it, or choose another port ({key})")
-        }
-        _ => anyhow!("cannot listen on {addr} ({key}): {error}"),
-    })?;
-    listener.set_nonblocking(true)?;
-    Ok(listener)
-}
-
-fn serve(
-    runtime: &Runtime,
-    listener: std::net::TcpListener,
-    router: axum::Router,
-) -> anyhow::Result<()> {
-    let _entered = runtime.enter();
-    let listener = TcpListener::from_std(listener)?;
-    let places = Arc::new(Semaphore::new(MANAGEMENT_CONNECTIONS_MAX));
-    runtime.spawn(async move {
-        // The semaphore is never closed.
-        while let Ok(place) = places.clone().acquire_owned().await {
-            match listener.accept().await {
-                Ok((tcp, peer)) => {
-                    let router = router.clone().layer(Extension(ConnectInfo(peer)));
-                    tokio::spawn(async move {
-                        serve_one(tcp, router).await;
-                        drop(place);
-                    });
-                }
-                Err(error) => {
-                    warn!(%error, "A connection to a management API could not be accepted.");
-                    tokio::time::sleep(ACCEPT_RETRY).await;
-                }
-            }
-        }
-    });
-    Ok(())
-}
-
-/// Serves one connection to a management API. Whoever connects can hold it only so long: the
-/// key is asked for when a request's head is there.
-async fn serve_one(tcp: TcpStream, router: axum::Router) {
-    let served = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(MANAGEMENT_HEAD_TIME)
-        .serve_connection(TokioIo::new(tcp), TowerToHyperService::new(router));
-    if let Err(error) = served.await {
-        debug!(%error, "A connection to a management API ended.");
-    }
-}
-
 /// Waits until a revision is served, before the write that made it is answered.
 fn applied(serving: watch::Receiver<u64>) -> Applied {
     Arc::new(move |revision| {
@@ -433,16 +442,88 @@ fn applied(serving: watch::Receiver<u64>) -> Applied {
     })
 }
 
+/// Loads plugins anew: what they are shown and checked by, and everything compiled with them.
+#[derive(Clone)]
+struct Reloader {
+    plugins: Arc<DeclaredPlugins>,
+    catalog: Arc<ArcSwap<Catalog>>,
+    compiler: Arc<Mutex<Compiler>>,
+    shared: Arc<Shared>,
+    reports: Arc<ArcSwap<Vec<Report>>>,
+}
+
+impl Reloader {
+    /// Blocks while everything is compiled; not for a thread that runs tasks.
+    fn reload(&self, config: &Config, upstream: &UpstreamDeps) {
+        let registry = enabled(config, &self.plugins);
+        self.catalog.store(Arc::new(registry.catalog()));
+        let deps = deps(config, registry, upstream);
+        let mut compiler = self.compiler.blocking_lock();
+        self.shared.publish(compiler.rebuild(deps));
+        self.reports.store(compiler.reports());
+    }
+
+    /// Does so whenever a declaration changes its list of plugins.
+    fn follow_declared(&self, config: &Config, upstream: &UpstreamDeps) {
+        let (own, config, upstream) = (self.clone(), config.clone(), upstream.clone());
+        // The list may come from a task, of the Admin API.
+        self.plugins.on_change(move || {
+            let (own, config, upstream) = (own.clone(), config.clone(), upstream.clone());
+            let reload = std::thread::spawn(move || own.reload(&config, &upstream));
+            if reload.join().is_err() {
+                error!("The plugins could not be loaded anew.");
+            }
+        });
+    }
+}
+
+/// What the Control and Status APIs look at.
+#[derive(Clone)]
+struct Inside {
+    shared: Arc<Shared>,
+    reports: Arc<ArcSwap<Vec<Report>>>,
+    store: Arc<dyn Store>,
+    references: Arc<References>,
+}
+
+impl Inside {
+    fn broken(&self) -> Vec<Broken> {
+        let shown =
+            |r: &Report| Broken { kind: r.kind.plural(), id: r.id.clone(), cause: r.cause.clone() };
+        self.reports.load().iter().map(shown).collect()
+    }
+
+    fn readiness(&self) -> Readiness {
+        if self.shared.draining.load(Ordering::Acquire) {
+            return Readiness::Not("the gateway stops".to_owned());
+        }
+        let stale = match self.store.health() {
+            Health::Ready => None,
+            Health::Stale { since, reason } => Some(Stale { since, reason }),
+        };
+        Readiness::Serving { stale, broken: self.broken() }
+    }
+}
+
+/// What the status API tells, before and after there is something inside.
+fn look(inside: Arc<OnceLock<Inside>>) -> Arc<dyn Fn() -> Readiness + Send + Sync> {
+    Arc::new(move || match inside.get() {
+        Some(inside) => inside.readiness(),
+        None => Readiness::Not("the configuration is not loaded yet".to_owned()),
+    })
+}
+
 /// What the control API tells at `/v1/status`.
-fn status(shared: Arc<Shared>, reports: Arc<ArcSwap<Vec<Report>>>) -> Status {
+fn status(inside: Inside) -> Status {
     Arc::new(move || {
+        let shared = &inside.shared;
         let counters: serde_json::Map<String, Value> =
             shared.counters().into_iter().map(|(name, n)| (name.to_owned(), n.into())).collect();
-        let broken: Vec<Value> = reports
-            .load()
-            .iter()
-            .map(|r| json!({"kind": r.kind.plural(), "id": r.id, "cause": r.cause}))
-            .collect();
+        let broken: Vec<Value> = inside.broken().iter().map(Broken::shown).collect();
+        let store = match inside.store.health() {
+            Health::Ready => json!({"state": "ready"}),
+            Health::Stale { since, reason } => Stale { since, reason }.shown(),
+        };
         json!({
             "version": env!("CARGO_PKG_VERSION"),
             "revision": shared.snapshot().revision,
@@ -451,12 +532,15 @@ fn status(shared: Arc<Shared>, reports: Arc<ArcSwap<Vec<Report>>>) -> Status {
             "active_connections": shared.active_connections.load(Ordering::Relaxed),
             "buffered_body_bytes": shared.buffered.load(Ordering::Relaxed),
             "counters": counters,
+            "store": store,
+            "secrets": inside.references.shown(),
             "broken": broken,
         })
     })
 }
 
 /// Turns what the store says into what the compiler takes.
+#[derive(Clone)]
 struct Decoder {
     catalog: Arc<ArcSwap<Catalog>>,
     keyring: Keyring,
@@ -468,11 +552,10 @@ impl Decoder {
     }
 
     fn change(&self, event: &Event) -> Option<Change> {
-        let mut parts = event.key.strip_prefix('/')?.splitn(2, '/');
-        let kind = Kind::from_plural(parts.next()?)?;
-        let id = parts.next()?.to_owned();
-        let (value, created) = match &event.change {
-            StoreChange::Delete => (None, 0),
+        let Key { kind, parent, id } = Key::parse(&event.key)?;
+        let id = parent.map_or_else(|| id.clone(), |parent| format!("{parent}/{id}"));
+        let (value, text, created) = match &event.change {
+            StoreChange::Delete => (None, None, 0),
             StoreChange::Put(entry) => match serde_json::from_slice::<Value>(&entry.value) {
                 Ok(mut value) => {
                     let catalog = self.catalog.load_full();
@@ -480,8 +563,10 @@ impl Decoder {
                     if !sealed.is_empty() {
                         error!(key = %event.key, secrets = sealed.join(", "), "Stored secrets do not open with the keyring and are used as they are: put the key that they were encrypted with into apisix.data_encryption.keyring.");
                     }
+                    let before = value.clone();
                     catalog.decrypt_resource(&self.keyring, kind, &mut value);
-                    (Some(value), entry.created)
+                    let text = (value == before).then(|| entry.value.clone());
+                    (Some(value), text, entry.created)
                 }
                 Err(error) => {
                     error!(key = %event.key, %error, "A stored resource is not JSON; its previous version serves.");
@@ -489,11 +574,16 @@ impl Decoder {
                 }
             },
         };
-        Some(Change { kind, id, value, revision: event.revision, created })
+        Some(Change { kind, id, value, text, revision: event.revision, created })
     }
 }
 
+fn put(entry: Entry) -> Event {
+    Event { revision: entry.modified, key: entry.key.clone(), change: StoreChange::Put(entry) }
+}
+
 /// Follows the store and publishes a snapshot for each batch of changes.
+#[derive(Clone)]
 struct Follower {
     compiler: Arc<Mutex<Compiler>>,
     shared: Arc<Shared>,
@@ -501,11 +591,13 @@ struct Follower {
     served: watch::Sender<u64>,
     store: Arc<dyn Store>,
     reports: Arc<ArcSwap<Vec<Report>>>,
+    references: Arc<References>,
 }
 
 impl Follower {
     async fn run(self, mut changes: Watch) {
         loop {
+            let mut may_hold = true;
             let events = match changes.changes().await {
                 Ok(events) => events,
                 Err(error) => {
@@ -513,6 +605,7 @@ impl Follower {
                     match self.start_over().await {
                         Ok((events, fresh)) => {
                             changes = fresh;
+                            may_hold = false;
                             events
                         }
                         Err(error) => {
@@ -525,18 +618,34 @@ impl Follower {
             };
             let Some(last) = events.iter().map(|e| e.revision).max() else { continue };
             let decoded = self.decode.changes(&events);
-            let (compiler, shared) = (self.compiler.clone(), self.shared.clone());
-            let reports = self.reports.clone();
-            // Compiling may take a while: it must not hold up the Admin API's thread.
-            let compiled = tokio::task::spawn_blocking(move || {
-                let mut compiler = compiler.blocking_lock();
-                shared.publish(compiler.apply(decoded));
-                reports.store(Arc::new(compiler.reports()));
-            });
-            if let Err(error) = compiled.await {
-                error!(%error, "A configuration change could not be compiled.");
-            }
+            let prepared = self.references.prepare(decoded, CHANGE_WAIT).await;
+            self.compile(move |references| references.resolve(prepared, may_hold)).await;
             self.served.send_replace(last);
+        }
+    }
+
+    /// Compiles what depends on references whose values change.
+    async fn follow_references(self) {
+        loop {
+            let changed = self.references.changed().await;
+            self.compile(move |references| references.affected(&changed)).await;
+        }
+    }
+
+    /// Compiles changes, which are asked for when the compiler is at hand, and publishes.
+    async fn compile(&self, changes: impl FnOnce(&References) -> Vec<Change> + Send + 'static) {
+        let Self { compiler, shared, reports, references, .. } = self.clone();
+        // Compiling may take a while: it must not hold up the Admin API's thread.
+        let compiled = tokio::task::spawn_blocking(move || {
+            let mut compiler = compiler.blocking_lock();
+            let changes = changes(&references);
+            if !changes.is_empty() {
+                shared.publish(compiler.apply(changes));
+                reports.store(compiler.reports());
+            }
+        });
+        if let Err(error) = compiled.await {
+            error!(%error, "A configuration change could not be compiled.");
         }
     }
 }
@@ -548,18 +657,15 @@ impl Follower {
         let (listing, changes) = self.store.snapshot_and_watch("/").await?;
         let revision = listing.revision;
         let kept: HashSet<&str> = listing.entries.iter().map(|e| &*e.key).collect();
-        let known = self.compiler.lock().await.known();
+        let mut known = self.compiler.lock().await.known();
+        known.extend(self.references.known());
         let gone = known
             .iter()
             .map(|(kind, id)| format!("/{}/{id}", kind.plural()))
             .filter(|key| !kept.contains(key.as_str()))
             .map(|key| Event { revision, key: key.into(), change: StoreChange::Delete });
         let mut events: Vec<Event> = gone.collect();
-        events.extend(listing.entries.into_iter().map(|entry| Event {
-            revision: entry.modified,
-            key: entry.key.clone(),
-            change: StoreChange::Put(entry),
-        }));
+        events.extend(listing.entries.into_iter().map(put));
         // The watch goes on behind this revision, whatever the entries' own are.
         events.push(Event { revision, key: "/".into(), change: StoreChange::Delete });
         Ok((events, changes))
@@ -567,7 +673,7 @@ impl Follower {
 }
 
 /// The Admin API's check of certificates.
-struct Certificates(Keyring);
+pub(crate) struct Certificates(pub(crate) Keyring);
 
 impl Outside for Certificates {
     fn cert_pair(&self, cert: &str, key: Option<&str>) -> Result<(), String> {
@@ -577,6 +683,9 @@ impl Outside for Certificates {
         let Some(key) = key else { return Ok(()) };
         let plain = self.0.decrypt_pem(key).filter(|plain| plain.contains("-----BEGIN"));
         let key = plain.ok_or("failed to decrypt previous encrypted key")?;
+        sluicegate_gateway::tls::parse_key(&key)
+            .map_err(|_| "failed to parse key: PEM_read_bio_PrivateKey() failed".to_owned())?;
+        // Differs: APISIX stores a certificate and a key that do not belong together.
         sluicegate_gateway::tls::certified(cert, &key).map(drop)
     }
 }
@@ -600,7 +709,7 @@ impl Drop for PidFile {
     }
 }
 
-fn make_folder(file: &Path) -> anyhow::Result<()> {
+pub(crate) fn make_folder(file: &Path) -> anyhow::Result<()> {
     match file.parent() {
         Some(folder) => std::fs::create_dir_all(folder)
             .with_context(|| format!("the folder {} cannot be made", folder.display())),
@@ -639,18 +748,11 @@ pub(crate) fn unix_now() -> u64 {
     sluicegate_gateway::core::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
+/// Resources that are read together when the gateway starts.
+const START_PIECE: usize = 1024;
+
 /// How long a store that cannot be read is left alone.
 const STORE_RETRY: Duration = Duration::from_secs(1);
-
-/// How long accepting waits after it failed: files ran out, most likely.
-const ACCEPT_RETRY: Duration = Duration::from_millis(50);
-
-/// Connections to one management API at a time; more wait in the kernel.
-const MANAGEMENT_CONNECTIONS_MAX: usize = 256;
-
-/// How long a client of a management API may take to send a request's head, and how long its
-/// connection may be idle.
-const MANAGEMENT_HEAD_TIME: Duration = Duration::from_secs(30);
 
 /// Threads of everything that is not a request.
 const CONTROL_THREADS: usize = 2;

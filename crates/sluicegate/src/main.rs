@@ -2,10 +2,15 @@
 
 mod boot;
 mod cli;
+mod config_cmd;
+mod doors;
 mod error_log;
+mod judge;
 mod quickstart;
+mod references;
 mod settings;
 mod signals;
+mod stores;
 
 fn main() -> std::process::ExitCode {
     cli::run()

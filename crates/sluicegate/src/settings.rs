@@ -12,6 +12,7 @@ use sluicegate_gateway::client::Keepalive;
 use sluicegate_gateway::http::head::HeadLimits;
 use sluicegate_gateway::router::Mode;
 use sluicegate_gateway::settings::{AccessLog, Escape, Listen, RealIp, Settings, TlsSettings};
+use sluicegate_gateway::snapshot::UnknownPlugins;
 use sluicegate_gateway::upstream::resolve::DnsSettings;
 use sluicegate_model::encrypt::Keyring;
 
@@ -98,6 +99,14 @@ pub(crate) fn router(config: &Config) -> Mode {
     }
 }
 
+/// What becomes of plugins this version does not have.
+pub(crate) fn unknown_plugins(config: &Config) -> UnknownPlugins {
+    match config.apisix.skip_unknown_plugins {
+        true => UnknownPlugins::Skip,
+        false => UnknownPlugins::Refuse,
+    }
+}
+
 /// How names are resolved.
 pub(crate) fn dns(config: &Config) -> DnsSettings {
     DnsSettings {
@@ -155,8 +164,19 @@ pub(crate) fn admin(config: &Config) -> admin::Settings {
         },
         cors: from.enable_admin_cors,
         encrypt_fields: config.apisix.data_encryption.enable_encrypt_fields,
+        stream_proxy: config.apisix.stream_proxy,
+        redact_secrets: config.redact_secrets,
         server: server(config),
+        key_prefix: config.deployment.etcd.prefix.trim_end_matches('/').to_owned(),
         ..admin::Settings::default()
+    }
+}
+
+/// How often secrets kept elsewhere are fetched.
+pub(crate) fn secrets(config: &Config) -> sluicegate_secrets::Settings {
+    sluicegate_secrets::Settings {
+        ttl: config.apisix.secret_ttl,
+        neg_ttl: config.apisix.secret_neg_ttl,
     }
 }
 

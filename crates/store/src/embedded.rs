@@ -19,15 +19,22 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
     thread::JoinHandle,
+    time::{Duration, Instant},
 };
 
 use redb::{Database, DatabaseError, Durability, ReadableDatabase, ReadableTable, TableDefinition};
-use tokio::sync::{mpsc, oneshot};
-use tracing::{error, warn};
+use tokio::{
+    runtime::{Builder, Runtime},
+    sync::{mpsc, oneshot},
+    time::timeout,
+};
+use tracing::{error, info, warn};
 
 use crate::{
-    BoxFuture, Change, Entry, Event, Expect, Listing, Store, StoreError, Watch, Written, check_key,
-    check_value, shared::Shared,
+    BoxFuture, Bulk, Change, Entry, Event, Expect, Listing, Put, Store, StoreError, Watch, Written,
+    check_key, check_value,
+    expiry::{self, Deadlines},
+    shared::Shared,
 };
 
 /// A store in one file. See the module's documentation.
@@ -55,9 +62,16 @@ impl EmbeddedStore {
         // The file holds secrets, encrypted with a key that lies beside it.
         fs::set_permissions(&path, fs::Permissions::from_mode(FILE_MODE))
             .map_err(|error| open_error(&path, &error))?;
-        let database = open(&path)?;
-        let (entries, revision) = load(&database).map_err(|reason| open_error(&path, &reason))?;
+        let mut database = open(&path)?;
+        let mut found = load(&database).map_err(|reason| open_error(&path, &reason))?;
         remove_leftovers(&path);
+        // What expired while nobody was looking is gone before anybody looks.
+        let expired = found.expire(expiry::now());
+        if !expired.is_empty() {
+            store_changes(&database, &expired).map_err(|error| open_error(&path, &error))?;
+        }
+        compact_if_worth_it(&path, &mut database, found.bytes());
+        let Loaded { entries, deadlines, revision } = found;
 
         let shared = Shared::new(entries, revision);
         let issued = Arc::new(AtomicU64::new(revision));
@@ -68,10 +82,15 @@ impl EmbeddedStore {
             database: Some(database),
             shared: Arc::clone(&shared),
             issued: Arc::clone(&issued),
+            deadlines,
         };
+        let clock = Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .map_err(|error| open_error(&path, &error))?;
         let writer = std::thread::Builder::new()
             .name("store-writer".to_owned())
-            .spawn(move || writer.run(queue))
+            .spawn(move || writer.run(queue, clock))
             .map_err(|error| open_error(&path, &error))?;
         Ok(Self { shared, issued, writes: Some(writes), writer: Some(writer) })
     }
@@ -80,11 +99,11 @@ impl EmbeddedStore {
         &self,
         key: &str,
         change: impl FnOnce(oneshot::Sender<Result<T, StoreError>>) -> Operation,
-        expect: Expect,
+        how: Put,
     ) -> Result<T, StoreError> {
         check_key(key)?;
         let (answer, answered) = oneshot::channel();
-        let write = Write { key: key.into(), expect, operation: change(answer) };
+        let write = Write { key: key.into(), how, operation: change(answer) };
         let writes = self.writes.as_ref().ok_or(StoreError::Closed)?;
         writes.send(write).await.map_err(|_| StoreError::Closed)?;
         answered.await.map_err(|_| StoreError::Closed)?
@@ -104,11 +123,11 @@ impl Store for EmbeddedStore {
         &'a self,
         key: &'a str,
         value: Arc<[u8]>,
-        expect: Expect,
+        how: Put,
     ) -> BoxFuture<'a, Result<Written, StoreError>> {
         Box::pin(async move {
             check_value(key, &value)?;
-            self.write(key, |answer| Operation::Put { value, answer }, expect).await
+            self.write(key, |answer| Operation::Put { value, answer }, how).await
         })
     }
 
@@ -117,7 +136,30 @@ impl Store for EmbeddedStore {
         key: &'a str,
         expect: Expect,
     ) -> BoxFuture<'a, Result<Option<u64>, StoreError>> {
-        Box::pin(self.write(key, |answer| Operation::Delete { answer }, expect))
+        Box::pin(self.write(key, |answer| Operation::Delete { answer }, expect.into()))
+    }
+
+    fn write_all<'a>(&'a self, changes: Vec<Bulk>) -> BoxFuture<'a, Result<(), StoreError>> {
+        Box::pin(async move {
+            for (key, value) in &changes {
+                check_key(key)?;
+                check_value(key, value.as_deref().unwrap_or_default())?;
+            }
+            // All of them wait in the queue at once, so that they share commits.
+            let writes = self.writes.as_ref().ok_or(StoreError::Closed)?;
+            let (answer, mut answered) = mpsc::unbounded_channel();
+            for (key, value) in changes {
+                let operation = Operation::Bulk { value, answer: answer.clone() };
+                let write = Write { key, how: Put::default(), operation };
+                writes.send(write).await.map_err(|_| StoreError::Closed)?;
+            }
+            drop(answer);
+            let mut outcome = Ok(());
+            while let Some(done) = answered.recv().await {
+                outcome = outcome.and(done);
+            }
+            outcome
+        })
     }
 
     fn next_id(&self) -> BoxFuture<'_, Result<u64, StoreError>> {
@@ -151,13 +193,24 @@ impl Drop for EmbeddedStore {
 /// One queued write.
 struct Write {
     key: Arc<str>,
-    expect: Expect,
+    how: Put,
     operation: Operation,
 }
 
 enum Operation {
-    Put { value: Arc<[u8]>, answer: oneshot::Sender<Result<Written, StoreError>> },
-    Delete { answer: oneshot::Sender<Result<Option<u64>, StoreError>> },
+    Put {
+        value: Arc<[u8]>,
+        answer: oneshot::Sender<Result<Written, StoreError>>,
+    },
+    Delete {
+        answer: oneshot::Sender<Result<Option<u64>, StoreError>>,
+    },
+    /// One of many, without expectations.
+    Bulk {
+        value: Option<Arc<[u8]>>,
+        answer: mpsc::UnboundedSender<Result<(), StoreError>>,
+    },
+    Expire,
 }
 
 /// The writer thread's own state.
@@ -168,18 +221,62 @@ struct Writer {
     database: Option<Database>,
     shared: Arc<Shared>,
     issued: Arc<AtomicU64>,
+    deadlines: Deadlines,
 }
 
 impl Writer {
-    fn run(mut self, mut queue: mpsc::Receiver<Write>) {
-        while let Some(first) = queue.blocking_recv() {
+    fn run(mut self, mut queue: mpsc::Receiver<Write>, clock: Runtime) {
+        // The last write since the file's size was looked at.
+        let mut written: Option<Instant> = None;
+        // How many writes shared the last commit.
+        let mut together = 1;
+        loop {
+            let idle = written.map(|at| IDLE.saturating_sub(at.elapsed()));
+            let wait = self.deadlines.wait(expiry::now()).into_iter().chain(idle).min();
+            let received = clock.block_on(async {
+                match wait {
+                    // Expired entries of a store that cannot write must not keep a core busy.
+                    Some(wait) => timeout(wait.max(WAIT_MIN), queue.recv()).await,
+                    None => Ok(queue.recv().await),
+                }
+            });
+            let first = match received {
+                Ok(Some(first)) => first,
+                Ok(None) => return,
+                Err(_) => {
+                    let due = self.deadlines.due(expiry::now(), BATCH_WRITES_MAX);
+                    if !due.is_empty() {
+                        self.write(due.into_iter().map(Write::expiry).collect());
+                        written = Some(Instant::now());
+                    } else if written.is_some_and(|at| at.elapsed() >= IDLE) {
+                        self.compact();
+                        written = None;
+                    }
+                    continue;
+                }
+            };
+            written = Some(Instant::now());
             let mut bytes = first.bytes();
             let mut batch = vec![first];
+            // Those whose writes were just answered are likely to come again: waiting a moment for
+            // as many as before makes one commit of what would be two.
+            let until = Instant::now() + GATHER;
             while batch.len() < BATCH_WRITES_MAX && bytes < BATCH_BYTES_MAX {
-                let Ok(write) = queue.try_recv() else { break };
+                let write = match queue.try_recv() {
+                    Ok(write) => write,
+                    Err(_) if batch.len() < together => {
+                        let wait = until.saturating_duration_since(Instant::now());
+                        match clock.block_on(async { timeout(wait, queue.recv()).await }) {
+                            Ok(Some(write)) => write,
+                            _ => break,
+                        }
+                    }
+                    Err(_) => break,
+                };
                 bytes += write.bytes();
                 batch.push(write);
             }
+            together = batch.len();
             self.write(batch);
         }
     }
@@ -192,13 +289,16 @@ impl Writer {
             plan.add(write, &self.shared, &self.issued);
         }
         let committed = match ready {
-            Ok(()) if plan.events.is_empty() => Ok(()),
-            Ok(()) => self.commit(&plan.events),
+            Ok(()) if plan.changes.is_empty() => Ok(()),
+            Ok(()) => self.commit(&plan.changes),
             Err(reason) => Err(reason),
         };
         match committed {
             Ok(()) => {
-                self.shared.apply(plan.events);
+                for change in &plan.changes {
+                    self.deadlines.set(&change.event.key, change.deadline);
+                }
+                self.shared.apply(plan.changes.into_iter().map(|change| change.event));
                 plan.answers.into_iter().for_each(|answer| answer(Ok(())));
             }
             Err(reason) => {
@@ -209,15 +309,22 @@ impl Writer {
         }
     }
 
-    fn commit(&mut self, events: &[Event]) -> Result<(), String> {
+    fn commit(&mut self, changes: &[Stored]) -> Result<(), String> {
         let Some(database) = &self.database else { return Err("it is not open".to_owned()) };
-        let result = store_events(database, events).map_err(|error| error.to_string());
+        let result = store_changes(database, changes).map_err(|error| error.to_string());
         if result.is_err() {
             // redb refuses every further write after an I/O error. Closing the file makes the
             // next write open it again and find what was really written.
             self.database = None;
         }
         result
+    }
+
+    /// Gives back room in the file that nothing uses any more.
+    fn compact(&mut self) {
+        let Some(database) = &mut self.database else { return };
+        let entries = self.shared.list("").entries;
+        compact_if_worth_it(&self.path, database, entries.iter().map(Entry::bytes).sum());
     }
 
     /// Opens the file again after a failed write. The failed batch may be in it after all, so what
@@ -227,23 +334,26 @@ impl Writer {
             return Ok(());
         }
         let database = (self.open)(&self.path).map_err(|error| error.to_string())?;
-        let (found, _) = load(&database)?;
+        let Loaded { entries: found, deadlines, .. } = load(&database)?;
         let known = self.shared.list("").entries;
-        let mut events = Vec::new();
+        let mut changes = Vec::new();
         for old in known.iter().filter(|old| !found.contains_key(&old.key)) {
             let revision = next_revision(&self.issued);
-            events.push(Event { revision, key: Arc::clone(&old.key), change: Change::Delete });
+            changes.push(Stored::delete(revision, Arc::clone(&old.key)));
         }
-        for entry in found.into_values().filter(|entry| !known.contains(entry)) {
-            let (key, revision) = (Arc::clone(&entry.key), next_revision(&self.issued));
-            let entry = Entry { modified: revision, ..entry };
-            events.push(Event { revision, key, change: Change::Put(entry) });
+        let known: HashMap<_, _> =
+            known.into_iter().map(|old| (Arc::clone(&old.key), old)).collect();
+        for entry in found.into_values().filter(|entry| known.get(&entry.key) != Some(entry)) {
+            let deadline = deadlines.of(&entry.key);
+            let entry = Entry { modified: next_revision(&self.issued), ..entry };
+            changes.push(Stored::put(entry, deadline));
         }
-        if !events.is_empty() {
-            warn!(changes = events.len(), "The store's file was ahead of what was answered.");
-            store_events(&database, &events).map_err(|error| error.to_string())?;
-            self.shared.apply(events);
+        if !changes.is_empty() {
+            warn!(changes = changes.len(), "The store's file was ahead of what was answered.");
+            store_changes(&database, &changes).map_err(|error| error.to_string())?;
+            self.shared.apply(changes.into_iter().map(|change| change.event));
         }
+        self.deadlines = deadlines;
         self.database = Some(database);
         Ok(())
     }
@@ -255,18 +365,41 @@ trait Opener: Fn(&Path) -> Result<Database, StoreError> + Send + 'static {}
 impl<F: Fn(&Path) -> Result<Database, StoreError> + Send + 'static> Opener for F {}
 
 impl Write {
+    /// The removal of an entry whose time is over, if it still is when its turn comes.
+    fn expiry(key: Arc<str>) -> Self {
+        Self { key, how: Put::default(), operation: Operation::Expire }
+    }
+
     fn bytes(&self) -> usize {
         match &self.operation {
             Operation::Put { value, .. } => value.len(),
-            Operation::Delete { .. } => 0,
+            Operation::Bulk { value, .. } => value.as_ref().map_or(0, |value| value.len()),
+            Operation::Delete { .. } | Operation::Expire => 0,
         }
+    }
+}
+
+/// A change with what only the file and the deadlines need to know.
+struct Stored {
+    event: Event,
+    deadline: Option<u64>,
+}
+
+impl Stored {
+    fn put(entry: Entry, deadline: Option<u64>) -> Self {
+        let (revision, key) = (entry.modified, Arc::clone(&entry.key));
+        Self { event: Event { revision, key, change: Change::Put(entry) }, deadline }
+    }
+
+    fn delete(revision: u64, key: Arc<str>) -> Self {
+        Self { event: Event { revision, key, change: Change::Delete }, deadline: None }
     }
 }
 
 /// What a batch will do, and whom to tell.
 #[derive(Default)]
 struct Plan {
-    events: Vec<Event>,
+    changes: Vec<Stored>,
     answers: Vec<Answer>,
     /// Keys this batch changes, as they will be.
     pending: HashMap<Arc<str>, Option<Entry>>,
@@ -277,12 +410,12 @@ type Answer = Box<dyn FnOnce(Result<(), StoreError>)>;
 
 impl Plan {
     fn add(&mut self, write: Write, shared: &Shared, issued: &AtomicU64) {
-        let Write { key, expect, operation } = write;
+        let Write { key, how, operation } = write;
         let old = match self.pending.get(&key) {
             Some(pending) => pending.clone(),
             None => shared.get(&key),
         };
-        let expected = expect.check(&key, old.as_ref().map(|old| old.modified));
+        let expected = how.expect.check(&key, old.as_ref().map(|old| old.modified));
         // An answer nobody waits for any more is no failure: the write stands.
         match operation {
             Operation::Put { value, answer } => {
@@ -293,7 +426,9 @@ impl Plan {
                 let created = old.as_ref().map_or(revision, |old| old.created);
                 let entry = Entry { key: Arc::clone(&key), value, created, modified: revision };
                 let written = Written { entry: entry.clone(), created: old.is_none() };
-                self.change(revision, key, Some(entry));
+                let deadline = how.ttl.map(|ttl| expiry::deadline(expiry::now(), ttl));
+                self.pending.insert(key, Some(entry.clone()));
+                self.changes.push(Stored::put(entry, deadline));
                 self.answers.push(Box::new(|done| drop(answer.send(done.map(|()| written)))));
             }
             Operation::Delete { answer } => {
@@ -302,19 +437,38 @@ impl Plan {
                 }
                 let revision = old.is_some().then(|| next_revision(issued));
                 if let Some(revision) = revision {
-                    self.change(revision, key, None);
+                    self.delete(revision, key);
                 }
                 // An absent key is answered after the commit too: what made it absent may be
                 // in this very batch.
                 self.answers.push(Box::new(move |done| drop(answer.send(done.map(|()| revision)))));
             }
+            Operation::Bulk { value, answer } => {
+                match value {
+                    Some(value) => {
+                        let modified = next_revision(issued);
+                        let created = old.as_ref().map_or(modified, |old| old.created);
+                        let entry = Entry { key: Arc::clone(&key), value, created, modified };
+                        self.pending.insert(key, Some(entry.clone()));
+                        self.changes.push(Stored::put(entry, None));
+                    }
+                    None if old.is_some() => self.delete(next_revision(issued), key),
+                    None => {}
+                }
+                self.answers.push(Box::new(move |done| drop(answer.send(done))));
+            }
+            // Only the writer itself sends these, alone in a batch: nothing came in between.
+            Operation::Expire => {
+                if old.is_some() {
+                    self.delete(next_revision(issued), key);
+                }
+            }
         }
     }
 
-    fn change(&mut self, revision: u64, key: Arc<str>, entry: Option<Entry>) {
-        let change = entry.clone().map_or(Change::Delete, Change::Put);
-        self.events.push(Event { revision, key: Arc::clone(&key), change });
-        self.pending.insert(key, entry);
+    fn delete(&mut self, revision: u64, key: Arc<str>) {
+        self.pending.insert(Arc::clone(&key), None);
+        self.changes.push(Stored::delete(revision, key));
     }
 }
 
@@ -322,16 +476,21 @@ fn next_revision(issued: &AtomicU64) -> u64 {
     issued.fetch_add(1, Ordering::Relaxed) + 1
 }
 
-fn store_events(database: &Database, events: &[Event]) -> Result<(), redb::Error> {
+fn store_changes(database: &Database, changes: &[Stored]) -> Result<(), redb::Error> {
     let mut transaction = database.begin_write()?;
     transaction.set_durability(Durability::Immediate)?;
     {
         let mut entries = transaction.open_table(ENTRIES)?;
-        for event in events {
+        for Stored { event, deadline } in changes {
             let key = &*event.key;
             match &event.change {
                 Change::Put(entry) => {
-                    let row = (entry.created, entry.modified, NEVER_EXPIRES, &*entry.value);
+                    let row = (
+                        entry.created,
+                        entry.modified,
+                        deadline.unwrap_or(NEVER_EXPIRES),
+                        &*entry.value,
+                    );
                     entries.insert(key, row)?;
                 }
                 Change::Delete => {
@@ -339,8 +498,8 @@ fn store_events(database: &Database, events: &[Event]) -> Result<(), redb::Error
                 }
             }
         }
-        if let Some(last) = events.last() {
-            transaction.open_table(META)?.insert(REVISION, last.revision)?;
+        if let Some(last) = changes.last() {
+            transaction.open_table(META)?.insert(REVISION, last.event.revision)?;
         }
     }
     transaction.commit()?;
@@ -354,30 +513,69 @@ fn open_database(path: &Path) -> Result<Database, StoreError> {
     })
 }
 
-/// Everything in the file, and its revision.
-fn load(database: &Database) -> Result<(BTreeMap<Arc<str>, Entry>, u64), String> {
+/// Everything in the file.
+struct Loaded {
+    entries: BTreeMap<Arc<str>, Entry>,
+    deadlines: Deadlines,
+    revision: u64,
+}
+
+impl Loaded {
+    /// Takes out what has expired; the answer is to be stored.
+    fn expire(&mut self, now: u64) -> Vec<Stored> {
+        let mut expired = Vec::new();
+        for key in self.deadlines.due(now, usize::MAX) {
+            self.entries.remove(&key);
+            self.deadlines.set(&key, None);
+            self.revision += 1;
+            expired.push(Stored::delete(self.revision, key));
+        }
+        expired
+    }
+
+    fn bytes(&self) -> usize {
+        self.entries.values().map(Entry::bytes).sum()
+    }
+}
+
+fn load(database: &Database) -> Result<Loaded, String> {
     let read = || -> Result<_, redb::Error> {
         let transaction = database.begin_read()?;
         let meta = transaction.open_table(META)?;
         let format = meta.get(FORMAT)?.map_or(0, |value| value.value());
         let revision = meta.get(REVISION)?.map_or(0, |value| value.value());
-        let mut entries = BTreeMap::new();
+        let (mut entries, mut deadlines) = (BTreeMap::new(), Deadlines::default());
         if format == FORMAT_VERSION {
             for row in transaction.open_table(ENTRIES)?.iter()? {
                 let (key, row) = row?;
-                let (key, (created, modified, _expires, value)) =
+                let (key, (created, modified, expires, value)) =
                     (Arc::<str>::from(key.value()), row.value());
+                deadlines.set(&key, (expires != NEVER_EXPIRES).then_some(expires));
                 let entry = Entry { key: Arc::clone(&key), value: value.into(), created, modified };
                 entries.insert(key, entry);
             }
         }
-        Ok((format, entries, revision))
+        Ok((format, Loaded { entries, deadlines, revision }))
     };
-    let (format, entries, revision) = read().map_err(|error| error.to_string())?;
+    let (format, loaded) = read().map_err(|error| error.to_string())?;
     if format != FORMAT_VERSION {
         return Err(format!("its format is {format}, this version reads {FORMAT_VERSION}"));
     }
-    Ok((entries, revision))
+    Ok(loaded)
+}
+
+/// Compacts the file when most of it is room that `live` bytes of entries do not need. That the
+/// file stays big is no reason to fail: it is said, and tried again another time.
+fn compact_if_worth_it(path: &Path, database: &mut Database, live: usize) {
+    let len = |path| fs::metadata(path).map_or(0, |file| file.len());
+    let before = len(path);
+    if before < COMPACT_BYTES_MIN || before < COMPACT_FACTOR * live as u64 {
+        return;
+    }
+    match database.compact() {
+        Ok(_) => info!(before, after = len(path), "The store's file was compacted."),
+        Err(error) => warn!(%error, "The store's file could not be compacted."),
+    }
 }
 
 /// Prepares an empty store beside `path`, then gives it that name, so that a file called `path`
@@ -454,7 +652,7 @@ const REVISION: &str = "revision";
 /// In [`META`]: which layout the file has.
 const FORMAT: &str = "format";
 const FORMAT_VERSION: u64 = 1;
-/// Nothing expires yet; the column is there so that `?ttl=` needs no new format.
+/// In place of a deadline, in milliseconds of Unix time.
 const NEVER_EXPIRES: u64 = 0;
 
 const FILE_MODE: u32 = 0o600;
@@ -465,124 +663,18 @@ const CACHE_BYTES: usize = 16 << 20;
 const QUEUE_MAX: usize = 1024;
 /// Writes that share one transaction at most.
 const BATCH_WRITES_MAX: usize = 512;
+/// How long a commit waits at most for as many writes as the one before it had.
+const GATHER: Duration = Duration::from_millis(1);
+/// A quiet time after which a look at the file's size does not get in anybody's way.
+const IDLE: Duration = Duration::from_secs(10);
+/// How long the writer waits at least before it removes expired entries: many share a commit.
+const WAIT_MIN: Duration = Duration::from_millis(10);
+/// A file smaller than this is never compacted.
+const COMPACT_BYTES_MIN: u64 = 8 << 20;
+/// A file is compacted when it is this many times larger than its entries.
+const COMPACT_FACTOR: u64 = 4;
 /// A transaction takes no further write once it has this many bytes.
 const BATCH_BYTES_MAX: usize = 16 << 20;
 
 #[cfg(test)]
-mod tests {
-    use std::sync::atomic::{AtomicBool, AtomicUsize};
-
-    use redb::{StorageBackend, backends::FileBackend};
-
-    use super::*;
-
-    /// A disk that counts what it is asked to make durable, and can be told to fail.
-    #[derive(Debug)]
-    struct Disk {
-        file: FileBackend,
-        gauge: Arc<Gauge>,
-    }
-
-    #[derive(Debug, Default)]
-    struct Gauge {
-        syncs: AtomicUsize,
-        full: AtomicBool,
-    }
-
-    fn open_on_disk(path: &Path) -> (EmbeddedStore, Arc<Gauge>) {
-        let gauge = Arc::new(Gauge::default());
-        let shown = Arc::clone(&gauge);
-        let open = move |path: &Path| {
-            let file = fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
-            let disk = Disk { file: FileBackend::new(file).unwrap(), gauge: Arc::clone(&gauge) };
-            Database::builder().create_with_backend(disk).map_err(|error| open_error(path, &error))
-        };
-        (EmbeddedStore::open_with(path.to_owned(), open).unwrap(), shown)
-    }
-
-    #[tokio::test]
-    async fn a_write_alone_takes_one_sync_and_writes_that_wait_together_share_theirs() {
-        let folder = tempfile::tempdir().unwrap();
-        let (store, gauge) = open_on_disk(&folder.path().join("store.redb"));
-        let store = Arc::new(store);
-        let syncs = || gauge.syncs.swap(0, Ordering::Relaxed);
-        store.put("/routes/first", Arc::from(*b"1"), Expect::Any).await.unwrap();
-        syncs();
-        for _ in 0..10 {
-            store.put("/routes/alone", Arc::from(*b"1"), Expect::Any).await.unwrap();
-        }
-        assert_eq!(syncs(), 10);
-
-        let clients = (0..200).map(|client| {
-            let store = Arc::clone(&store);
-            tokio::spawn(async move {
-                let key = format!("/routes/{client}");
-                store.put(&key, Arc::from(*b"1"), Expect::Absent).await.unwrap();
-            })
-        });
-        for client in clients.collect::<Vec<_>>() {
-            client.await.unwrap();
-        }
-        let syncs = syncs();
-        assert!(syncs < 100, "200 writes took {syncs} syncs");
-        assert_eq!(store.list("/routes/").await.unwrap().entries.len(), 202);
-    }
-
-    #[tokio::test]
-    async fn a_failed_write_is_an_error_and_the_store_works_again_when_the_disk_does() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("store.redb");
-        let (store, gauge) = open_on_disk(&path);
-        let put = |key: &'static str| store.put(key, Arc::from(*b"1"), Expect::Any);
-
-        let before = put("/routes/before").await.unwrap().entry.modified;
-        gauge.full.store(true, Ordering::Relaxed);
-        for _ in 0..3 {
-            let error = put("/routes/during").await.unwrap_err();
-            assert!(matches!(error, StoreError::Write { .. }), "{error}");
-        }
-        assert!(store.get("/routes/before").await.unwrap().is_some());
-        assert_eq!(store.get("/routes/during").await.unwrap(), None);
-        gauge.full.store(false, Ordering::Relaxed);
-        assert!(put("/routes/after").await.unwrap().entry.modified > before);
-
-        let listed = store.list("/").await.unwrap();
-        drop(store);
-        assert_eq!(EmbeddedStore::open(path).unwrap().list("/").await.unwrap(), listed);
-    }
-
-    impl StorageBackend for Disk {
-        fn len(&self) -> io::Result<u64> {
-            self.file.len()
-        }
-
-        fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-            self.file.read(offset, out)
-        }
-
-        fn set_len(&self, len: u64) -> io::Result<()> {
-            self.fail_if_full()?;
-            self.file.set_len(len)
-        }
-
-        fn sync_data(&self) -> io::Result<()> {
-            self.fail_if_full()?;
-            self.gauge.syncs.fetch_add(1, Ordering::Relaxed);
-            self.file.sync_data()
-        }
-
-        fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-            self.fail_if_full()?;
-            self.file.write(offset, data)
-        }
-    }
-
-    impl Disk {
-        fn fail_if_full(&self) -> io::Result<()> {
-            if self.gauge.full.load(Ordering::Relaxed) {
-                return Err(io::ErrorKind::StorageFull.into());
-            }
-            Ok(())
-        }
-    }
-}
+mod tests;

@@ -9,16 +9,27 @@
 //! - a write that was answered is durable, visible to every later read, and delivered to every watch;
 //! - a watch delivers each change exactly once, in revision order;
 //! - [`Expect`] is checked and the change made in one step, so no concurrent change is lost.
-//!
-//! Left for the stores issue: entries that expire (`?ttl=`), etcd, a YAML file.
+//! - an entry that was put with a time to live is removed when it is over, as if by a delete.
 
 mod embedded;
+mod etcd;
+mod expiry;
+pub mod file;
 mod memory;
 mod shared;
+pub mod yaml;
 
-use std::{future::Future, path::PathBuf, pin::Pin, sync::Arc};
+use std::{
+    future::Future,
+    path::PathBuf,
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 pub use embedded::EmbeddedStore;
+pub use etcd::{ETCD_WRITE_TIME_MAX, EtcdOptions, EtcdStore, TlsOptions};
+pub use file::DeclaredStore;
 pub use memory::MemoryStore;
 pub use shared::Watch;
 
@@ -33,12 +44,13 @@ pub trait Store: Send + Sync + 'static {
     /// All entries whose keys start with `prefix`, ordered by key, as of one revision.
     fn list<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Listing, StoreError>>;
 
-    /// Writes `value` at `key` if `expect` holds.
+    /// Writes `value` at `key` if what `how` expects holds. `how` is a [`Put`], or an [`Expect`]
+    /// turned into one.
     fn put<'a>(
         &'a self,
         key: &'a str,
         value: Arc<[u8]>,
-        expect: Expect,
+        how: Put,
     ) -> BoxFuture<'a, Result<Written, StoreError>>;
 
     /// Removes `key` if `expect` holds. Answers the removal's revision, or `None` when there was
@@ -48,6 +60,24 @@ pub trait Store: Send + Sync + 'static {
         key: &'a str,
         expect: Expect,
     ) -> BoxFuture<'a, Result<Option<u64>, StoreError>>;
+
+    /// Makes many changes, each as [`Store::put`] and [`Store::delete`] (for `None`) would without
+    /// expectations. For importing a configuration.
+    ///
+    /// Not one step as a whole: readers may see a part of it, and after an error a part may have
+    /// been made. Engines put as much as they can into one commit; etcd takes transactions of at
+    /// most 128 operations.
+    fn write_all<'a>(&'a self, changes: Vec<Bulk>) -> BoxFuture<'a, Result<(), StoreError>> {
+        Box::pin(async move {
+            for (key, value) in changes {
+                match value {
+                    Some(value) => drop(self.put(&key, value, Put::default()).await?),
+                    None => drop(self.delete(&key, Expect::Any).await?),
+                }
+            }
+            Ok(())
+        })
+    }
 
     /// Takes the next revision without changing anything, as the source of a generated id.
     ///
@@ -65,6 +95,28 @@ pub trait Store: Send + Sync + 'static {
     ///
     /// Fails with [`StoreError::Compacted`] when changes from there on are no longer remembered.
     fn watch(&self, from_revision: u64) -> BoxFuture<'_, Result<Watch, StoreError>>;
+
+    /// Whether what the store shows is what its source holds now.
+    fn health(&self) -> Health {
+        Health::Ready
+    }
+}
+
+/// One change of [`Store::write_all`]: a key and its new value, `None` to remove it.
+pub type Bulk = (Arc<str>, Option<Arc<[u8]>>);
+
+/// What [`Store::health`] tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Health {
+    /// Reads are current, writes are taken as far as the store takes any.
+    Ready,
+    /// The source cannot be read (or holds something bad): what was read last is shown.
+    Stale {
+        /// Since when.
+        since: SystemTime,
+        /// Why, as a sentence for an operator.
+        reason: String,
+    },
 }
 
 /// One stored value with its revisions. Cheap to clone.
@@ -78,6 +130,13 @@ pub struct Entry {
     pub created: u64,
     /// The revision that last changed it.
     pub modified: u64,
+}
+
+impl Entry {
+    /// The bytes of key and value.
+    pub(crate) fn bytes(&self) -> usize {
+        self.key.len() + self.value.len()
+    }
 }
 
 /// Values may hold secrets, so only their length is shown.
@@ -110,10 +169,27 @@ pub struct Written {
     pub created: bool,
 }
 
+/// How [`Store::put`] writes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Put {
+    /// What must hold.
+    pub expect: Expect,
+    /// After how long the entry is removed. `None` keeps it, and takes back what an earlier write
+    /// said.
+    pub ttl: Option<Duration>,
+}
+
+impl From<Expect> for Put {
+    fn from(expect: Expect) -> Self {
+        Self { expect, ttl: None }
+    }
+}
+
 /// What must hold for a write to be made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Expect {
     /// Nothing.
+    #[default]
     Any,
     /// The key must be absent.
     Absent,
@@ -201,6 +277,24 @@ pub enum StoreError {
         /// The file.
         path: PathBuf,
         /// What went wrong.
+        reason: String,
+    },
+    /// The source cannot be reached: nothing was written.
+    #[error("the configuration store cannot be reached: {reason}")]
+    Unavailable {
+        /// What went wrong.
+        reason: String,
+    },
+    /// The source did not say what became of a write: it may or may not have been made.
+    #[error("it is not known whether the configuration store took the change: {reason}")]
+    OutcomeUnknown {
+        /// What went wrong.
+        reason: String,
+    },
+    /// This store takes no writes of this kind.
+    #[error("the configuration store takes no writes: {reason}")]
+    ReadOnly {
+        /// Where changes are made instead.
         reason: String,
     },
     /// The store is shutting down.

@@ -3,61 +3,128 @@
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicU64, Ordering},
     },
 };
 
+use tokio::sync::Notify;
+
 use crate::{
-    BoxFuture, Change, Entry, Event, Expect, Listing, Store, StoreError, Watch, Written, check_key,
-    check_value, shared::Shared,
+    BoxFuture, Change, Entry, Event, Expect, Listing, Put, Store, StoreError, Watch, Written,
+    check_key, check_value,
+    expiry::{self, Deadlines},
+    shared::Shared,
 };
 
 /// A store in memory only.
 #[derive(Debug)]
 pub struct MemoryStore {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
     shared: Arc<Shared>,
     /// Serializes writers, so that an expectation still holds when its change is applied.
-    write: Mutex<()>,
+    write: Mutex<Expiring>,
     issued: AtomicU64,
+    /// Wakes the one task that removes what has expired.
+    sooner: Arc<Notify>,
+}
+
+#[derive(Debug, Default)]
+struct Expiring {
+    deadlines: Deadlines,
+    /// Whether the task that removes what has expired was started.
+    watched: bool,
 }
 
 impl MemoryStore {
     /// An empty store.
     pub fn new() -> Self {
-        let shared = Shared::new(BTreeMap::new(), 0);
-        Self { shared, write: Mutex::new(()), issued: AtomicU64::new(0) }
+        let inner = Inner {
+            shared: Shared::new(BTreeMap::new(), 0),
+            write: Mutex::default(),
+            issued: AtomicU64::new(0),
+            sooner: Arc::default(),
+        };
+        Self { inner: Arc::new(inner) }
     }
+}
 
+impl Inner {
     fn next_revision(&self) -> u64 {
         self.issued.fetch_add(1, Ordering::Relaxed) + 1
     }
 
-    fn put_now(&self, key: &str, value: Arc<[u8]>, expect: Expect) -> Result<Written, StoreError> {
+    fn writing(&self) -> MutexGuard<'_, Expiring> {
+        self.write.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Must be called in a runtime: entries expire in a task of it.
+    fn put(self: &Arc<Self>, key: &str, value: Arc<[u8]>, how: Put) -> Result<Written, StoreError> {
         check_key(key)?;
         check_value(key, &value)?;
-        let _write = self.write.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut expiring = self.writing();
         let old = self.shared.get(key);
-        expect.check(key, old.as_ref().map(|old| old.modified))?;
+        how.expect.check(key, old.as_ref().map(|old| old.modified))?;
         let revision = self.next_revision();
         let key: Arc<str> = key.into();
         let created = old.as_ref().map_or(revision, |old| old.created);
         let entry = Entry { key: Arc::clone(&key), value, created, modified: revision };
+        let deadline = how.ttl.map(|ttl| expiry::deadline(expiry::now(), ttl));
+        expiring.deadlines.set(&key, deadline);
+        if deadline.is_some() {
+            if !std::mem::replace(&mut expiring.watched, true) {
+                tokio::spawn(expire(Arc::downgrade(self), Arc::clone(&self.sooner)));
+            }
+            self.sooner.notify_one();
+        }
         self.shared.apply([Event { revision, key, change: Change::Put(entry.clone()) }]);
         Ok(Written { entry, created: old.is_none() })
     }
 
-    fn delete_now(&self, key: &str, expect: Expect) -> Result<Option<u64>, StoreError> {
+    fn delete(&self, key: &str, expect: Expect) -> Result<Option<u64>, StoreError> {
         check_key(key)?;
-        let _write = self.write.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut expiring = self.writing();
         let old = self.shared.get(key);
         expect.check(key, old.as_ref().map(|old| old.modified))?;
-        if old.is_none() {
-            return Ok(None);
-        }
+        let Some(old) = old else { return Ok(None) };
+        Ok(Some(self.remove(&mut expiring, old.key)))
+    }
+
+    fn remove(&self, expiring: &mut Expiring, key: Arc<str>) -> u64 {
         let revision = self.next_revision();
-        self.shared.apply([Event { revision, key: key.into(), change: Change::Delete }]);
-        Ok(Some(revision))
+        expiring.deadlines.set(&key, None);
+        self.shared.apply([Event { revision, key, change: Change::Delete }]);
+        revision
+    }
+}
+
+/// Removes what has expired, until the store is gone.
+async fn expire(store: Weak<Inner>, sooner: Arc<Notify>) {
+    while let Some(inner) = store.upgrade() {
+        let now = expiry::now();
+        let wait = {
+            let mut expiring = inner.writing();
+            for key in expiring.deadlines.due(now, usize::MAX) {
+                inner.remove(&mut expiring, key);
+            }
+            expiring.deadlines.wait(now)
+        };
+        drop(inner);
+        match wait {
+            Some(wait) => drop(tokio::time::timeout(wait, sooner.notified()).await),
+            None => sooner.notified().await,
+        }
+    }
+}
+
+/// Lets the task that removes what has expired see that there is nothing left to do.
+impl Drop for MemoryStore {
+    fn drop(&mut self) {
+        self.inner.sooner.notify_one();
     }
 }
 
@@ -69,20 +136,20 @@ impl Default for MemoryStore {
 
 impl Store for MemoryStore {
     fn get<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<Entry>, StoreError>> {
-        Box::pin(async move { Ok(self.shared.get(key)) })
+        Box::pin(async move { Ok(self.inner.shared.get(key)) })
     }
 
     fn list<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Listing, StoreError>> {
-        Box::pin(async move { Ok(self.shared.list(prefix)) })
+        Box::pin(async move { Ok(self.inner.shared.list(prefix)) })
     }
 
     fn put<'a>(
         &'a self,
         key: &'a str,
         value: Arc<[u8]>,
-        expect: Expect,
+        how: Put,
     ) -> BoxFuture<'a, Result<Written, StoreError>> {
-        Box::pin(async move { self.put_now(key, value, expect) })
+        Box::pin(async move { self.inner.put(key, value, how) })
     }
 
     fn delete<'a>(
@@ -90,21 +157,21 @@ impl Store for MemoryStore {
         key: &'a str,
         expect: Expect,
     ) -> BoxFuture<'a, Result<Option<u64>, StoreError>> {
-        Box::pin(async move { self.delete_now(key, expect) })
+        Box::pin(async move { self.inner.delete(key, expect) })
     }
 
     fn next_id(&self) -> BoxFuture<'_, Result<u64, StoreError>> {
-        Box::pin(async move { Ok(self.next_revision()) })
+        Box::pin(async move { Ok(self.inner.next_revision()) })
     }
 
     fn snapshot_and_watch<'a>(
         &'a self,
         prefix: &'a str,
     ) -> BoxFuture<'a, Result<(Listing, Watch), StoreError>> {
-        Box::pin(async move { Ok(self.shared.snapshot_and_watch(prefix)) })
+        Box::pin(async move { Ok(self.inner.shared.snapshot_and_watch(prefix)) })
     }
 
     fn watch(&self, from_revision: u64) -> BoxFuture<'_, Result<Watch, StoreError>> {
-        Box::pin(async move { self.shared.watch(from_revision) })
+        Box::pin(async move { self.inner.shared.watch(from_revision) })
     }
 }

@@ -31,6 +31,8 @@ struct State {
     history_bytes: usize,
     /// Every change from this revision on is in `history`.
     oldest: u64,
+    /// How often everything was replaced.
+    era: u64,
 }
 
 impl Shared {
@@ -48,35 +50,65 @@ impl Shared {
     }
 
     pub(crate) fn snapshot_and_watch(self: &Arc<Self>, prefix: &str) -> (Listing, Watch) {
-        let listing = self.list(prefix);
-        let watch = self.watch_unchecked(prefix, listing.revision + 1);
+        let state = self.state();
+        let listing = state.list(prefix);
+        let watch = self.watch_unchecked(&state, prefix, listing.revision + 1);
         (listing, watch)
     }
 
     pub(crate) fn watch(self: &Arc<Self>, from: u64) -> Result<Watch, StoreError> {
-        let oldest = self.state().oldest;
-        if from < oldest {
-            return Err(StoreError::Compacted { oldest });
+        let state = self.state();
+        if from < state.oldest {
+            return Err(StoreError::Compacted { oldest: state.oldest });
         }
-        Ok(self.watch_unchecked("", from))
+        Ok(self.watch_unchecked(&state, "", from))
     }
 
-    fn watch_unchecked(self: &Arc<Self>, prefix: &str, next: u64) -> Watch {
+    fn watch_unchecked(self: &Arc<Self>, state: &State, prefix: &str, next: u64) -> Watch {
         let revision = self.revision.subscribe();
-        Watch { shared: Arc::clone(self), revision, prefix: prefix.into(), next }
+        let (shared, prefix, era) = (Arc::clone(self), prefix.into(), state.era);
+        Watch { shared, revision, prefix, next, era }
     }
 
     /// Makes committed changes visible, all at once.
     ///
-    /// Invariant: revisions in `events` ascend and are above every one applied before.
+    /// Invariant: revisions in `events` do not fall and are above every one applied before; so all
+    /// changes of one revision come in one call.
     pub(crate) fn apply(&self, events: impl IntoIterator<Item = Event>) {
+        self.apply_up_to(events, 0);
+    }
+
+    /// As [`apply`](Self::apply), and moves on to `revision`, which may have changed nothing that
+    /// is held here.
+    pub(crate) fn apply_up_to(&self, events: impl IntoIterator<Item = Event>, revision: u64) {
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
         for event in events {
             state.apply(event);
         }
+        state.revision = state.revision.max(revision);
         let revision = state.revision;
         drop(state);
         self.revision.send_replace(revision);
+    }
+
+    /// Holds something else from now on, whose revisions have nothing to do with those before:
+    /// every watch ends with [`StoreError::Compacted`].
+    pub(crate) fn replace(&self, entries: BTreeMap<Arc<str>, Entry>, revision: u64) {
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        let era = state.era + 1;
+        *state = State { entries, revision, oldest: revision + 1, era, ..State::default() };
+        drop(state);
+        self.revision.send_replace(revision);
+    }
+
+    /// The last revision that is visible.
+    pub(crate) fn revision(&self) -> u64 {
+        *self.revision.borrow()
+    }
+
+    /// Tells of every new [`revision`](Self::revision).
+    pub(crate) fn subscribe(&self) -> watch::Receiver<u64> {
+        self.revision.subscribe()
     }
 
     fn state(&self) -> RwLockReadGuard<'_, State> {
@@ -129,6 +161,7 @@ pub struct Watch {
     prefix: Box<str>,
     /// The first revision not delivered yet.
     next: u64,
+    era: u64,
 }
 
 impl Watch {
@@ -142,6 +175,9 @@ impl Watch {
             self.revision.borrow_and_update();
             let (events, revision) = {
                 let state = self.shared.state();
+                if state.era != self.era {
+                    return Err(StoreError::Compacted { oldest: state.oldest });
+                }
                 (state.since(self.next, &self.prefix)?, state.revision)
             };
             self.next = self.next.max(revision + 1);
@@ -168,7 +204,7 @@ fn weight(event: &Event) -> usize {
 }
 
 /// How many changes are remembered for watches.
-pub(crate) const HISTORY_EVENTS_MAX: usize = 16_384;
+pub(crate) const HISTORY_EVENTS_MAX: usize = 4_096;
 /// How many bytes of changes are remembered for watches.
 const HISTORY_BYTES_MAX: usize = 64 << 20;
 

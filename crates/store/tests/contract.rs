@@ -3,9 +3,13 @@
 use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
 
 use sluicegate_store::{
-    Change, EmbeddedStore, Entry, Event, Expect, KEY_BYTES_MAX, MemoryStore, Store, StoreError,
-    VALUE_BYTES_MAX,
+    Change, EmbeddedStore, Entry, EtcdOptions, EtcdStore, Event, Expect, KEY_BYTES_MAX,
+    MemoryStore, Put, Store, StoreError, VALUE_BYTES_MAX,
 };
+
+#[path = "../../testkit/src/etcd.rs"]
+#[expect(dead_code, unreachable_pub, reason = "the whole kit is used elsewhere")]
+mod etcd_process;
 
 /// Runs one promise's test on each store.
 macro_rules! promises {
@@ -24,6 +28,17 @@ macro_rules! promises {
                 super::$name(std::sync::Arc::new(store)).await;
             })*
         }
+        mod etcd {
+            $(#[tokio::test]
+            async fn $name() {
+                let Some(etcd) = super::etcd_process::Etcd::start(1) else { return };
+                let options = super::EtcdOptions::new(etcd.hosts());
+                // Four MiB take a busy machine a while.
+                let write_time = std::time::Duration::from_secs(20);
+                let store = super::EtcdStore::open(super::EtcdOptions { write_time, ..options }).await;
+                super::$name(std::sync::Arc::new(store.unwrap())).await;
+            })*
+        }
     };
 }
 
@@ -39,13 +54,18 @@ promises!(
     a_change_reaches_a_waiting_watch_within_milliseconds,
     an_answered_write_is_visible_to_the_next_read,
     keys_and_values_have_limits,
+    an_entry_lives_as_long_as_its_last_write_says,
+    many_changes_at_once_are_made_like_single_ones,
 );
 
 type Shared = Arc<dyn Store>;
 
 async fn what_was_put_is_got_and_listed_by_prefix_in_key_order(store: Shared) {
+    let mut last = 0;
     for key in ["/routes/2", "/routes/1", "/routes2/1", "/services/1", "/routes/10"] {
-        assert!(put(&store, key, key).await.created, "{key}");
+        let written = put(&store, key, key).await;
+        assert!(written.created, "{key}");
+        last = written.entry.modified;
     }
     assert_eq!(text(&store.get("/routes/1").await.unwrap().unwrap()), "/routes/1");
     assert_eq!(store.get("/routes/3").await.unwrap(), None);
@@ -58,7 +78,7 @@ async fn what_was_put_is_got_and_listed_by_prefix_in_key_order(store: Shared) {
     ] {
         let listing = store.list(prefix).await.unwrap();
         assert_eq!(listing.entries.iter().map(|e| &*e.key).collect::<Vec<_>>(), keys, "{prefix}");
-        assert_eq!(listing.revision, 5);
+        assert_eq!(listing.revision, last);
     }
     assert!(!put(&store, "/routes/1", "new").await.created);
     assert_eq!(text(&store.get("/routes/1").await.unwrap().unwrap()), "new");
@@ -94,7 +114,7 @@ async fn an_expectation_that_does_not_hold_changes_nothing(store: Shared) {
         ("/routes/2", Expect::Revision(now.modified), None),
     ] {
         for answer in [
-            store.put(key, bytes("x"), expect).await.map(|_| ()),
+            store.put(key, bytes("x"), expect.into()).await.map(|_| ()),
             store.delete(key, expect).await.map(|_| ()),
         ] {
             match answer {
@@ -106,8 +126,8 @@ async fn an_expectation_that_does_not_hold_changes_nothing(store: Shared) {
     assert_eq!(store.get(key).await.unwrap(), Some(now.clone()));
     assert_eq!(store.list("/").await.unwrap().revision, revision);
 
-    store.put(key, bytes("x"), Expect::Revision(now.modified)).await.unwrap();
-    store.put("/routes/2", bytes("x"), Expect::Absent).await.unwrap();
+    store.put(key, bytes("x"), Expect::Revision(now.modified).into()).await.unwrap();
+    store.put("/routes/2", bytes("x"), Expect::Absent.into()).await.unwrap();
     assert_eq!(store.delete("/routes/3", Expect::Absent).await.unwrap(), None);
 }
 
@@ -121,7 +141,7 @@ async fn of_concurrent_changes_with_an_expectation_none_is_lost(store: Shared) {
                     let old = store.get("/counter").await.unwrap().unwrap();
                     let new = (text(&old).parse::<u64>().unwrap() + 1).to_string();
                     let expect = Expect::Revision(old.modified);
-                    match store.put("/counter", bytes(&new), expect).await {
+                    match store.put("/counter", bytes(&new), expect.into()).await {
                         Ok(_) => break,
                         Err(StoreError::Conflict { .. }) => tokio::task::yield_now().await,
                         Err(other) => panic!("{other}"),
@@ -251,18 +271,76 @@ async fn keys_and_values_have_limits(store: Shared) {
         ("routes/1", false),
         ("", false),
     ] {
-        let put = store.put(key, bytes("x"), Expect::Any).await;
+        let put = store.put(key, bytes("x"), Put::default()).await;
         assert_eq!(put.is_ok(), fits, "{key}");
         assert_eq!(store.delete(key, Expect::Any).await.is_ok(), fits, "{key}");
     }
     for (len, fits) in [(VALUE_BYTES_MAX, true), (VALUE_BYTES_MAX + 1, false)] {
-        let put = store.put("/routes/1", vec![b' '; len].into(), Expect::Any).await;
+        let put = store.put("/routes/1", vec![b' '; len].into(), Put::default()).await;
         assert_eq!(put.is_ok(), fits, "{len}");
     }
 }
 
+async fn an_entry_lives_as_long_as_its_last_write_says(store: Shared) {
+    let lives = |ms| Put { ttl: Some(Duration::from_millis(ms)), ..Put::default() };
+    let put_for = |key: &'static str, how| store.put(key, bytes("x"), how);
+    put_for("/routes/kept", lives(1)).await.unwrap();
+    let kept = put_for("/routes/kept", Put::default()).await.unwrap().entry;
+    put_for("/routes/longer", lives(1)).await.unwrap();
+    let longer = put_for("/routes/longer", lives(600_000)).await.unwrap().entry;
+    let (_, mut watch) = store.snapshot_and_watch("/").await.unwrap();
+    let last = put_for("/routes/short", lives(100)).await.unwrap().entry.modified;
+    put_for("/routes/shorter", lives(600_000)).await.unwrap();
+    put_for("/routes/shorter", lives(50)).await.unwrap();
+    assert!(store.get("/routes/short").await.unwrap().is_some());
+
+    let mut gone = Vec::new();
+    while gone.len() < 2 {
+        let events = within(5_000, watch.changes()).await.expect("what expired goes").unwrap();
+        gone.extend(events.into_iter().filter(|event| event.change == Change::Delete));
+    }
+    gone.sort_by(|a, b| a.key.cmp(&b.key));
+    assert_eq!(
+        gone.iter().map(|e| &*e.key).collect::<Vec<_>>(),
+        ["/routes/short", "/routes/shorter"]
+    );
+    assert!(gone.iter().all(|event| event.revision > last));
+    let listing = store.list("/").await.unwrap();
+    assert_eq!(listing.entries, [kept, longer]);
+    assert!(put(&store, "/routes/short", "again").await.created);
+    assert!(within(200, watch_for_delete(&mut watch)).await.is_none(), "it has no deadline left");
+}
+
+async fn watch_for_delete(watch: &mut sluicegate_store::Watch) {
+    loop {
+        let events = watch.changes().await.unwrap();
+        if events.iter().any(|event| event.change == Change::Delete) {
+            return;
+        }
+    }
+}
+
+async fn many_changes_at_once_are_made_like_single_ones(store: Shared) {
+    let old = put(&store, "/routes/0", "old").await.entry;
+    put(&store, "/services/1", "gone").await;
+    let (_, mut watch) = store.snapshot_and_watch("/").await.unwrap();
+    let mut changes: Vec<sluicegate_store::Bulk> =
+        (0..300).map(|n| (format!("/routes/{n}").into(), Some(bytes("new")))).collect();
+    changes.push(("/services/1".into(), None));
+    changes.push(("/services/2".into(), None));
+    store.write_all(changes).await.unwrap();
+    let listing = store.list("/").await.unwrap();
+    assert_eq!(listing.entries.len(), 300);
+    assert!(listing.entries.iter().all(|entry| text(entry) == "new"));
+    assert_eq!(store.get("/routes/0").await.unwrap().unwrap().created, old.created);
+    let events = read(&mut watch, 301).await;
+    assert!(events.is_sorted_by_key(|event| event.revision));
+    let bad = vec![("/routes/1".into(), Some(bytes("x"))), ("no key".into(), None)];
+    assert!(store.write_all(bad).await.is_err());
+}
+
 async fn put(store: &Shared, key: &str, value: &str) -> sluicegate_store::Written {
-    store.put(key, bytes(value), Expect::Any).await.unwrap()
+    store.put(key, bytes(value), Put::default()).await.unwrap()
 }
 
 fn bytes(value: &str) -> Arc<[u8]> {

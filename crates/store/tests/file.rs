@@ -2,7 +2,7 @@
 
 use std::{fs, os::unix::fs::PermissionsExt, sync::Arc};
 
-use sluicegate_store::{EmbeddedStore, Expect, Store, StoreError};
+use sluicegate_store::{EmbeddedStore, Expect, Put, Store, StoreError};
 
 #[tokio::test]
 async fn a_store_opened_again_is_as_it_was() {
@@ -10,14 +10,14 @@ async fn a_store_opened_again_is_as_it_was() {
     let path = folder.path().join("store.redb");
     let store = EmbeddedStore::open(&path).unwrap();
     for key in ["/routes/1", "/routes/2", "/routes/1", "/routes/3"] {
-        store.put(key, Arc::from(*b"{}"), Expect::Any).await.unwrap();
+        store.put(key, Arc::from(*b"{}"), Put::default()).await.unwrap();
     }
     store.delete("/routes/3", Expect::Any).await.unwrap();
     let listing = store.list("/").await.unwrap();
     drop(store);
     let store = EmbeddedStore::open(&path).unwrap();
     assert_eq!(store.list("/").await.unwrap(), listing);
-    let next = store.put("/routes/4", Arc::from(*b"{}"), Expect::Absent).await.unwrap();
+    let next = store.put("/routes/4", Arc::from(*b"{}"), Expect::Absent.into()).await.unwrap();
     assert!(next.entry.modified > listing.revision);
     assert!(matches!(store.watch(1).await, Err(StoreError::Compacted { .. })));
 }
@@ -44,7 +44,7 @@ async fn a_second_opener_gets_one_clear_error() {
     assert!(matches!(error, StoreError::Locked { .. }), "{error}");
     let expected = format!("the store {} is in use by another process", path.display());
     assert_eq!(error.to_string(), expected);
-    store.put("/routes/1", Arc::from(*b"{}"), Expect::Any).await.unwrap();
+    store.put("/routes/1", Arc::from(*b"{}"), Put::default()).await.unwrap();
 }
 
 #[test]

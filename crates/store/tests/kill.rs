@@ -16,7 +16,7 @@ use std::{
 };
 
 use serde_json::{Value, json};
-use sluicegate_store::{EmbeddedStore, Expect, Store};
+use sluicegate_store::{EmbeddedStore, Expect, Put, Store};
 
 #[test]
 fn killed_at_any_moment_it_keeps_every_answered_write_whole() {
@@ -146,7 +146,7 @@ fn child(path: &Path) {
                     let value =
                         json!({"key": key, "number": number, "pad": pad(number)}).to_string();
                     let written =
-                        store.put(&key, value.as_bytes().into(), Expect::Any).await.unwrap();
+                        store.put(&key, value.as_bytes().into(), Put::default()).await.unwrap();
                     ("put", written.entry.modified)
                 };
                 say(format!("ack {key} {number} {what} {revision};\n"));

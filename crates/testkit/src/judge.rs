@@ -17,7 +17,7 @@ impl Judge {
     /// Starts it with more arguments. `None`, and a printed line, where no Python has botocore;
     /// a panic then under CI, where the judge must not be left out.
     pub fn start(more: &[&str]) -> Option<Self> {
-        let python = python()?;
+        let python = python("botocore")?;
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/judge/sigv4_origin.py");
         let mut process = Command::new(python)
             .args([script, "--listen", "127.0.0.1:0", "--quiet"])
@@ -40,15 +40,19 @@ impl Drop for Judge {
     }
 }
 
-fn python() -> Option<PathBuf> {
+/// The tests' Python, where it has `module`. `None`, and a printed line, where it has not; a panic
+/// then under CI.
+pub fn python(module: &str) -> Option<PathBuf> {
     let venv = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/venv/bin/python");
     let python = std::env::var_os("SLUICEGATE_PYTHON").map_or(venv, PathBuf::from);
-    let check =
-        Command::new(&python).args(["-c", "import botocore"]).stderr(Stdio::null()).status();
+    let check = Command::new(&python)
+        .args(["-c", &format!("import {module}")])
+        .stderr(Stdio::null())
+        .status();
     if check.is_ok_and(|status| status.success()) {
         return Some(python);
     }
-    let why = "no Python with botocore (set SLUICEGATE_PYTHON or run cargo xtask test)";
+    let why = format!("no Python with {module} (set SLUICEGATE_PYTHON or run cargo xtask test)");
     assert!(std::env::var_os("CI").is_none_or(|ci| ci != "true"), "{why}");
     println!("skipped: {why}");
     None

@@ -7,6 +7,7 @@
 
 pub mod certs;
 pub mod client;
+pub mod etcd;
 pub mod gateway;
 pub mod judge;
 pub mod origin;
@@ -17,4 +18,4 @@ pub use client::{Client, Response};
 pub use gateway::GatewayProcess;
 pub use judge::Judge;
 pub use origin::{Answer, Origin, Received};
-pub use plugin::PluginTest;
+pub use plugin::{InProcess, PluginTest};

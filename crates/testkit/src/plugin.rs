@@ -14,7 +14,7 @@ use sluicegate_gateway::listen::{Gateway, Listeners};
 use sluicegate_gateway::plugin::{Plugin, Registry};
 use sluicegate_gateway::router::Mode;
 use sluicegate_gateway::settings::{Listen, Settings, TlsSettings};
-use sluicegate_gateway::snapshot::{Change, Compiler, Deps};
+use sluicegate_gateway::snapshot::{Change, Compiler, Deps, UnknownPlugins};
 use sluicegate_gateway::upstream::UpstreamDeps;
 use sluicegate_gateway::upstream::resolve::Resolver;
 use sluicegate_model::kind::Kind;
@@ -115,7 +115,7 @@ impl<P: Plugin> PluginTest<P> {
     pub fn run(self) -> Ran {
         let answer = self.answer.clone();
         let origin = Origin::start(move |_| answer.clone());
-        let gateway = InProcess::start::<P>(&self, origin.addr);
+        let gateway = InProcess::with(&self, origin.addr);
         let headers: Vec<(&str, &str)> =
             self.headers.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
         let bytes = client::request_bytes(&self.method, &self.target, &headers, &self.body);
@@ -179,65 +179,33 @@ impl Ran {
     }
 }
 
-struct InProcess {
-    addr: SocketAddr,
+/// A gateway with one request thread in this process, and the resources it was started with.
+pub struct InProcess {
+    /// Where it listens.
+    pub addr: SocketAddr,
     gateway: Gateway,
     /// Resolves names; must outlive the gateway.
     _runtime: tokio::runtime::Runtime,
 }
 
 impl InProcess {
+    /// Starts it with these plugins and resources (kind, id, value).
     #[track_caller]
-    fn start<P: Plugin>(test: &PluginTest<P>, origin: SocketAddr) -> Self {
+    pub fn start(registry: Registry, resources: Vec<(Kind, &str, Value)>) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
             .build()
             .expect("threads can be started");
-        let tls = Arc::new(TlsClients::new(None));
-        let mut registry = Registry::default();
-        registry.add::<P>();
-        let mut compiler = Compiler::new(Deps {
-            registry,
-            plugin_attr: Value::Null,
-            upstream: UpstreamDeps {
-                resolver: Resolver::new(runtime.handle().clone(), &Default::default()),
-                keepalive: KEEPALIVE,
-                tls: tls.clone(),
-            },
-            router: Mode::Uri,
-            workers: 1,
-        });
+        let deps = deps(registry, runtime.handle());
+        let tls = deps.upstream.tls.clone();
+        let mut compiler = Compiler::new(deps);
         let settings = settings();
         let listeners = Listeners::bind(&settings).expect("loopback has a free port");
         let shared = Arc::new(Shared::new(settings, tls).expect("the settings are valid"));
-
-        let config = test.config.to_string().replace(FUNCTION_HOST, &origin.to_string());
-        let config: Value = serde_json::from_str(&config).expect("the origin's address is text");
-        let mut changes = Vec::new();
-        let mut change = |kind, id: &str, value| {
-            let revision = changes.len() as u64 + 1;
-            changes.push(Change {
-                kind,
-                id: id.to_owned(),
-                value: Some(value),
-                revision,
-                created: revision,
-            });
-        };
-        if let Some(metadata) = &test.metadata {
-            change(Kind::PluginMetadata, P::NAME, metadata.clone());
-        }
-        change(
-            Kind::Routes,
-            "1",
-            json!({
-                "id": "1",
-                "uri": test.route_uri,
-                "plugins": {P::NAME: config},
-                "upstream": {"type": "roundrobin", "nodes": {origin.to_string(): 1}},
-            }),
-        );
+        let changes = (1..).zip(resources);
+        let changes =
+            changes.map(|(revision, (kind, id, value))| change(kind, id, value, revision));
         shared.publish(compiler.apply(changes));
         let reports = compiler.reports();
         assert!(reports.is_empty(), "the configuration does not compile: {reports:?}");
@@ -245,10 +213,51 @@ impl InProcess {
         Self { addr: gateway.addrs[0].addr, gateway, _runtime: runtime }
     }
 
-    fn stop(self) {
-        // Ends the log phase of what was asked, too.
+    #[track_caller]
+    fn with<P: Plugin>(test: &PluginTest<P>, origin: SocketAddr) -> Self {
+        let mut registry = Registry::default();
+        registry.add::<P>();
+        let config = test.config.to_string().replace(FUNCTION_HOST, &origin.to_string());
+        let config: Value = serde_json::from_str(&config).expect("the origin's address is text");
+        let mut resources = Vec::new();
+        if let Some(metadata) = &test.metadata {
+            resources.push((Kind::PluginMetadata, P::NAME, metadata.clone()));
+        }
+        let route = json!({
+            "id": "1",
+            "uri": test.route_uri,
+            "plugins": {P::NAME: config},
+            "upstream": {"type": "roundrobin", "nodes": {origin.to_string(): 1}},
+        });
+        resources.push((Kind::Routes, "1", route));
+        Self::start(registry, resources)
+    }
+
+    /// Stops it, when what was asked has been answered and logged.
+    pub fn stop(self) {
         self.gateway.drain(Duration::from_secs(1));
     }
+}
+
+/// What a snapshot of a test is compiled with; names are resolved on `runtime`.
+pub fn deps(registry: Registry, runtime: &tokio::runtime::Handle) -> Deps {
+    Deps {
+        registry,
+        unknown_plugins: UnknownPlugins::Refuse,
+        plugin_attr: Value::Null,
+        upstream: UpstreamDeps {
+            resolver: Resolver::new(runtime.clone(), &Default::default()),
+            keepalive: KEEPALIVE,
+            tls: Arc::new(TlsClients::new(None)),
+        },
+        router: Mode::Uri,
+        workers: 1,
+    }
+}
+
+/// A resource that is written for the first time.
+pub fn change(kind: Kind, id: &str, value: Value, revision: u64) -> Change {
+    Change { kind, id: id.to_owned(), value: Some(value), text: None, revision, created: revision }
 }
 
 fn settings() -> Settings {
@@ -370,10 +379,9 @@ mod tests {
         assert_eq!(ran.sent_header("x-none"), None);
         assert_eq!((ran.sent().target.as_str(), &ran.sent().body[..]), ("/go?a=1", &b"body"[..]));
 
-        // Wrong: the gateway does not hand metadata to `compile` yet, or it would be "m!".
         let ran = test().metadata(Some(&json!({"behind": "!"}))).request("GET", "/stop").run();
-        assert_eq!((ran.status, ran.response.json()), (418, json!({"stopped": "m"})));
-        assert_eq!(ran.response.header("x-marked"), Some("m"));
+        assert_eq!((ran.status, ran.response.json()), (418, json!({"stopped": "m!"})));
+        assert_eq!(ran.response.header("x-marked"), Some("m!"));
         assert!(ran.sent.is_empty(), "nothing was sent on");
     }
 

@@ -1,113 +1,141 @@
-//! The processes under load: an origin, nginx as a gateway, and our binary, all on loopback with
-//! ports from the operating system, and all ended with the benchmark.
+//! Started processes: where and how urgently they run, what they use, and that they end with us.
 
 use std::fs;
-use std::net::{Ipv4Addr, TcpListener};
-use std::path::{Path, PathBuf};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use super::http::{self, Answer};
-use super::{Gateway, LOAD_CPU};
-use crate::command::{program, target};
+use crate::command::program;
 
-/// Everything that runs while requests are measured.
-pub(crate) struct Gateways {
-    /// For configurations, logs and scripts.
-    pub(crate) folder: PathBuf,
-    nginx: Server,
-    sluicegate: Server,
-    _origin: Server,
+/// The CPUs of a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// The first CPU, which nothing else of ours uses.
+    Gateway,
+    /// All others: origin and load.
+    Load,
+    /// Any.
+    Anywhere,
 }
 
-impl Gateways {
-    pub(crate) fn start(binary: &Path) -> Result<Self> {
-        let folder = target().join("bench");
-        if folder.exists() {
-            fs::remove_dir_all(&folder)?;
-        }
-        fs::create_dir_all(folder.join("sluicegate/conf"))?;
-        let [origin, nginx, data, tls, admin] = free_ports()?;
-
-        let start_nginx = |name: &str, cpu, port, http: String| {
-            let path = folder.join(format!("{name}.conf"));
-            fs::write(&path, nginx_configuration(&folder, name, &http))?;
-            let mut command = pinned(cpu);
-            command.arg("nginx").arg("-c").arg(path);
-            command.arg("-e").arg(folder.join(format!("{name}.log")));
-            Server::start(command, &folder, name, port)
-        };
-        let origin_server = start_nginx("origin", LOAD_CPU, origin, origin_http(origin))?;
-        let nginx_server = start_nginx("nginx", GATEWAY_CPU, nginx, gateway_http(nginx, origin))?;
-
-        let prefix = folder.join("sluicegate");
-        let admin_key = random_key()?;
-        fs::write(prefix.join("conf/config.yaml"), configuration(data, tls, admin, &admin_key))?;
-        let mut command = pinned(GATEWAY_CPU);
-        command.arg(binary).args(["start", "-p"]).arg(&prefix);
-        let sluicegate = Server::start(command, &folder, "sluicegate", data)?;
-        wait_for("the Admin API", || Ok(http::request(admin, "GET", "/", &[], "").is_ok()))?;
-        for (id, route) in routes(origin) {
-            put_route(admin, &admin_key, id, &route)?;
-        }
-        Ok(Self { folder, nginx: nginx_server, sluicegate, _origin: origin_server })
-    }
-
-    pub(crate) fn server(&self, gateway: Gateway) -> &Server {
-        match gateway {
-            Gateway::Nginx => &self.nginx,
-            Gateway::Sluicegate => &self.sluicegate,
+impl Place {
+    fn cpus(self) -> String {
+        let last = std::thread::available_parallelism().map_or(1, usize::from).saturating_sub(1);
+        match self {
+            Self::Gateway => "0".to_owned(),
+            Self::Load if last > 1 => format!("1-{last}"),
+            Self::Load => "1".to_owned(),
+            Self::Anywhere => format!("0-{last}"),
         }
     }
 }
 
-/// A started process that is asked to end when this is dropped, and forced to soon after.
+/// How processes are started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Launcher {
+    /// Under the kernel's real-time round robin, before everything else on the machine.
+    pub(crate) realtime: bool,
+}
+
+impl Launcher {
+    /// The start of a command that ends with us, however we end.
+    pub(crate) fn command(self, place: Place) -> Command {
+        let mut command = program("setpriv");
+        command.args(["--pdeathsig", "TERM"]);
+        if self.realtime {
+            command.args(["chrt", "--rr", REALTIME_PRIORITY]);
+        }
+        command.args(["taskset", "--cpu-list", &place.cpus()]);
+        command
+    }
+}
+
+/// Moves this process, which writes configurations and probes, off the gateway's CPU.
+pub(crate) fn place_self(place: Place) -> Result<()> {
+    let mut command = program("taskset");
+    command.args(["--all-tasks", "--cpu-list", "--pid", &place.cpus()]);
+    crate::command::output(command.arg(std::process::id().to_string()))?;
+    Ok(())
+}
+
+/// A process that is asked to end when this is dropped, and forced to soon after.
 pub(crate) struct Server {
-    pub(crate) port: u16,
+    name: String,
     child: Child,
 }
 
 impl Server {
-    fn start(mut command: Command, folder: &Path, name: &str, port: u16) -> Result<Self> {
+    /// Starts it; what it says goes to NAME.out in `folder`.
+    pub(crate) fn spawn(mut command: Command, folder: &Path, name: &str) -> Result<Self> {
         let log = fs::File::create(folder.join(format!("{name}.out")))?;
         let child = command
             .stdout(Stdio::from(log.try_clone()?))
             .stderr(Stdio::from(log))
             .spawn()
             .with_context(|| format!("cannot start {name}"))?;
-        let mut server = Self { port, child };
-        wait_for(name, || {
-            // Looked at last: an answer could be a stranger's, on a port taken in between.
-            let answers = http::request(port, "GET", "/", &[], "").is_ok();
-            if let Some(status) = server.child.try_wait()? {
-                let folder = folder.display();
-                bail!("{name} ended with {status}; see {name}.out and {name}.log in {folder}");
-            }
-            Ok(answers)
-        })?;
-        Ok(server)
+        Ok(Self { name: name.to_owned(), child })
     }
 
-    /// CPU time used so far, in clock ticks, of the process and all that came from it.
-    pub(crate) fn cpu_ticks(&self) -> Result<u64> {
+    /// Waits until it takes connections.
+    pub(crate) fn wait_for_port(&mut self, port: u16) -> Result<()> {
+        let name = self.name.clone();
+        wait_for(&name, || {
+            let listens = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok();
+            // Looked at last: the listener could be a stranger, on a port taken in between.
+            self.must_run()?;
+            Ok(listens)
+        })
+    }
+
+    /// An error when it has ended.
+    pub(crate) fn must_run(&mut self) -> Result<()> {
+        if let Some(status) = self.child.try_wait()? {
+            bail!("{0} ended with {status}; see {0}.out and its logs", self.name);
+        }
+        Ok(())
+    }
+
+    /// CPU time used so far, of the process and all that came from it.
+    pub(crate) fn cpu(&self) -> Result<CpuTicks> {
+        let mut sum = CpuTicks { user: 0, system: 0 };
+        for process in self.family()? {
+            sum.user += process.ticks.user;
+            sum.system += process.ticks.system;
+        }
+        if sum.all() == 0 {
+            bail!("{} is gone or has not run", self.name);
+        }
+        Ok(sum)
+    }
+
+    pub(crate) fn memory(&self) -> Result<Memory> {
+        let mut memory = Memory { rss_kib: 0, peak_kib: 0 };
+        for process in self.family()? {
+            let path = format!("/proc/{}/status", process.id);
+            let Ok(text) = fs::read_to_string(path) else { continue };
+            memory.rss_kib += status_kib(&text, "VmRSS:");
+            memory.peak_kib += status_kib(&text, "VmHWM:");
+        }
+        Ok(memory)
+    }
+
+    fn family(&self) -> Result<Vec<Process>> {
         let mut processes = Vec::new();
         for entry in fs::read_dir("/proc")? {
             // A process may end between being listed and being read.
             let Ok(text) = fs::read_to_string(entry?.path().join("stat")) else { continue };
-            processes.extend(ProcessTime::parse(&text));
+            processes.extend(Process::parse(&text));
         }
-        let mut family = vec![self.child.id()];
-        let mut ticks = 0;
-        while let Some(id) = family.pop() {
-            family.extend(processes.iter().filter(|p| p.parent == id).map(|p| p.id));
-            ticks += processes.iter().find(|p| p.id == id).map_or(0, |p| p.ticks);
+        let mut wanted = vec![self.child.id()];
+        let mut family = Vec::new();
+        while let Some(id) = wanted.pop() {
+            wanted.extend(processes.iter().filter(|p| p.parent == id).map(|p| p.id));
+            family.extend(processes.iter().find(|p| p.id == id).copied());
         }
-        if ticks == 0 {
-            bail!("process {} is gone or has not run", self.child.id());
-        }
-        Ok(ticks)
+        Ok(family)
     }
 }
 
@@ -130,21 +158,49 @@ impl Drop for Server {
     }
 }
 
-/// The start of a command on one CPU that ends with us, however we end.
-pub(crate) fn pinned(cpu: &str) -> Command {
-    let mut command = program("setpriv");
-    command.args(["--pdeathsig", "TERM", "taskset", "--cpu-list", cpu]);
-    command
+/// CPU time in the kernel's clock ticks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct CpuTicks {
+    pub(crate) user: u64,
+    pub(crate) system: u64,
 }
 
-struct ProcessTime {
+impl CpuTicks {
+    pub(crate) fn all(self) -> u64 {
+        self.user + self.system
+    }
+}
+
+/// Of a process and all that came from it; pages they share count in each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Memory {
+    pub(crate) rss_kib: u64,
+    pub(crate) peak_kib: u64,
+}
+
+impl Memory {
+    pub(crate) fn rss_mib(self) -> f64 {
+        self.rss_kib as f64 / 1024.0
+    }
+
+    pub(crate) fn peak_mib(self) -> f64 {
+        self.peak_kib as f64 / 1024.0
+    }
+}
+
+/// How many clock ticks a second of CPU time has.
+pub(crate) fn ticks_per_second() -> Result<f64> {
+    Ok(crate::command::output(program("getconf").arg("CLK_TCK"))?.trim().parse()?)
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Process {
     id: u32,
     parent: u32,
-    /// User and system time.
-    ticks: u64,
+    ticks: CpuTicks,
 }
 
-impl ProcessTime {
+impl Process {
     /// Reads a line of /proc/PID/stat. The second field, the name in parentheses, may hold anything,
     /// parentheses and spaces included.
     fn parse(line: &str) -> Option<Self> {
@@ -155,23 +211,29 @@ impl ProcessTime {
         Some(Self {
             id: id.parse().ok()?,
             parent: fields.get(1)?.parse().ok()?,
-            ticks: number(11)? + number(12)?,
+            ticks: CpuTicks { user: number(11)?, system: number(12)? },
         })
     }
 }
 
-fn wait_for(what: &str, mut ready: impl FnMut() -> Result<bool>) -> Result<()> {
+fn status_kib(status: &str, field: &str) -> u64 {
+    let value = status.lines().find_map(|line| line.strip_prefix(field));
+    value.and_then(|value| value.split_whitespace().next()?.parse().ok()).unwrap_or(0)
+}
+
+/// Tries until it is so, an error comes or the time is up.
+pub(crate) fn wait_for(what: &str, mut ready: impl FnMut() -> Result<bool>) -> Result<()> {
     let deadline = Instant::now() + START_TIME;
     while !ready()? {
         if Instant::now() > deadline {
-            bail!("{what} does not answer; see the logs in {}", target().join("bench").display());
+            bail!("{what} does not answer after {} s", START_TIME.as_secs());
         }
         std::thread::sleep(PAUSE);
     }
     Ok(())
 }
 
-fn free_ports<const COUNT: usize>() -> Result<[u16; COUNT]> {
+pub(crate) fn free_ports<const COUNT: usize>() -> Result<[u16; COUNT]> {
     let mut ports = [0; COUNT];
     // All are held until the last is found, or one could be given out twice.
     let mut listeners = Vec::new();
@@ -183,167 +245,10 @@ fn free_ports<const COUNT: usize>() -> Result<[u16; COUNT]> {
     Ok(ports)
 }
 
-fn random_key() -> Result<String> {
-    use std::io::Read;
-    let mut bytes = [0; 16];
-    fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
-}
-
-fn put_route(admin: u16, admin_key: &str, id: &str, route: &str) -> Result<()> {
-    let path = format!("/apisix/admin/routes/{id}");
-    let headers = [("X-API-KEY", admin_key), ("Content-Type", "application/json")];
-    let Answer { status, body } = http::request(admin, "PUT", &path, &headers, route)?;
-    if status != 201 {
-        bail!("the Admin API answers {status} to route {id}: {body}");
-    }
-    Ok(())
-}
-
-fn routes(origin: u16) -> [(&'static str, String); 3] {
-    let function = |uri: &str, authorization: String| {
-        format!(
-            r#"{{"uri": "{uri}", "plugins": {{"aws-lambda": {{
-                "function_uri": "http://127.0.0.1:{origin}/function{uri}",
-                "authorization": {authorization}, "keepalive_pool": {POOL}}}}}}}"#
-        )
-    };
-    let proxy = format!(
-        r#"{{"uri": "/hello", "upstream": {{"type": "roundrobin", "pass_host": "node",
-            "nodes": {{"127.0.0.1:{origin}": 1}}, "keepalive_pool": {{"size": {POOL},
-            "idle_timeout": 60, "requests": 1000000000}}}}}}"#
-    );
-    let iam = format!(
-        r#"{{"iam": {{"accesskey": "{ACCESS_KEY}", "secretkey": "bench+secret/key",
-            "aws_region": "us-east-1", "service": "lambda"}}}}"#
-    );
-    [
-        ("proxy", proxy),
-        ("lambda-apikey", function("/apikey", format!(r#"{{"apikey": "{API_KEY}"}}"#))),
-        ("lambda-iam", function("/iam", iam)),
-    ]
-}
-
-fn configuration(data: u16, tls: u16, admin: u16, admin_key: &str) -> String {
-    format!(
-        "apisix:
-  enable_control: false
-  node_listen:
-    - ip: 127.0.0.1
-      port: {data}
-  ssl:
-    listen:
-      - ip: 127.0.0.1
-        port: {tls}
-deployment:
-  role: traditional
-  role_traditional:
-    config_provider: embedded
-  admin:
-    admin_listen:
-      ip: 127.0.0.1
-      port: {admin}
-    admin_key:
-      - name: admin
-        key: {admin_key}
-        role: admin
-nginx_config:
-  worker_processes: 1
-  http:
-    enable_access_log: false
-"
-    )
-}
-
-/// The origin refuses what does not carry what the gateway is there to add.
-fn origin_http(port: u16) -> String {
-    format!(
-        r#"default_type application/json;
-server {{
-  listen 127.0.0.1:{port} backlog=4096;
-  location / {{ return 200 '{ORIGIN_BODY}'; }}
-  location = /function/apikey {{
-    if ($http_x_api_key != "{API_KEY}") {{ return 403; }}
-    return 200 '{ORIGIN_BODY}';
-  }}
-  location = /function/iam {{
-    if ($http_authorization !~ "^AWS4-HMAC-SHA256 Credential={ACCESS_KEY}/[0-9]+/us-east-1/lambda/aws4_request, ?SignedHeaders=[^,]+, ?Signature=[0-9a-f]+$") {{ return 403; }}
-    if ($http_x_amz_date = "") {{ return 403; }}
-    return 200 '{ORIGIN_BODY}';
-  }}
-}}"#
-    )
-}
-
-fn gateway_http(port: u16, origin: u16) -> String {
-    let function = |path: &str| {
-        format!(
-            r#"location = {path} {{
-    proxy_pass http://origin/function/apikey;
-    proxy_set_header Host 127.0.0.1:{origin};
-    proxy_set_header Connection "";
-    proxy_set_header X-Api-Key "{API_KEY}";
-    proxy_set_header X-Forwarded-Proto $scheme;
-    proxy_set_header X-Forwarded-Host $host;
-    proxy_set_header X-Forwarded-Port $server_port;
-  }}"#
-        )
-    };
-    format!(
-        r#"upstream origin {{ server 127.0.0.1:{origin}; keepalive {POOL}; keepalive_requests 1000000000; }}
-server {{
-  listen 127.0.0.1:{port} backlog=4096;
-  proxy_http_version 1.1;
-  {}
-  {}
-  location / {{
-    proxy_pass http://origin;
-    proxy_set_header Host 127.0.0.1:{origin};
-    proxy_set_header Connection "";
-    proxy_set_header X-Real-IP $remote_addr;
-    proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
-    proxy_set_header X-Forwarded-Proto $scheme;
-    proxy_set_header X-Forwarded-Host $host;
-    proxy_set_header X-Forwarded-Port $server_port;
-  }}
-}}"#,
-        function("/apikey"),
-        function("/iam"),
-    )
-}
-
-/// One worker, in the foreground, no access log, connections that are never ended for their age.
-fn nginx_configuration(folder: &Path, name: &str, http: &str) -> String {
-    let folder = folder.display();
-    let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
-        .map(|kind| format!("{kind}_temp_path {folder}/{name}-{kind};\n"))
-        .concat();
-    format!(
-        "daemon off;
-worker_processes 1;
-worker_rlimit_nofile 16384;
-pid {folder}/{name}.pid;
-events {{ worker_connections 8192; }}
-http {{
-access_log off;
-keepalive_requests 1000000000;
-keepalive_timeout 3600s;
-{temporary}{http}
-}}
-"
-    )
-}
-
-/// What the origin answers.
-pub(crate) const ORIGIN_BODY: &str = r#""Hello, bench!""#;
-const GATEWAY_CPU: &str = "0";
-const API_KEY: &str = "bench-api-key";
-const ACCESS_KEY: &str = "AKIDBENCH";
-/// Idle connections kept to the origin; more than there are clients.
-const POOL: u32 = 512;
-const START_TIME: Duration = Duration::from_secs(15);
+const REALTIME_PRIORITY: &str = "5";
+const START_TIME: Duration = Duration::from_secs(20);
 const STOP_TIME: Duration = Duration::from_secs(5);
-const PAUSE: Duration = Duration::from_millis(50);
+const PAUSE: Duration = Duration::from_millis(20);
 
 #[cfg(test)]
 mod tests {
@@ -352,9 +257,16 @@ mod tests {
     #[test]
     fn a_process_line_is_read_past_any_name() {
         let line = "42 (a) b (c)) S 7 42 42 0 -1 4194560 100 0 0 0 13 29 5 6 20 0 1 0 9 1 1";
-        let process = ProcessTime::parse(line).expect("the line is whole");
-        assert_eq!((process.id, process.parent, process.ticks), (42, 7, 42));
-        assert!(ProcessTime::parse("42 (short) S 7").is_none());
+        let process = Process::parse(line).expect("the line is whole");
+        assert_eq!((process.id, process.parent, process.ticks.all()), (42, 7, 42));
+        assert!(Process::parse("42 (short) S 7").is_none());
+    }
+
+    #[test]
+    fn memory_is_read_by_the_name_of_its_line() {
+        let status = "Name:\tx\nVmHWM:\t   2048 kB\nVmRSS:\t    1024 kB\n";
+        let read = |field| status_kib(status, field);
+        assert_eq!([read("VmRSS:"), read("VmHWM:"), read("VmSwap:")], [1024, 2048, 0]);
     }
 
     #[test]

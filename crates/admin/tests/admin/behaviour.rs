@@ -13,7 +13,7 @@ use axum::{body::Body, extract::ConnectInfo, http::Request};
 use serde_json::{Value, json};
 use sluicegate_admin::{APPLIED_WAIT_MAX, BODY_BYTES_MAX};
 use sluicegate_store::{
-    BoxFuture, EmbeddedStore, Entry, Expect, Listing, MemoryStore, Store, StoreError, Watch,
+    BoxFuture, EmbeddedStore, Entry, Expect, Listing, MemoryStore, Put, Store, StoreError, Watch,
     Written,
 };
 
@@ -234,13 +234,32 @@ async fn a_body_may_have_one_and_a_half_mebibytes_and_no_byte_more() {
 }
 
 #[tokio::test]
-async fn a_ttl_is_refused_until_it_is_kept() {
+async fn what_is_written_with_a_ttl_goes_away_unless_it_is_written_again_without() {
     let harness = Harness::new();
-    for (path, error) in [
-        ("/apisix/admin/routes/2?ttl=x", "invalid argument ttl: should be a number"),
-        ("/apisix/admin/routes/2?ttl=5", "invalid argument ttl: not supported yet"),
-    ] {
-        harness.json("PUT", path, route("/a")).await.assert_error(400, error);
+    let number = "invalid argument ttl: should be a number";
+    let range = "invalid argument ttl: should be more than 0 and at most 9000000000 seconds";
+    for (ttl, error) in
+        [("x", number), ("", number), ("0", range), ("-1", range), ("nan", range), ("1e300", range)]
+    {
+        for (method, path) in [("PUT", "routes/1"), ("GET", "routes"), ("GET", "schema/route")] {
+            let path = format!("/apisix/admin/{path}?ttl={ttl}");
+            harness.json(method, &path, route("/a")).await.assert_error(400, error);
+        }
+    }
+    let write = async |method: &str, path: &str| {
+        let reply = harness.json(method, &format!("/apisix/admin/{path}"), route("/a")).await;
+        reply.assert_ok().json()["value"]["id"].as_str().unwrap().to_owned()
+    };
+    write("PUT", "routes/short?ttl=0.2").await;
+    let posted = write("POST", "routes?ttl=0.2").await;
+    write("PUT", "routes/patched").await;
+    write("PATCH", "routes/patched?ttl=0.2").await;
+    write("PUT", "routes/kept?ttl=0.2").await;
+    write("PATCH", "routes/kept").await;
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    for (id, status) in [("short", 404), (&*posted, 404), ("patched", 404), ("kept", 200)] {
+        let path = format!("/apisix/admin/routes/{id}");
+        assert_eq!(harness.send("GET", &path, "").await.status, status, "{id}");
     }
 }
 
@@ -307,7 +326,7 @@ async fn times_are_set_by_the_gateway_and_creation_is_kept() {
     let harness = Harness::new();
     let value = json!({"uri": "/a", "create_time": 5, "update_time": 6, "plugins": {}});
     let stored = value.to_string();
-    harness.store.put("/routes/1", stored.as_bytes().into(), Expect::Any).await.unwrap();
+    harness.store.put("/routes/1", stored.as_bytes().into(), Put::default()).await.unwrap();
     let times = |reply: &Reply| {
         let value = &reply.assert_ok().json()["value"];
         (value["create_time"].as_u64().unwrap(), value["update_time"].as_u64().unwrap())
@@ -354,6 +373,12 @@ async fn what_is_in_use_is_not_deleted_unless_forced() {
     for id in ["1", "2", "3", "4", "5"] {
         put(&format!("/upstreams/{id}"), upstream()).await;
     }
+    for id in ["6", "7", "8"] {
+        put(&format!("/upstreams/{id}"), upstream()).await;
+    }
+    put("/global_rules/g", json!({"plugins": split("6")})).await;
+    put("/consumer_groups/cg", json!({"plugins": split("7")})).await;
+    put("/consumers", json!({"username": "jack", "group_id": "cg", "plugins": split("8")})).await;
     put("/plugin_configs/p", json!({"plugins": split("3")})).await;
     put("/services/s", json!({"upstream_id": 2})).await;
     put("/routes/r", json!({"uri": "/a", "upstream_id": "1", "plugin_config_id": "p"})).await;
@@ -366,6 +391,22 @@ async fn what_is_in_use_is_not_deleted_unless_forced() {
             "can not delete this upstream, plugin in plugin_config [p] is still using it now",
         ),
         ("/upstreams/4", "can not delete this upstream, plugin in route [t] is still using it now"),
+        (
+            "/upstreams/6",
+            "can not delete this upstream, plugin in global_rules [g] is still using it now",
+        ),
+        (
+            "/upstreams/7",
+            "can not delete this upstream, plugin in consumer_group [cg] is still using it now",
+        ),
+        (
+            "/upstreams/8",
+            "can not delete this upstream, plugin in consumer [jack] is still using it now",
+        ),
+        (
+            "/consumer_groups/cg",
+            "can not delete this consumer group, consumer [jack] is still using it now",
+        ),
         ("/services/s", "can not delete this service directly, route [t] is still using it now"),
         ("/plugin_configs/p", "can not delete this plugin config, route [r] is still using it now"),
     ] {
@@ -460,9 +501,9 @@ impl Store for Yielding {
         &'a self,
         key: &'a str,
         value: Arc<[u8]>,
-        expect: Expect,
+        how: Put,
     ) -> BoxFuture<'a, Result<Written, StoreError>> {
-        yielding(self.0.put(key, value, expect))
+        yielding(self.0.put(key, value, how))
     }
 
     fn delete<'a>(
@@ -536,6 +577,8 @@ async fn plugins_and_schemas_can_be_discovered() {
     });
     let get = async |path: &str| harness.send("GET", &format!("/apisix/admin{path}"), "").await;
     let names = json!([
+        "basic-auth",
+        "key-auth",
         "limit-count",
         "traffic-split",
         "response-rewrite",
@@ -560,17 +603,38 @@ async fn plugins_and_schemas_can_be_discovered() {
     let all = get("/plugins?all=true").await;
     let lambda = &all.assert_ok().json()["aws-lambda"];
     assert_eq!(*lambda, json!({"version": 0.1, "priority": -1899, "schema": schema}));
-    assert_eq!(all.json().as_object().unwrap().len(), 7);
+    assert_eq!(all.json().as_object().unwrap().len(), 9);
+    let auth = &all.json()["key-auth"];
+    assert_eq!(
+        (&auth["type"], &auth["consumer_schema"]["required"][0]),
+        (&json!("auth"), &json!("key"))
+    );
+    let schema = get("/plugins/key-auth?schema_type=consumer").await;
+    assert_eq!(schema.assert_ok().json(), auth["consumer_schema"]);
     let streams = get("/plugins/echo?subsystem=stream").await;
     streams.assert_error(404, "plugin not found in subsystem stream");
 
-    for name in
-        ["route", "service", "upstream", "ssl", "plugin_config", "consumer_group", "global_rule"]
-    {
+    for name in [
+        "route",
+        "service",
+        "upstream",
+        "ssl",
+        "plugin_config",
+        "consumer_group",
+        "global_rule",
+        "consumer",
+        "credential",
+        "proto",
+        "stream_route",
+        "graphql_cost_decoration",
+    ] {
         let schema = get(&format!("/schema/{name}")).await;
         assert_eq!(schema.assert_ok().json()["type"], "object", "{name}");
     }
-    get("/schema/nope").await.assert_error(400, "not found schema: nope");
+    for name in ["nope", "secret", "plugin_metadata"] {
+        let error = format!("not found schema: {name}");
+        get(&format!("/schema/{name}")).await.assert_error(400, &error);
+    }
     let done = harness.send("PUT", "/apisix/admin/plugins/reload", "").await;
     assert_eq!((done.text.as_str(), reloads.load(Ordering::Relaxed)), ("done", 1));
 }

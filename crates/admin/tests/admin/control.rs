@@ -52,7 +52,9 @@ async fn the_rest_answers_as_apisix_does() {
     for (path, status, body) in [
         ("/v1/route/nope", 404, json!({"error_msg": "route[nope] not found"})),
         ("/v1/upstream/nope", 404, json!({"error_msg": "upstream[nope] not found"})),
-        ("/v1/healthcheck", 200, json!([])),
+        ("/v1/healthcheck", 200, json!({})),
+        ("/v1/services", 200, json!({})),
+        ("/v1/healthcheck/routes", 404, json!({"error_msg": "missing src id for src type routes"})),
         ("/v1/healthcheck/routes/x", 404, json!({"error_msg": "routes[x] not found"})),
         ("/v1/healthcheck/routes/1", 404, json!({"error_msg": "no checker for routes[1]"})),
         ("/v1/healthcheck/ssls/1", 400, json!({"error_msg": "invalid src type ssls"})),
@@ -99,11 +101,39 @@ async fn secrets_do_not_show() {
     assert!(!shown.assert_ok().text.contains("my-api-key"));
 }
 
+#[tokio::test]
+async fn health_is_shown_where_checks_are_configured() {
+    let harness = Harness::new();
+    let checks = json!({"active": {"http_path": "/"}});
+    let upstream = json!({"type": "roundrobin", "nodes": {"127.0.0.1:18801": 1}, "checks": checks});
+    harness.json("PUT", "/apisix/admin/upstreams/hc", upstream.clone()).await.assert_ok();
+    let route = json!({"uri": "/a", "upstream": upstream});
+    harness.json("PUT", "/apisix/admin/routes/1", route).await.assert_ok();
+    let of_route = json!({"name": "/apisix/routes/1", "nodes": {}, "type": "http"});
+    let of_upstream = json!({"name": "/apisix/upstreams/hc", "nodes": {}, "type": "http"});
+    for (path, body) in [
+        ("/v1/healthcheck", json!([of_route, of_upstream])),
+        ("/v1/healthcheck/routes/1", of_route),
+        ("/v1/healthcheck/upstreams/hc", of_upstream),
+    ] {
+        get(&harness, path).await.assert(200, body);
+    }
+    let request = Request::builder().uri("/v1/healthcheck").header("accept", "text/html,*/*");
+    let page = reply(&control(&harness), request.body(Body::empty()).unwrap()).await;
+    assert_eq!(page.header("content-type"), "text/html");
+    assert!(page.text.contains("<th>Upstream</th>"), "{}", page.text);
+}
+
 async fn get(harness: &Harness, path: &str) -> Reply {
     send(harness, "GET", path).await
 }
 
 async fn send(harness: &Harness, method: &str, path: &str) -> Reply {
+    let request = Request::builder().method(method).uri(path).body(Body::empty()).unwrap();
+    reply(&control(harness), request).await
+}
+
+fn control(harness: &Harness) -> axum::Router {
     let state = ControlState {
         store: Arc::clone(&harness.store),
         catalog: Arc::clone(&harness.catalog),
@@ -112,6 +142,5 @@ async fn send(harness: &Harness, method: &str, path: &str) -> Reply {
         reload_plugins: None,
         status: Some(Arc::new(|| json!({"revision": 7}))),
     };
-    let request = Request::builder().method(method).uri(path).body(Body::empty()).unwrap();
-    reply(&router(Arc::new(state)), request).await
+    router(Arc::new(state))
 }

@@ -16,7 +16,7 @@ use sluicegate_model::{
     Schema,
     check::Outside,
     encrypt::Keyring,
-    plugin::{Catalog, PluginInfo, inject_meta},
+    plugin::{Auth, Catalog, PluginInfo, inject_meta},
 };
 use sluicegate_store::{MemoryStore, Store};
 use tower::ServiceExt;
@@ -171,7 +171,30 @@ fn catalog() -> Catalog {
         plugin("traffic-split", 966, object.clone(), None, &[]),
         plugin("http-logger", 410, object.clone(), Some(object), &[]),
     ];
-    Catalog::new(plugins, check_vars)
+    let auth = [
+        ("key-auth", 2500, "key", json!({"key": {"type": "string"}}), &["key"][..]),
+        (
+            "basic-auth",
+            2520,
+            "username",
+            json!({"username": {"type": "string"}, "password": {"type": "string"}}),
+            &["password"],
+        ),
+    ];
+    let auth = auth.map(|(name, priority, unique, properties, secrets)| {
+        let required: Vec<_> = properties.as_object().unwrap().keys().cloned().collect();
+        PluginInfo {
+            consumer_schema: Some(json!({
+                "type": "object",
+                "properties": properties,
+                "required": required,
+                "encrypt_fields": secrets,
+            })),
+            auth: Some(Auth { unique: Some(unique) }),
+            ..plugin(name, priority, json!({"type": "object"}), None, &[])
+        }
+    });
+    Catalog::new(plugins.into_iter().chain(auth).collect(), check_vars)
 }
 
 fn plugin(
@@ -191,6 +214,7 @@ fn plugin(
         metadata_schema,
         consumer_schema: None,
         secrets,
+        auth: None,
         check: Arc::new(move |conf| compiled.check(conf).map_err(|why| why.to_string())),
     }
 }

@@ -3,5 +3,6 @@
 mod behaviour;
 mod control;
 mod harness;
+mod kinds;
 mod secrets;
 mod transcript;

@@ -1,6 +1,6 @@
 //! Getting a connection: an idle one, or a new one within the time limit.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -18,15 +18,17 @@ pub async fn acquire(
     limit: Duration,
     fresh: bool,
 ) -> Result<Box<Conn>, CallError> {
-    if !fresh && let Some(conn) = core.pool.take(target) {
+    if !fresh && let Some(conn) = core.pool.take(target, core.last_look()) {
         return Ok(conn);
     }
     let addr = target.addr;
-    let stream = within(limit, connect(target))
+    let began = Instant::now();
+    // Boxed: what a handshake needs is not part of every request.
+    let stream = Box::pin(within(limit, connect(target)))
         .await
         .unwrap_or(Err(CallError::ConnectTimeout { addr, limit }))?;
     core.counters.upstream_connections.add(1);
-    Ok(Box::new(Conn::new(stream, target)))
+    Ok(Box::new(Conn::new(stream, target, core.look() - began)))
 }
 
 pub(super) async fn connect(target: &Target) -> Result<Stream, CallError> {

@@ -3,7 +3,7 @@
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ::http::StatusCode;
 
@@ -13,7 +13,6 @@ use crate::http::framing::{Decoder, Framing, Step};
 use crate::http::head::{HeadError, HeadLimits, ResponseHead, has_head_end};
 use crate::http::headers::{Headers, may_trail};
 use crate::http::writer::{WriteError, Writer};
-use crate::io::BUFFER_BYTES;
 
 use super::{CallError, Conn, Received, Timeouts, Tunnel};
 
@@ -55,7 +54,8 @@ pub async fn send(
     timeouts: Timeouts,
 ) -> Answer {
     let reused = conn.reused;
-    let mut call = Call::new(core, conn, outgoing, timeouts);
+    // In the box that the answer's body needs anyway.
+    let mut call = Box::new(Call::new(core, conn, outgoing, timeouts));
     match poll_fn(|cx| call.poll_head(cx)).await {
         Ok((head, headers)) => Answer::Received(call.into_received(head, headers)),
         Err(error) => {
@@ -90,6 +90,8 @@ struct Call {
     may_upgrade: bool,
     timeouts: Timeouts,
     armed: bool,
+    /// The look at the clock that began the call still holds: nothing was waited for since.
+    at_once: bool,
     limits: HeadLimits,
     /// `1xx` heads skipped so far.
     interim: usize,
@@ -116,6 +118,7 @@ impl Call {
             may_upgrade: out.may_upgrade,
             timeouts,
             armed: false,
+            at_once: true,
             limits: core.settings().upstream_head,
             interim: 0,
             piece: 0,
@@ -156,9 +159,11 @@ impl Call {
             conn.timer.disarm();
             self.armed = false;
         } else if !self.armed {
-            conn.timer.arm(limit);
+            let moment = if self.at_once { self.core.last_look() } else { Instant::now() };
+            conn.timer.arm_at(moment, limit);
             self.armed = true;
         }
+        self.at_once = false;
         limit
     }
 
@@ -214,7 +219,9 @@ impl Call {
         loop {
             let Some(conn) = &mut self.conn else { return Ok(None) };
             let bytes = conn.buffer.bytes();
-            if bytes.len() <= self.scanned || !has_head_end(bytes, self.scanned) {
+            // Most heads come whole and are parsed at once.
+            let whole = self.scanned == 0 || has_head_end(bytes, self.scanned);
+            if bytes.len() <= self.scanned || !whole {
                 self.scanned = bytes.len();
                 return Ok(None);
             }
@@ -242,7 +249,7 @@ impl Call {
         }
     }
 
-    fn into_received(mut self, head: ResponseHead, headers: Headers) -> Received {
+    fn into_received(mut self: Box<Self>, head: ResponseHead, headers: Headers) -> Received {
         let status = head.status;
         if status == StatusCode::SWITCHING_PROTOCOLS
             && let Some(conn) = self.conn.take()
@@ -259,15 +266,14 @@ impl Call {
             self.finish();
             return Received { status, headers, body: Body::Empty, tunnel: None };
         }
-        Received { status, headers, body: Body::stream(self), tunnel: None }
+        Received { status, headers, body: Body::Stream(self), tunnel: None }
     }
 
     /// The answer is complete: the connection goes back, unless something is unfinished.
     fn finish(&mut self) {
-        let Some(mut conn) = self.conn.take() else { return };
+        let Some(conn) = self.conn.take() else { return };
         if self.keep && self.sent && self.send_error.is_none() {
-            conn.timer.disarm();
-            self.core.pool.put(conn);
+            self.core.pool.put(conn, self.core.last_look());
         } else {
             let Conn { mut buffer, .. } = *conn;
             buffer.consume(usize::MAX >> 1);
@@ -310,7 +316,7 @@ impl Source for Call {
             }
             let limit = self.arm();
             let Some(conn) = &mut self.conn else { return Poll::Ready(Ok(0)) };
-            match conn.buffer.poll_read(&mut conn.stream, cx, BUFFER_BYTES) {
+            match conn.buffer.poll_read_body(&mut conn.stream, cx) {
                 Poll::Ready(Ok(0)) if self.decoder.may_end_at_close() => {
                     self.keep = false;
                     return Poll::Ready(Ok(self.ended()));

@@ -27,13 +27,15 @@ pub struct Conn {
     pub(crate) requests: u64,
     /// It has carried an earlier request.
     pub(crate) reused: bool,
+    /// How long the request at hand waited for it: no time when it was kept, as nginx has it.
+    pub(crate) connect_time: Duration,
     key: Option<Key>,
     keepalive: Keepalive,
 }
 
 impl Conn {
     /// A fresh connection to `target`.
-    pub(crate) fn new(stream: Stream, target: &Target) -> Self {
+    pub(crate) fn new(stream: Stream, target: &Target, connect_time: Duration) -> Self {
         let keepalive = target.keepalive.unwrap_or(Keepalive {
             size: 0,
             idle_timeout: Duration::ZERO,
@@ -45,6 +47,7 @@ impl Conn {
             timer: LazyTimer::default(),
             requests: 0,
             reused: false,
+            connect_time,
             key: Key::of(target),
             keepalive,
         }
@@ -80,13 +83,15 @@ pub struct Pool {
 
 impl Pool {
     /// Takes an idle connection that is still open.
-    pub(crate) fn take(&self, target: &Target) -> Option<Box<Conn>> {
+    pub(crate) fn take(&self, target: &Target, now: Instant) -> Option<Box<Conn>> {
         let key = Key::of(target)?;
         let mut idle = self.idle.borrow_mut();
         let list = idle.get_mut(&key)?;
         while let Some(Idle { mut conn, since }) = list.pop() {
-            if since.elapsed() < conn.keepalive.idle_timeout && is_quiet(&mut conn) {
+            let idle = now.saturating_duration_since(since);
+            if idle < conn.keepalive.idle_timeout && is_quiet(&mut conn) {
                 conn.reused = true;
+                conn.connect_time = Duration::ZERO;
                 return Some(conn);
             }
         }
@@ -94,7 +99,7 @@ impl Pool {
     }
 
     /// Takes a connection back after a whole answer.
-    pub(crate) fn put(&self, mut conn: Box<Conn>) {
+    pub(crate) fn put(&self, mut conn: Box<Conn>, now: Instant) {
         let Some(key) = conn.key else { return };
         if conn.requests >= conn.keepalive.requests || !conn.buffer.is_empty() {
             return;
@@ -103,7 +108,7 @@ impl Pool {
         let mut idle = self.idle.borrow_mut();
         let list = idle.entry(key).or_default();
         if list.len() < key.size.max(IDLE_ABOVE_MAX) {
-            list.push(Idle { conn, since: Instant::now() });
+            list.push(Idle { conn, since: now });
         }
     }
 

@@ -29,6 +29,8 @@ pub struct RequestHead {
     pub keep_alive: bool,
     /// `Expect: 100-continue` was sent.
     pub expects_continue: bool,
+    /// A field's name has an underscore.
+    pub has_underscores: bool,
 }
 
 /// A parsed response head.
@@ -134,13 +136,13 @@ impl RequestHead {
             return Err(too_large(bytes, limits));
         }
         let head = &bytes[..len];
-        no_bare_lf(head)?;
         if request.headers.len() > limits.fields {
             return Err(HeadError::TooMany(limits.fields));
         }
         let base = bytes.as_ptr() as usize;
+        no_bare_lf_between(base, head, request.headers)?;
         headers.reset_to(head);
-        copy_fields(base, request.headers, headers)?;
+        let has_underscores = copy_fields(base, request.headers, headers)?;
         let method = request.method.unwrap_or_default();
         let path = request.path.unwrap_or_default();
         let target = (path.as_ptr() as usize - base, path.len());
@@ -158,7 +160,16 @@ impl RequestHead {
             && headers
                 .known(Known::Expect)
                 .is_some_and(|v| v.eq_ignore_ascii_case(b"100-continue"));
-        Ok(Some(Self { len, method, http11, target, framing, keep_alive, expects_continue }))
+        Ok(Some(Self {
+            len,
+            method,
+            http11,
+            target,
+            framing,
+            keep_alive,
+            expects_continue,
+            has_underscores,
+        }))
     }
 }
 
@@ -239,26 +250,45 @@ fn version_is_other(bytes: &[u8]) -> bool {
     matches!(&line[at + 5..], [major, b'.', minor] if major.is_ascii_digit() && *major != b'1' && minor.is_ascii_digit())
 }
 
+/// Says whether a name has an underscore.
 fn copy_fields(
     base: usize,
     fields: &[httparse::Header<'_>],
     headers: &mut Headers,
-) -> Result<(), HeadError> {
+) -> Result<bool, HeadError> {
+    let mut has_underscores = false;
     for field in fields {
         let name = field.name.as_bytes();
         if name.len() > u16::MAX as usize {
             return Err(HeadError::Malformed("header name is too long"));
         }
+        let known = Known::of(name);
+        has_underscores |= known == Known::Other && name.contains(&b'_');
         headers.push_range(
             (name.as_ptr() as usize - base, name.len()),
             (field.value.as_ptr() as usize - base, field.value.len()),
-            Known::of(name),
+            known,
         );
     }
-    Ok(())
+    Ok(has_underscores)
 }
 
-/// `httparse` takes a lone LF as a line end; a proxy in front may not.
+/// `httparse` takes a lone LF as a line end; a proxy in front may not. In a head that it read
+/// whole, lines end before a field's name and at the end only.
+fn no_bare_lf_between(
+    base: usize,
+    head: &[u8],
+    fields: &[httparse::Header<'_>],
+) -> Result<(), HeadError> {
+    let ended = |at: usize| at >= 2 && head[at - 2..at] == *b"\r\n";
+    let starts = fields.iter().map(|field| field.name.as_ptr() as usize - base);
+    match head.ends_with(b"\r\n\r\n") && head[0] > b' ' && starts.into_iter().all(ended) {
+        true => Ok(()),
+        false => Err(HeadError::Malformed("bare LF")),
+    }
+}
+
+/// The same for a head of which a part is there.
 fn no_bare_lf(bytes: &[u8]) -> Result<(), HeadError> {
     for at in memchr::memchr_iter(b'\n', bytes) {
         if at == 0 || bytes[at - 1] != b'\r' {

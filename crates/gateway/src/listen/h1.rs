@@ -20,13 +20,16 @@ use crate::exchange::{Connection, Exchange, Response, Version};
 use crate::handle::{chains, handle};
 use crate::http::framing::{Decoder, Framing, Step};
 use crate::http::head::{RequestHead, has_head_end, path_and_query};
-use crate::http::headers::{Headers, write_line};
+use crate::http::headers::{Headers, Known, write_line};
+use crate::http::lent;
 use crate::http::writer::{Sink, WriteError, Writer};
 use crate::io::{BUFFER_BYTES, Buffer, LazyTimer, Stream, within};
 use crate::page;
+use crate::plugin::Phases;
 use crate::proxy::lacks_chunks;
 
 use super::tunnel::tunnel;
+use super::{DISCARD_MAX, discard};
 
 /// The client's side of a connection; the request body and the response share it.
 struct ClientIo {
@@ -166,7 +169,9 @@ async fn next_head(core: &Rc<Core>, io: &Shared, first: bool) -> Arrived {
                     return Poll::Ready(Arrived::Refused(error));
                 }
             }
-            let whole = !preface_due && has_head_end(bytes, scanned);
+            // Most heads come whole and are parsed at once; one that did not is only parsed again
+            // when its end is there, so that bytes one by one cost no more than their number.
+            let whole = !preface_due && (scanned == 0 || has_head_end(bytes, scanned));
             if !bytes.is_empty() && (whole || bytes.len() >= settings.client_head.bytes) {
                 // An empty line before a request is an old client's habit (RFC 9112 2.2).
                 if bytes.starts_with(b"\r\n") {
@@ -178,7 +183,7 @@ async fn next_head(core: &Rc<Core>, io: &Shared, first: bool) -> Arrived {
                 match RequestHead::parse(bytes, &mut headers, settings.client_head) {
                     Ok(Some(head)) => {
                         buffer.consume(head.len);
-                        let started = started.unwrap_or_else(Instant::now);
+                        let started = started.unwrap_or_else(|| core.look());
                         return Poll::Ready(Arrived::Head(head, headers, started));
                     }
                     Ok(None) => {}
@@ -187,8 +192,9 @@ async fn next_head(core: &Rc<Core>, io: &Shared, first: bool) -> Arrived {
             }
             scanned = bytes.len();
             if !bytes.is_empty() && started.is_none() {
-                started = Some(Instant::now());
-                timer.arm(settings.client_header_timeout);
+                let moment = core.look();
+                started = Some(moment);
+                timer.arm_at(moment, settings.client_header_timeout);
                 armed = true;
             }
             buffer.lend(&mut core.buffers.borrow_mut());
@@ -204,7 +210,9 @@ async fn next_head(core: &Rc<Core>, io: &Shared, first: bool) -> Arrived {
                         }
                     }
                     if !armed {
-                        timer.arm(idle);
+                        // A request ends with a look at the clock.
+                        let moment = if first { core.look() } else { core.last_look() };
+                        timer.arm_at(moment, idle);
                         armed = true;
                     }
                     if timer.poll_expired(cx).is_ready() {
@@ -285,11 +293,20 @@ fn exchange(
     requests: u64,
 ) -> Exchange {
     let settings = core.settings();
-    if !settings.underscores_in_headers {
+    if head.has_underscores && !settings.underscores_in_headers {
         headers.retain(|_, name, _| !name.contains(&b'_'));
     }
+    let announced = if let Framing::Length(n) = head.framing { n } else { 0 };
     let body = match head.framing {
         Framing::Empty => Body::Empty,
+        // All of it came with the head.
+        Framing::Length(n) if n <= BUFFER_BYTES as u64 && n <= io.borrow().buffer.len() as u64 => {
+            let buffer = &mut io.borrow_mut().buffer;
+            let n = n as usize;
+            let body = lent::copy(&buffer.bytes()[..n]);
+            buffer.consume(n);
+            Body::Bytes(body)
+        }
         framing => {
             io.borrow_mut().body_done = false;
             let buffer = std::mem::take(&mut io.borrow_mut().buffer);
@@ -308,17 +325,17 @@ fn exchange(
     };
     // Path and query of any form of target; the authority of an absolute one is the Host's.
     let raw = headers.text(head.target.0, head.target.1);
-    let target = match std::str::from_utf8(raw) {
-        Ok(text) if !text.starts_with('/') => {
-            let rest = path_and_query(text);
-            (head.target.0 + head.target.1 - rest.len(), rest.len())
+    let target = match raw.first() {
+        Some(b'/') => head.target,
+        _ => {
+            let rest = std::str::from_utf8(raw).map_or(0, |text| path_and_query(text).len());
+            (head.target.0 + head.target.1 - rest, rest)
         }
-        _ => head.target,
     };
     let version = if head.http11 { Version::Http11 } else { Version::Http10 };
     let request = super::request(head.method.clone(), version, headers, body, target);
     let mut exchange = super::new_exchange(core, connection, request, started, requests);
-    exchange.bytes_received = head.len as u64;
+    exchange.bytes_received = head.len as u64 + announced;
     exchange
 }
 
@@ -338,7 +355,7 @@ async fn respond(
         || status == StatusCode::NO_CONTENT
         || status == StatusCode::NOT_MODIFIED
         || status.is_informational();
-    let filtered = !bodiless && chains(exchange).any(|chain| chain.filters_body());
+    let filtered = !bodiless && !chains(exchange, Phases::BODY_FILTER).is_empty();
     let length = if filtered { None } else { response.body.remaining() };
     let body_read = io.borrow().body_done;
     // A body that was never asked for, or is too long to skip, ends the connection.
@@ -360,7 +377,11 @@ async fn respond(
     if !bodiless {
         match length {
             Some(n) => {
-                response.headers.set("Content-Length", itoa::Buffer::new().format(n).as_bytes());
+                let mut text = itoa::Buffer::new();
+                let text = text.format(n).as_bytes();
+                if response.headers.known(Known::ContentLength) != Some(text) {
+                    response.headers.put(Known::ContentLength, "Content-Length", text);
+                }
             }
             None => {
                 response.headers.remove("Content-Length");
@@ -490,7 +511,7 @@ async fn write_filtered(
         let n = body.fill().await.map_err(WriteError::Body)?;
         let mut piece = Bytes::copy_from_slice(&body.data()[..n]);
         body.consume(n);
-        for chain in chains(exchange) {
+        for chain in chains(exchange, Phases::BODY_FILTER) {
             chain.body_filter(exchange, &mut piece, n == 0);
         }
         let mut one = Body::from_bytes(piece);
@@ -501,17 +522,6 @@ async fn write_filtered(
         let written = write(io, writer, &mut one, limit).await;
         writer.hold_end(false);
         written?;
-    }
-}
-
-/// Skips a short body that nobody read, so that the connection can be kept.
-async fn discard(body: &mut Body) -> Result<(), BodyError> {
-    loop {
-        let n = body.fill().await?;
-        if n == 0 {
-            return Ok(());
-        }
-        body.consume(n);
     }
 }
 
@@ -658,7 +668,7 @@ impl Source for ClientBody {
                 self.finish();
                 return Poll::Ready(Ok(0));
             }
-            match buffer.poll_read(stream, cx, BUFFER_BYTES) {
+            match buffer.poll_read_body(stream, cx) {
                 Poll::Ready(Ok(0)) => return Poll::Ready(Err(BodyError::Ended)),
                 Poll::Ready(Ok(_)) => self.armed = false,
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error.into())),
@@ -699,9 +709,6 @@ impl Source for ClientBody {
 const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
-
-/// Bytes of an unread body that are skipped to keep a connection.
-const DISCARD_MAX: u64 = 64 << 10;
 
 /// How long, and for how many bytes, a closing connection is read on.
 const LINGER_TIME: Duration = Duration::from_secs(1);

@@ -15,6 +15,7 @@ use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tracing::{debug, error, info};
 
+use super::{DISCARD_MAX, discard};
 use crate::body::{Body, BodyError, Source};
 use crate::client::{fields, poll_receive, pump};
 use crate::core::Core;
@@ -23,6 +24,7 @@ use crate::handle::{chains, handle};
 use crate::http::head::{is_authority, path_and_query};
 use crate::http::headers::{Headers, Known};
 use crate::io::{Buffer, LazyTimer, Stream, within};
+use crate::plugin::Phases;
 
 /// Serves a connection until either side ends it.
 pub(super) async fn serve(
@@ -152,8 +154,13 @@ async fn serve_stream(
     super::complete_head(&exchange, &mut response);
     send(&mut exchange, &mut respond, response).await;
     super::log(&mut exchange);
-    let Exchange { request, sent, .. } = exchange;
+    let Exchange { mut request, sent, .. } = exchange;
     core.pool.recycle(request.headers);
+    // A short body that nobody read is taken all the same: some clients take the reset that
+    // would end it for an error, whatever they were answered.
+    if matches!(request.body.remaining(), Some(1..=DISCARD_MAX)) {
+        let _ = discard(&mut request.body).await;
+    }
     if let Some(sent) = sent {
         core.pool.recycle(sent);
     }
@@ -254,7 +261,7 @@ async fn send(exchange: &mut Exchange, respond: &mut SendResponse<Bytes>, mut re
     if bodiless {
         response.body = Body::Empty;
     }
-    let filtered = !bodiless && chains(exchange).any(|chain| chain.filters_body());
+    let filtered = !bodiless && !chains(exchange, Phases::BODY_FILTER).is_empty();
     response.headers.remove_hop_by_hop();
     match response.body.remaining() {
         Some(n) if !filtered && !bodiless => {
@@ -345,7 +352,7 @@ async fn next_filtered(
     let n = body.fill().await?;
     let mut piece = Bytes::copy_from_slice(&body.data()[..n]);
     body.consume(n);
-    for chain in chains(exchange) {
+    for chain in chains(exchange, Phases::BODY_FILTER) {
         chain.body_filter(exchange, &mut piece, n == 0);
     }
     exchange.body_bytes_sent += piece.len() as u64;

@@ -17,12 +17,13 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tracing::{debug, error, info, warn};
 
-use crate::body::Body;
+use crate::body::{Body, BodyError};
 use crate::core::{Core, Shared};
 use crate::exchange::{Connection, Exchange, Request, Response, TlsInfo, UpstreamRecord, Version};
 use crate::handle::chains;
 use crate::http::headers::{Headers, Known};
 use crate::io::{Buffer, Stream, within};
+use crate::plugin::Phases;
 use crate::real_ip;
 use crate::settings::{Listen, Settings};
 
@@ -262,8 +263,8 @@ async fn serve(core: &Rc<Core>, listen: &Listen, mut tcp: TcpStream, peer: Socke
     let local = tcp.local_addr().unwrap_or(listen.addr);
     let mut ends = (peer, local);
     if listen.proxy_protocol {
-        let read = within(settings.client_header_timeout, proxy_protocol::read(&mut tcp)).await;
-        match read {
+        let read = within(settings.client_header_timeout, proxy_protocol::read(&mut tcp));
+        match Box::pin(read).await {
             Some(Ok(Some((client, server)))) => ends = (client, server),
             Some(Ok(None)) => {}
             Some(Err(error)) => {
@@ -276,6 +277,7 @@ async fn serve(core: &Rc<Core>, listen: &Listen, mut tcp: TcpStream, peer: Socke
     let mut connection = Connection {
         number: core.next_connection(),
         peer: ends.0,
+        peer_text: ends.0.ip().to_canonical().to_string().into(),
         local: ends.1,
         tls: None,
         real_ip_peer: real_ip::contains(&settings.real_ip.from, ends.0.ip()),
@@ -290,13 +292,14 @@ async fn serve(core: &Rc<Core>, listen: &Listen, mut tcp: TcpStream, peer: Socke
             .await;
     }
     let mut first = [0_u8; 1];
-    match within(settings.client_header_timeout, tcp.peek(&mut first)).await {
+    match Box::pin(within(settings.client_header_timeout, tcp.peek(&mut first))).await {
         Some(Ok(1)) if first[0] == TLS_HANDSHAKE => {}
-        Some(Ok(1)) => return h1::refuse_plain(core, tcp).await,
+        Some(Ok(1)) => return Box::pin(h1::refuse_plain(core, tcp)).await,
         _ => return,
     }
     let acceptor = tokio_rustls::TlsAcceptor::from(core.shared.tls_server.config());
-    let session = match within(settings.client_header_timeout, acceptor.accept(tcp)).await {
+    let handshake = within(settings.client_header_timeout, acceptor.accept(tcp));
+    let session = match Box::pin(handshake).await {
         Some(Ok(session)) => session,
         Some(Err(error)) => {
             core.counters.tls_failures.add(1);
@@ -356,7 +359,8 @@ fn new_exchange(
         matched_slashes_kept: false,
         upstream: UpstreamRecord::default(),
         started,
-        started_at: crate::core::now(),
+        started_at: core.wall_clock(started),
+        ended: None,
         bytes_sent: 0,
         body_bytes_sent: 0,
         bytes_received: 0,
@@ -372,23 +376,37 @@ fn new_exchange(
 
 /// Headers that every response carries, whoever made it.
 fn complete_head(exchange: &Exchange, response: &mut Response) {
-    response.headers.set("Server", exchange.settings.server.as_bytes());
+    response.headers.put(Known::Server, "Server", exchange.settings.server.as_bytes());
     if response.headers.known(Known::Date).is_none() {
-        exchange.core.with_date(exchange.started_at, |date| response.headers.append("Date", date));
+        let headers = &mut response.headers;
+        exchange.core.with_date(exchange.started_at, |date| headers.put(Known::Date, "Date", date));
     }
 }
 
 /// The last step: plugins' `log` phase and the access log.
 fn log(exchange: &mut Exchange) {
     exchange.core.counters.requests.add(1);
+    let now = exchange.core.look();
+    exchange.ended = Some(now);
     if exchange.upstream.status.is_some() && exchange.upstream.response_time.is_none() {
-        exchange.upstream.response_time = exchange.upstream.began.map(|b| b.elapsed());
+        exchange.upstream.response_time = exchange.upstream.began.map(|began| now - began);
     }
-    for chain in chains(exchange) {
+    for chain in chains(exchange, Phases::LOG) {
         chain.log(exchange);
     }
     if let Some(logger) = &mut *exchange.core.access_log.borrow_mut() {
         logger.log(exchange);
+    }
+}
+
+/// Skips a short body that nobody read, so that the connection can be kept.
+async fn discard(body: &mut Body) -> Result<(), BodyError> {
+    loop {
+        let n = body.fill().await?;
+        if n == 0 {
+            return Ok(());
+        }
+        body.consume(n);
     }
 }
 
@@ -404,6 +422,9 @@ fn request(
     request.set_target(target.0, target.1);
     request
 }
+
+/// Bytes of an unread body that are skipped to keep a connection.
+const DISCARD_MAX: u64 = 64 << 10;
 
 /// Connections the kernel holds until they are accepted.
 const BACKLOG: i32 = 4096;

@@ -9,7 +9,7 @@ use std::task::{Context, Poll, ready};
 use tokio::io::AsyncWrite;
 
 use crate::client::Tunnel;
-use crate::io::{BUFFER_BYTES, Buffer, LazyTimer, Stream};
+use crate::io::{Buffer, LazyTimer, Stream};
 
 /// One direction.
 struct Way {
@@ -47,7 +47,7 @@ impl Way {
                 }
                 return Poll::Ready(Ok(()));
             }
-            match self.buffer.poll_read(from, cx, BUFFER_BYTES) {
+            match self.buffer.poll_read_body(from, cx) {
                 Poll::Ready(Ok(0)) => self.ended = true,
                 Poll::Ready(Ok(_)) => {}
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),

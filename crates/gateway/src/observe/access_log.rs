@@ -77,8 +77,15 @@ impl Format {
         if self.escape == Escape::None {
             return out.extend_from_slice(text);
         }
-        for &b in text {
-            match (b, self.escape == Escape::Json) {
+        let json = self.escape == Escape::Json;
+        let plain = |b: &u8| match json {
+            true => !matches!(b, b'"' | b'\\' | 0..0x20),
+            false => !matches!(b, b'"' | b'\\' | 0..0x20 | 0x7f..),
+        };
+        let start = text.iter().position(|b| !plain(b)).unwrap_or(text.len());
+        out.extend_from_slice(&text[..start]);
+        for &b in &text[start..] {
+            match (b, json) {
                 (b'"' | b'\\', true) => out.extend_from_slice(&[b'\\', b]),
                 (b'\n', true) => out.extend_from_slice(b"\\n"),
                 (b'\r', true) => out.extend_from_slice(b"\\r"),

@@ -10,10 +10,10 @@
 //! A router never changes. [`Router::updated`] makes a new one that shares everything the change does
 //! not touch, so that one change among many routes costs microseconds.
 
+mod map;
 mod pattern;
 #[cfg(test)]
 mod tests;
-mod tree;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -25,8 +25,8 @@ use std::{
 use smallvec::SmallVec;
 
 use self::{
+    map::{Kind, Map, Place},
     pattern::Pattern,
-    tree::{Kind, Tree},
 };
 use crate::expr::{Expr, IpSet, Vars};
 
@@ -209,14 +209,12 @@ const NAMES: [&str; 10] =
 pub struct Router<T> {
     mode: Mode,
     count: usize,
-    ids: Tree<Arc<Route<T>>>,
+    ids: Map<Arc<Route<T>>>,
     /// By reversed host, for [`Mode::HostUri`] only.
-    hosts: Tree<Arc<Uris<T>>>,
+    hosts: Map<Arc<Host<T>>>,
     /// The routes without hosts; in the other modes all of them.
-    uris: Uris<T>,
+    uris: Map<Entries<T>>,
 }
-
-type Uris<T> = Tree<Entries<T>>;
 
 impl<T> Router<T> {
     /// A builder for a whole router. For a change to one, see [`Router::updated`].
@@ -229,15 +227,14 @@ impl<T> Router<T> {
         matched.clear();
         if !self.hosts.is_empty() {
             let reversed: Text = request.host.bytes().rev().collect();
-            let hits = self.hosts.hits(&reversed);
-            if let Some(uris) = hits.exact
-                && let Some(route) = find_in(uris, request, vars, matched)
+            if let Some(host) = self.hosts.exact(&reversed)
+                && let Some(route) = host.uris.find(request, vars, matched)
             {
                 matched.set_host("", request.host);
                 return Some(&route.payload);
             }
-            for (length, uris) in hits.prefixes.into_iter().rev() {
-                if let Some(route) = find_in(uris, request, vars, matched) {
+            for (length, host) in self.hosts.prefixes(&reversed) {
+                if let Some(route) = host.uris.find(request, vars, matched) {
                     let wildcard = request.host.get(request.host.len() - length..);
                     matched.set_host("*", wildcard.unwrap_or_default());
                     return Some(&route.payload);
@@ -248,9 +245,23 @@ impl<T> Router<T> {
         Some(&route.payload)
     }
 
+    /// How it matches.
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+
     /// The payload of the route with this id.
     pub fn get(&self, id: &str) -> Option<&T> {
-        self.ids.get(id.as_bytes()).map(|route| &route.payload)
+        self.ids.exact(id.as_bytes()).map(|route| &route.payload)
+    }
+
+    /// The route with this id as it was put in, but for the letters' case in its hosts and what
+    /// stood there twice.
+    pub fn input(&self, id: &str) -> Option<RouteInput<T>>
+    where
+        T: Clone,
+    {
+        self.ids.exact(id.as_bytes()).map(|route| route.input())
     }
 
     /// How many routes there are.
@@ -283,7 +294,7 @@ impl<T> Router<T> {
 
     fn insert(&mut self, route: Arc<Route<T>>) {
         self.count += 1;
-        self.ids = self.ids.updated(route.id.as_bytes(), Kind::Exact, |_| Some(route.clone()));
+        self.ids.update(route.id.as_bytes(), Kind::Exact, |_| Some(route.clone()));
         self.change_entries(&route, |entries, entry| {
             Some(match entries {
                 Some(entries) => entries.with(entry),
@@ -293,31 +304,30 @@ impl<T> Router<T> {
     }
 
     fn remove(&mut self, id: &str) {
-        let Some(route) = self.ids.get(id.as_bytes()).cloned() else { return };
+        let Some(route) = self.ids.exact(id.as_bytes()).cloned() else { return };
         self.count -= 1;
-        self.ids = self.ids.updated(id.as_bytes(), Kind::Exact, |_| None);
+        self.ids.update(id.as_bytes(), Kind::Exact, |_| None);
         self.change_entries(&route, |entries, entry| {
             entries.and_then(|entries| entries.without(&entry))
         });
     }
 
-    /// Applies a change at each place a route has in the trees.
+    /// Applies a change at each place a route has in the maps.
     fn change_entries(
         &mut self,
         route: &Arc<Route<T>>,
         change: impl Fn(Option<&Entries<T>>, Entry<T>) -> Option<Entries<T>>,
     ) {
-        let change_uris = |uris: &Uris<T>| {
-            route.patterns.iter().zip(0..).fold(uris.clone(), |uris, (pattern, index)| {
+        let change_uris = |uris: &mut Map<Entries<T>>| {
+            for (pattern, index) in route.patterns.iter().zip(0..) {
                 let (key, kind) = pattern.key();
-                uris.updated(key, kind, |entries| {
+                uris.update(key, kind, |entries| {
                     change(entries, Entry { route: route.clone(), pattern: index })
-                })
-            })
+                });
+            }
         };
         if self.mode != Mode::HostUri || route.hosts.is_empty() {
-            self.uris = change_uris(&self.uris);
-            return;
+            return change_uris(&mut self.uris);
         }
         // Hosts that share their places go on sharing them: a route of many hosts and many uris
         // costs their sum, not their product. What was there before is kept until the end, so
@@ -325,12 +335,15 @@ impl<T> Router<T> {
         let mut changed = HashMap::new();
         for host in &route.hosts {
             let (key, kind) = host.key();
-            self.hosts = self.hosts.updated(&key, kind, |uris| {
+            self.hosts.update(&key, kind, |old| {
+                let uris = old.map(|old| &old.uris);
                 let change = || {
-                    let now = change_uris(uris.map_or(&Tree::default(), |uris| &**uris));
-                    (uris.cloned(), (!now.is_empty()).then(|| Arc::new(now)))
+                    let mut now = uris.map(Uris::to_map).unwrap_or_default();
+                    change_uris(&mut now);
+                    (uris.cloned(), Uris::of(now))
                 };
-                changed.entry(uris.map(Arc::as_ptr)).or_insert_with(change).1.clone()
+                let uris = changed.entry(uris.map(Uris::address)).or_insert_with(change).1.clone();
+                uris.map(|uris| Arc::new(Host { key: key.clone(), kind, uris }))
             });
         }
     }
@@ -350,28 +363,17 @@ impl<T> Clone for Router<T> {
 }
 
 fn find_in<'r, T>(
-    uris: &'r Uris<T>,
+    uris: &'r Map<Entries<T>>,
     request: &Match<'_>,
     vars: &dyn Vars,
     matched: &mut Matched,
 ) -> Option<&'r Route<T>> {
-    let hits = uris.hits(request.path);
-    let prefixes = hits.prefixes.iter().rev().map(|&(_, entries)| entries);
-    for entries in hits.exact.into_iter().chain(prefixes) {
-        for entry in entries.as_slice() {
-            let route = &*entry.route;
-            matched.clear();
-            if !route.admits(request, vars, matched) {
-                continue;
-            }
-            let pattern = &route.patterns[entry.pattern as usize];
-            if pattern.fits(request.path, matched) {
-                matched.path.extend_from_slice(pattern.uri());
-                return Some(route);
-            }
-        }
+    if let Some(entries) = uris.exact(request.path)
+        && let Some(route) = entries.find(request, vars, matched)
+    {
+        return Some(route);
     }
-    None
+    uris.prefixes(request.path).find_map(|(_, entries)| entries.find(request, vars, matched))
 }
 
 /// Collects routes for a new router.
@@ -407,26 +409,21 @@ impl<T> Builder<T> {
         }
         by_host.sort_by(|left, right| left.0.cmp(&right.0));
         // Hosts of the same routes share their places.
-        let mut built: HashMap<Vec<*const Route<T>>, Arc<Uris<T>>> = HashMap::new();
-        let hosts: Vec<_> = by_host
-            .chunk_by(|left, right| left.0 == right.0)
-            .map(|group| {
-                let ((host, kind), _) = &group[0];
-                let routes = group.iter().map(|(_, route)| Arc::as_ptr(route)).collect();
-                let uris = built.entry(routes).or_insert_with(|| {
-                    let entries = group.iter().flat_map(|(_, route)| entries_of(route));
-                    Arc::new(build_uris(entries.collect()))
-                });
-                (host, *kind, uris.clone())
-            })
-            .collect();
-        let ids: Vec<_> =
-            by_id.iter().map(|&route| (route.id.as_bytes(), Kind::Exact, route.clone())).collect();
+        let mut built: HashMap<Vec<*const Route<T>>, Option<Uris<T>>> = HashMap::new();
+        let hosts = by_host.chunk_by(|left, right| left.0 == right.0).filter_map(|group| {
+            let ((key, kind), _) = &group[0];
+            let routes = group.iter().map(|(_, route)| Arc::as_ptr(route)).collect();
+            let uris = built.entry(routes).or_insert_with(|| {
+                let entries = group.iter().flat_map(|(_, route)| entries_of(route));
+                Uris::of(build_uris(entries.collect()))
+            });
+            Some(Arc::new(Host { key: key.clone(), kind: *kind, uris: uris.clone()? }))
+        });
         Router {
             mode: self.mode,
-            count: ids.len(),
-            ids: Tree::from_sorted(&ids),
-            hosts: Tree::from_sorted(&hosts),
+            count: by_id.len(),
+            ids: Map::build(by_id.iter().map(|&route| route.clone())),
+            hosts: Map::build(hosts),
             uris: build_uris(by_uri),
         }
     }
@@ -437,23 +434,91 @@ fn entries_of<T>(route: &Arc<Route<T>>) -> impl Iterator<Item = Entry<T>> {
     (0..).take(route.patterns.len()).map(|pattern| Entry { route: route.clone(), pattern })
 }
 
-fn build_uris<T>(mut entries: Vec<Entry<T>>) -> Uris<T> {
+fn build_uris<T>(mut entries: Vec<Entry<T>>) -> Map<Entries<T>> {
     entries.sort_by(|left, right| {
         let by_key = left.pattern().key().cmp(&right.pattern().key());
         by_key.then_with(|| left.rank().cmp(&right.rank()))
     });
-    let places: Vec<_> = entries
-        .chunk_by(|left, right| left.pattern().key() == right.pattern().key())
-        .map(|group| {
-            let (key, kind) = group[0].pattern().key();
-            let entries = match group {
-                [only] => Entries::One(only.clone()),
-                several => Entries::Many(Arc::new(several.to_vec())),
-            };
-            (key, kind, entries)
-        })
-        .collect();
-    Tree::from_sorted(&places)
+    let groups = entries.chunk_by(|left, right| left.pattern().key() == right.pattern().key());
+    Map::build(groups.map(|group| match group {
+        [only] => Entries::One(only.clone()),
+        several => Entries::Many(Arc::new(several.to_vec())),
+    }))
+}
+
+/// The places of one host.
+#[derive(Debug)]
+struct Host<T> {
+    /// Reversed. Most fit in here.
+    key: HostKey,
+    kind: Kind,
+    uris: Uris<T>,
+}
+
+type HostKey = SmallVec<[u8; 32]>;
+
+impl<T> Place for Arc<Host<T>> {
+    const SEPARATOR: u8 = b'.';
+
+    fn key(&self) -> (&[u8], Kind) {
+        (&self.key, self.kind)
+    }
+}
+
+/// The places of a host, mostly one.
+#[derive(Debug)]
+enum Uris<T> {
+    One(Entry<T>),
+    Many(Arc<Map<Entries<T>>>),
+}
+
+impl<T> Uris<T> {
+    fn of(map: Map<Entries<T>>) -> Option<Self> {
+        match map.only() {
+            Some(Entries::One(entry)) => Some(Self::One(entry.clone())),
+            _ => (!map.is_empty()).then(|| Self::Many(Arc::new(map))),
+        }
+    }
+
+    fn to_map(&self) -> Map<Entries<T>> {
+        match self {
+            Self::One(entry) => Map::build([Entries::One(entry.clone())]),
+            Self::Many(map) => (**map).clone(),
+        }
+    }
+
+    /// The same for the same places only, while they are there.
+    fn address(&self) -> (*const (), u32) {
+        match self {
+            Self::One(entry) => (Arc::as_ptr(&entry.route).cast(), entry.pattern),
+            Self::Many(map) => (Arc::as_ptr(map).cast(), 0),
+        }
+    }
+
+    fn find(
+        &self,
+        request: &Match<'_>,
+        vars: &dyn Vars,
+        matched: &mut Matched,
+    ) -> Option<&Route<T>> {
+        match self {
+            Self::One(entry) => match entry.pattern().key() {
+                (key, Kind::Exact) if request.path != key => None,
+                (key, Kind::Prefix) if !request.path.starts_with(key) => None,
+                _ => entry.find(request, vars, matched),
+            },
+            Self::Many(uris) => find_in(uris, request, vars, matched),
+        }
+    }
+}
+
+impl<T> Clone for Uris<T> {
+    fn clone(&self) -> Self {
+        match self {
+            Self::One(entry) => Self::One(entry.clone()),
+            Self::Many(map) => Self::Many(map.clone()),
+        }
+    }
 }
 
 /// A compiled route. What every look-up reads stands first, close together.
@@ -501,6 +566,25 @@ impl<T> Route<T> {
         })
     }
 
+    fn input(&self) -> RouteInput<T>
+    where
+        T: Clone,
+    {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let host = |host: &HostPattern| format!("{}{}", host.star(), host.text);
+        RouteInput {
+            id: self.id.clone(),
+            payload: self.payload.clone(),
+            uris: self.patterns.iter().map(|pattern| text(pattern.uri())).collect(),
+            hosts: self.hosts.iter().map(host).collect(),
+            methods: self.methods,
+            remote_addrs: self.remote_addrs.as_deref().cloned(),
+            vars: self.vars.as_deref().cloned(),
+            priority: self.priority,
+            order: self.order,
+        }
+    }
+
     #[inline]
     fn admits(&self, request: &Match<'_>, vars: &dyn Vars, matched: &mut Matched) -> bool {
         self.methods.admit(request.method)
@@ -517,9 +601,17 @@ impl<T> Route<T> {
             let Some(host) = self.hosts.iter().find(|host| host.fits(request)) else {
                 return false;
             };
-            matched.set_host(if host.wildcard { "*" } else { "" }, &host.text);
+            matched.set_host(host.star(), &host.text);
         }
         self.vars.as_ref().is_none_or(|expr| expr.eval(vars))
+    }
+}
+
+impl<T> Place for Arc<Route<T>> {
+    const SEPARATOR: u8 = 0;
+
+    fn key(&self) -> (&[u8], Kind) {
+        (self.id.as_bytes(), Kind::Exact)
     }
 }
 
@@ -540,8 +632,12 @@ impl HostPattern {
         }
     }
 
-    /// The key in the tree of reversed hosts.
-    fn key(&self) -> (Text, Kind) {
+    fn star(&self) -> &'static str {
+        if self.wildcard { "*" } else { "" }
+    }
+
+    /// The key in the map of reversed hosts.
+    fn key(&self) -> (HostKey, Kind) {
         (self.text.bytes().rev().collect(), if self.wildcard { Kind::Prefix } else { Kind::Exact })
     }
 
@@ -564,7 +660,7 @@ impl HostPattern {
     }
 }
 
-/// The routes that share one place in a tree, best first.
+/// The routes that share one place in a map, best first.
 #[derive(Debug)]
 enum Entries<T> {
     One(Entry<T>),
@@ -577,6 +673,16 @@ impl<T> Entries<T> {
             Self::One(entry) => std::slice::from_ref(entry),
             Self::Many(entries) => entries,
         }
+    }
+
+    #[inline]
+    fn find(
+        &self,
+        request: &Match<'_>,
+        vars: &dyn Vars,
+        matched: &mut Matched,
+    ) -> Option<&Route<T>> {
+        self.as_slice().iter().find_map(|entry| entry.find(request, vars, matched))
     }
 
     fn with(&self, entry: Entry<T>) -> Self {
@@ -597,6 +703,14 @@ impl<T> Entries<T> {
     }
 }
 
+impl<T> Place for Entries<T> {
+    const SEPARATOR: u8 = b'/';
+
+    fn key(&self) -> (&[u8], Kind) {
+        self.as_slice().first().map_or((&[], Kind::Exact), |entry| entry.pattern().key())
+    }
+}
+
 impl<T> Clone for Entries<T> {
     fn clone(&self) -> Self {
         match self {
@@ -614,6 +728,27 @@ struct Entry<T> {
 }
 
 impl<T> Entry<T> {
+    /// The route, if it takes a request that came to this place.
+    #[inline]
+    fn find(
+        &self,
+        request: &Match<'_>,
+        vars: &dyn Vars,
+        matched: &mut Matched,
+    ) -> Option<&Route<T>> {
+        let route = &*self.route;
+        matched.clear();
+        if !route.admits(request, vars, matched) {
+            return None;
+        }
+        let pattern = self.pattern();
+        if !pattern.fits(request.path, matched) {
+            return None;
+        }
+        matched.path.extend_from_slice(pattern.uri());
+        Some(route)
+    }
+
     fn pattern(&self) -> &Pattern {
         &self.route.patterns[self.pattern as usize]
     }

@@ -1,7 +1,7 @@
-//! The `uri` of a route, taken apart: what the tree looks up, and what is checked afterwards.
+//! The `uri` of a route, taken apart: what the map looks up, and what is checked afterwards.
 //!
 //! A pattern splits at its first `*` (in `radixtree_uri_with_parameter` also at its first `:`). What
-//! stands before is found by the tree. If a whole segment behind it begins with `*` or `:`, the path
+//! stands before is found by the map. If a whole segment behind it begins with `*` or `:`, the path
 //! has to fit the segments and gives parameters; if none does, anything may follow. This includes the
 //! cases that look odd: `/a*b` is `/a*`, and with parameters `/file:x` is `/file*`, as in APISIX.
 //!
@@ -15,7 +15,7 @@ use std::ops::Range;
 use fancy_regex::{BytesMode, Regex, RegexBuilder};
 use smallvec::SmallVec;
 
-use super::{Matched, tree::Kind};
+use super::{Matched, map::Kind};
 
 /// One compiled `uri`.
 #[derive(Clone, Debug)]
@@ -48,7 +48,7 @@ impl Pattern {
         Self { uri: uri.as_bytes().into(), key_len, tail }
     }
 
-    /// What the tree looks up, and how.
+    /// What the map looks up, and how.
     pub(super) fn key(&self) -> (&[u8], Kind) {
         let kind = if matches!(self.tail, Tail::Exact) { Kind::Exact } else { Kind::Prefix };
         (&self.uri[..self.key_len], kind)
@@ -59,7 +59,7 @@ impl Pattern {
         &self.uri
     }
 
-    /// Checks a path that the tree found, and notes the parameters.
+    /// Checks a path that the map found, and notes the parameters.
     #[inline]
     pub(super) fn fits(&self, path: &[u8], matched: &mut Matched) -> bool {
         match &self.tail {
@@ -84,7 +84,7 @@ fn tail(uri: &str, at: usize) -> Tail {
         return Tail::Ext;
     }
     let regex = compile_regex(uri, &segments).map(Box::new);
-    // Literal segments that lie within the key have been compared by the tree.
+    // Literal segments that lie within the key have been compared by the map.
     let compared =
         segments.iter().take_while(|segment| !is_parameter(segment) && segment.text.end < at);
     segments.drain(..compared.count());

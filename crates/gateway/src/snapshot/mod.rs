@@ -1,6 +1,10 @@
 //! The configuration as requests use it: compiled, immutable, swapped as a whole.
 
 mod compile;
+mod counters;
+mod links;
+pub(crate) mod references;
+mod unknown;
 
 use std::sync::Arc;
 
@@ -8,12 +12,14 @@ use ::http::StatusCode;
 
 use crate::chain::Chain;
 use crate::client::Timeouts;
-use crate::core::Count;
 use crate::router::Router;
 use crate::tls::Certificates;
 use crate::upstream::Upstream;
 
 pub use compile::{Change, Compiler, Deps, Report};
+pub use counters::RouteCounters;
+pub use references::References;
+pub use unknown::UnknownPlugins;
 
 /// One state of the configuration.
 pub struct Snapshot {
@@ -43,9 +49,9 @@ pub struct Route {
     /// Its id.
     pub id: Arc<str>,
     /// Its name.
-    pub name: Option<String>,
+    pub name: Option<Box<str>>,
     /// Its service's id and name.
-    pub service: Option<(String, Option<String>)>,
+    pub service: Option<Arc<(String, Option<String>)>>,
     /// Its plugins.
     pub chain: Arc<Chain>,
     /// Where requests go that no plugin answers.
@@ -53,35 +59,9 @@ pub struct Route {
     /// `Upgrade` is passed on.
     pub enable_websocket: bool,
     /// Time limits that come before the upstream's.
-    pub timeouts: Option<Timeouts>,
+    pub timeouts: Option<Box<Timeouts>>,
     /// It cannot serve: what its requests are answered, and why.
-    pub broken: Option<(StatusCode, String)>,
+    pub broken: Option<Box<(StatusCode, String)>>,
     /// Requests it served, for metrics.
     pub requests: RouteCounters,
-}
-
-/// One counter per request thread, so that counting takes no lock.
-pub struct RouteCounters(Box<[Padded]>);
-
-/// Keeps two threads' counters out of one cache line.
-#[repr(align(64))]
-#[derive(Default)]
-struct Padded(Count);
-
-impl RouteCounters {
-    fn new(workers: usize) -> Self {
-        Self((0..workers).map(|_| Padded::default()).collect())
-    }
-
-    /// Counts a request on thread `index`.
-    pub fn add(&self, index: usize) {
-        if let Some(counter) = self.0.get(index) {
-            counter.0.add(1);
-        }
-    }
-
-    /// All of them.
-    pub fn total(&self) -> u64 {
-        self.0.iter().map(|c| c.0.get()).sum()
-    }
 }

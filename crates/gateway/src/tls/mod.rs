@@ -1,6 +1,8 @@
 //! TLS towards clients: certificates by server name out of the snapshot, so that a changed
 //! `ssls` resource serves the next handshake without a reload.
 
+mod fixed;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -13,7 +15,9 @@ use rustls_pki_types::PrivateKeyDer;
 use rustls_pki_types::pem::PemObject;
 use sluicegate_model::ssl::Ssl;
 
-use crate::settings::Settings;
+pub use fixed::{FixedError, FixedPem, fixed};
+
+use crate::settings::{Settings, TlsSettings};
 
 /// The certificates of one `ssls` resource.
 #[derive(Debug)]
@@ -45,17 +49,25 @@ impl TlsEntry {
 
 /// Checks that a PEM text holds at least one certificate.
 pub fn parse_certificate(cert: &str) -> Result<(), String> {
-    crate::client::parse_chain(cert).map(drop)
+    for cert in crate::client::parse_chain(cert)? {
+        x509_parser::parse_x509_certificate(&cert)
+            .map_err(|e| format!("the certificate cannot be read: {e}"))?;
+    }
+    Ok(())
+}
+
+/// Parses a private key.
+pub fn parse_key(key: &str) -> Result<Arc<dyn rustls::sign::SigningKey>, String> {
+    let key = PrivateKeyDer::from_pem_slice(key.as_bytes())
+        .map_err(|e| format!("failed to parse key: PEM_read_bio_PrivateKey() failed: {e}"))?;
+    provider::sign::any_supported_type(&key)
+        .map_err(|e| format!("the private key cannot be used: {e}"))
 }
 
 /// Parses a certificate chain and its key, and checks that they belong together.
 pub fn certified(cert: &str, key: &str) -> Result<CertifiedKey, String> {
     let chain = crate::client::parse_chain(cert)?;
-    let key = PrivateKeyDer::from_pem_slice(key.as_bytes())
-        .map_err(|e| format!("failed to parse key: PEM_read_bio_PrivateKey() failed: {e}"))?;
-    let key = provider::sign::any_supported_type(&key)
-        .map_err(|e| format!("the private key cannot be used: {e}"))?;
-    let certified = CertifiedKey::new(chain, key);
+    let certified = CertifiedKey::new(chain, parse_key(key)?);
     match certified.keys_match() {
         Ok(()) | Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => {
             Ok(certified)
@@ -165,17 +177,10 @@ impl TlsServer {
 }
 
 fn server_config(settings: &Settings, resolver: Arc<Resolver>) -> Result<ServerConfig, String> {
-    let mut versions = Vec::new();
-    if settings.tls.tls12 {
-        versions.push(&rustls::version::TLS12);
-    }
-    if settings.tls.tls13 {
-        versions.push(&rustls::version::TLS13);
-    }
     let mut provider_used = provider::default_provider();
     provider_used.cipher_suites = cipher_suites(&settings.tls.ciphers);
     let mut config = ServerConfig::builder_with_provider(Arc::new(provider_used))
-        .with_protocol_versions(&versions)
+        .with_protocol_versions(&versions(&settings.tls))
         .map_err(|e| format!("apisix.ssl.ssl_protocols: {e}"))?
         .with_no_client_auth()
         .with_cert_resolver(resolver);
@@ -189,6 +194,12 @@ fn server_config(settings: &Settings, resolver: Arc<Resolver>) -> Result<ServerC
         config.send_tls13_tickets = 0;
     }
     Ok(config)
+}
+
+fn versions(settings: &TlsSettings) -> Vec<&'static rustls::SupportedProtocolVersion> {
+    let versions =
+        [(settings.tls12, &rustls::version::TLS12), (settings.tls13, &rustls::version::TLS13)];
+    versions.into_iter().filter(|(on, _)| *on).map(|(_, version)| version).collect()
 }
 
 /// The suites of TLS 1.3, and those of TLS 1.2 that `names` list in their order of preference.

@@ -18,9 +18,9 @@ pub struct Upstream {
     /// Names it in logs: its id, or that of the route or service it stands in.
     pub id: Arc<str>,
     /// Its nodes.
-    pub nodes: Vec<Node>,
+    pub nodes: Box<[Node]>,
     /// Turns, the highest node priority first.
-    groups: Vec<RoundRobin>,
+    groups: Box<[RoundRobin]>,
     /// How to talk to the nodes.
     pub scheme: Scheme,
     /// Which `Host` they get.
@@ -36,15 +36,14 @@ pub struct Upstream {
     /// Verify the nodes' certificates.
     verify: bool,
     /// The certificate to show them, and its key.
-    client: Option<(String, String)>,
+    client: Option<Box<(String, String)>>,
 }
 
 /// A node.
 pub struct Node {
     /// Host and port as configured: the `Host` of `pass_host: node`.
     pub authority: Arc<str>,
-    /// The host, for TLS.
-    pub host: String,
+    host_bytes: usize,
     addr: NodeAddr,
 }
 
@@ -110,7 +109,7 @@ pub struct UpstreamDeps {
 impl Upstream {
     /// Compiles an upstream. `client_cert` resolves `tls.client_cert_id`.
     pub fn compile(
-        id: &str,
+        id: &Arc<str>,
         config: &model::Upstream,
         deps: &UpstreamDeps,
         client_cert: &dyn Fn(&str) -> Option<(String, String)>,
@@ -122,7 +121,7 @@ impl Upstream {
             "grpcs" => Scheme::Grpcs,
             other => return Err(format!("upstream scheme {other:?} is not served yet")),
         };
-        let nodes: Vec<Node> = config
+        let nodes: Box<[Node]> = config
             .nodes
             .iter()
             .flatten()
@@ -140,11 +139,11 @@ impl Upstream {
         if let Some(tls) = &config.tls {
             verify = tls.verify;
             client = match (&tls.client_cert, &tls.client_key, &tls.client_cert_id) {
-                (Some(cert), Some(key), _) => Some((cert.clone(), key.clone())),
-                (_, _, Some(id)) => Some(
+                (Some(cert), Some(key), _) => Some(Box::new((cert.clone(), key.clone()))),
+                (_, _, Some(id)) => Some(Box::new(
                     client_cert(id)
                         .ok_or_else(|| format!("there is no ssl {id} of type client"))?,
-                ),
+                )),
                 _ => None,
             };
         }
@@ -154,7 +153,7 @@ impl Upstream {
             requests: pool.requests,
         });
         let upstream = Self {
-            id: id.into(),
+            id: id.clone(),
             groups: groups(config.nodes.as_deref().unwrap_or_default()),
             retries: config.retries.map_or(nodes.len().saturating_sub(1), |n| {
                 usize::try_from(n).unwrap_or(usize::MAX)
@@ -186,12 +185,12 @@ impl Upstream {
             server_name: name.to_owned(),
             verify: self.verify,
             h2: self.scheme.is_h2(),
-            client: self.client.clone(),
+            client: self.client.as_deref().cloned(),
         })
     }
 }
 
-fn groups(nodes: &[model::Node]) -> Vec<RoundRobin> {
+fn groups(nodes: &[model::Node]) -> Box<[RoundRobin]> {
     let mut priorities: Vec<i64> = nodes.iter().map(|n| n.priority).collect();
     priorities.sort_unstable_by_key(|p| std::cmp::Reverse(*p));
     priorities.dedup();
@@ -217,21 +216,32 @@ impl Node {
             Ok(ip) => NodeAddr::Ip(SocketAddr::new(ip, port)),
             Err(_) => NodeAddr::Name(resolver.name(host), port),
         };
-        Self { authority: authority.into(), host: host.to_owned(), addr }
+        Self { authority: authority.into(), host_bytes: host.len(), addr }
     }
 
-    /// An address of the node; a name that was never resolved yet is waited for.
-    pub async fn addr(&self, limit: Duration) -> Result<SocketAddr, CallError> {
+    /// The host, without brackets, for TLS.
+    pub fn host(&self) -> &str {
+        let start = usize::from(self.authority.starts_with('['));
+        &self.authority[start..start + self.host_bytes]
+    }
+
+    /// An address of the node, unless it is a name that was never resolved yet.
+    pub fn known_addr(&self) -> Option<SocketAddr> {
+        match &self.addr {
+            NodeAddr::Ip(addr) => Some(*addr),
+            NodeAddr::Name(name, port) => Some(SocketAddr::new(name.next()?, *port)),
+        }
+    }
+
+    /// An address of the node; waits for the first of a name.
+    pub async fn first_addr(&self, limit: Duration) -> Result<SocketAddr, CallError> {
         match &self.addr {
             NodeAddr::Ip(addr) => Ok(*addr),
             NodeAddr::Name(name, port) => {
-                let ip = match name.next() {
-                    Some(ip) => ip,
-                    None => name
-                        .first(limit)
-                        .await
-                        .map_err(|cause| CallError::Resolve { host: name.host.clone(), cause })?,
-                };
+                let ip = name
+                    .first(limit)
+                    .await
+                    .map_err(|cause| CallError::Resolve { host: name.host.clone(), cause })?;
                 Ok(SocketAddr::new(ip, *port))
             }
         }

@@ -22,7 +22,14 @@ pub struct Resolver {
     dns: Option<Arc<TokioResolver>>,
     ipv6: bool,
     valid: Option<Duration>,
-    names: Mutex<HashMap<String, Weak<Name>>>,
+    names: Mutex<Names>,
+}
+
+#[derive(Default)]
+struct Names {
+    by_host: HashMap<String, Weak<Name>>,
+    /// How many there may be before those that nobody holds are looked for.
+    sweep_at: usize,
 }
 
 fn build(settings: &DnsSettings) -> Result<TokioResolver, hickory_resolver::net::NetError> {
@@ -109,17 +116,20 @@ impl Resolver {
     pub fn name(self: &Arc<Self>, host: &str) -> Arc<Name> {
         let host = host.to_ascii_lowercase();
         let mut names = self.names.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if let Some(name) = names.get(&host).and_then(Weak::upgrade) {
+        if let Some(name) = names.by_host.get(&host).and_then(Weak::upgrade) {
             return name;
         }
-        names.retain(|_, name| name.strong_count() > 0);
+        if names.by_host.len() >= names.sweep_at {
+            names.by_host.retain(|_, name| name.strong_count() > 0);
+            names.sweep_at = 2 * names.by_host.len().max(NAMES_UNSWEPT);
+        }
         let name = Arc::new(Name {
             host: host.clone(),
             state: ArcSwap::default(),
             changed: Notify::new(),
             turn: AtomicUsize::new(0),
         });
-        names.insert(host, Arc::downgrade(&name));
+        names.by_host.insert(host, Arc::downgrade(&name));
         self.runtime.spawn(self.clone().keep_fresh(Arc::downgrade(&name)));
         name
     }
@@ -203,6 +213,9 @@ impl Name {
 /// Names are asked for again no sooner and no later than this, whatever their TTL.
 const TTL_MIN: Duration = Duration::from_secs(1);
 const TTL_MAX: Duration = Duration::from_secs(300);
+
+/// Names below this number are not worth a sweep.
+const NAMES_UNSWEPT: usize = 32;
 
 /// A failed look-up is repeated after this, then after twice that, up to the last.
 const RETRY_FIRST: Duration = Duration::from_millis(250);

@@ -316,6 +316,38 @@ fn other_kinds_are_refused_as_apisix_was_seen_to_refuse_them() {
         (Kind::ConsumerGroups, json!({"id": "cg1", "zzz": 1}), plugins),
         (Kind::StreamRoutes, json!({"remote_addr": ":/8"}), "invalid remote_addr: :/8"),
         (Kind::Services, json!({"upstream": {"nodes": {}, "type": "chash"}}), "missing key"),
+        (
+            Kind::StreamRoutes,
+            json!({"id": "1", "protocol": {"name": "redis", "superior_id": 1}}),
+            "stream route can not set itself as superior_id",
+        ),
+        (Kind::Secrets, json!({"id": "zzz/1", "uri": "x"}), "invalid secret manager: zzz"),
+        (Kind::Secrets, json!({"uri": "x"}), "invalid secret id: "),
+        (
+            Kind::Secrets,
+            json!({"id": "vault/1", "uri": "http://127.0.0.1:8200"}),
+            "invalid configuration: property \"prefix\" is required",
+        ),
+        (
+            Kind::Secrets,
+            json!({"id": "vault/a$b", "uri": "x"}),
+            "invalid configuration: property \"id\" validation failed: object matches none of the required",
+        ),
+        (
+            Kind::Credentials,
+            json!({"plugins": {"key-auth": {}, "basic-auth": {}}}),
+            "invalid configuration: property \"plugins\" validation failed: expect object to have at most 1 properties",
+        ),
+        (
+            Kind::GraphqlCostDecorations,
+            json!({"id": "g"}),
+            "invalid configuration: property \"field_path\" is required",
+        ),
+        (
+            Kind::Protos,
+            json!({"id": "1", "content": "zzz"}),
+            "invalid content: expected 'enum', 'extend', 'import', 'message', 'option', 'service', 'package' or ';', but found 'zzz'",
+        ),
     ] {
         refused(kind, value, error);
     }
@@ -330,7 +362,16 @@ fn other_kinds_are_refused_as_apisix_was_seen_to_refuse_them() {
         (Kind::PluginConfigs, json!({"id": "p1", "plugins": {}, "desc": "d"})),
         (Kind::Protos, json!({"id": "1", "content": "syntax = \"proto3\";"})),
         (Kind::StreamRoutes, json!({"remote_addr": "127.0.0.1", "upstream_id": 1})),
-        (Kind::Secrets, json!({"uri": "http://127.0.0.1:8200", "id": "vault/1"})),
+        (
+            Kind::Secrets,
+            json!({"uri": "http://127.0.0.1:8200", "prefix": "kv", "token": "t", "id": "vault/1"}),
+        ),
+        (Kind::Credentials, json!({"id": "c1", "plugins": {"key-auth": {"key": "k"}}})),
+        (Kind::Credentials, json!({"id": "jack/credentials/c1"})),
+        (
+            Kind::GraphqlCostDecorations,
+            json!({"id": "g", "field_path": "Query.a.b_1", "mul_value": 0.5}),
+        ),
     ] {
         taken(kind, value);
     }

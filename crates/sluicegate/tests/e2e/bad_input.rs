@@ -27,8 +27,8 @@ const WRONG_FILES: &[(&str, &[&str])] = &[
         &["nginx_config.http.client_max_body_size:"],
     ),
     ("nginx_config:\n  worker_processes: 0\n", &["nginx_config.worker_processes:", "1"]),
-    ("deployment:\n  role: data_plane\n", &["deployment.role:", "traditional"]),
-    ("deployment:\n  etcd: {host: [\"http://127.0.0.1:2379\"]}\n", &["deployment.etcd:", "etcd"]),
+    ("deployment:\n  role: data-plane\n", &["deployment.role:", "traditional"]),
+    ("deployment:\n  etcd: {host: [\"127.0.0.1:2379\"]}\n", &["deployment.etcd.host:", "http://"]),
     (
         "deployment:\n  admin: {allow_admin: [300.0.0.1]}\n",
         &["deployment.admin.allow_admin", "network"],
@@ -93,7 +93,10 @@ fn an_unknown_key_is_named_with_the_nearest_known_one() {
         ),
         ("apisix:\n  coffee: true\n", &["apisix.coffee"]),
         // A key that APISIX knows and we do not act on.
-        ("apisix:\n  lru: {secret: {ttl: 1}}\n", &["apisix.lru.secret.ttl"]),
+        (
+            "nginx_config:\n  main_configuration_snippet: a\n",
+            &["nginx_config.main_configuration_snippet"],
+        ),
         ("plugins: [aws-lamda]\n", &["aws-lamda", "aws-lambda"]),
     ] {
         let gate = GatewayProcess::prepare(crate::BINARY, text);

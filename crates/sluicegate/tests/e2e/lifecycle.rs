@@ -64,7 +64,7 @@ fn a_broken_file_changes_nothing() {
             r#"{"nginx_config": {"http": {"keepalive_timeout": {}}}}"#,
             "nginx_config.http.keepalive_timeout",
         ),
-        (r#"{"deployment": {"role_traditional": {"config_provider": "etcd"}}}"#, "config_provider"),
+        (r#"{"deployment": {"role_traditional": {"config_provider": "xds"}}}"#, "config_provider"),
     ] {
         let before = gateway.error_log().len();
         gateway.write_config(text);

@@ -7,18 +7,25 @@
 
 mod attacks;
 mod bad_input;
+mod cluster;
 mod conditions;
+mod config_cmd;
 mod crash;
+mod declared;
+mod doors;
 mod encryption;
+mod etcd;
 mod forwarding;
 mod grpc;
 mod lifecycle;
 mod observe;
+mod openapi;
 mod proxying;
 mod quickstart;
 mod random;
 mod router;
 mod scale;
+mod secrets;
 mod signing;
 mod smuggling;
 mod streaming;

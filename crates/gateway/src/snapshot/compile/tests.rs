@@ -1,5 +1,7 @@
 //! What a change does to a snapshot, with a plugin that refuses some configurations.
 
+use std::cell::RefCell;
+
 use serde_json::json;
 
 use super::*;
@@ -9,7 +11,8 @@ use crate::plugin::{CompileCtx, ConfigError, Phases, Plugin};
 use crate::router::{Match, Matched};
 use crate::upstream::resolve::Resolver;
 
-/// A plugin whose configuration may be wrong in a way its schema does not see.
+/// A plugin whose configuration may be wrong in a way its schema does not see. It keeps its
+/// configuration and metadata, to be looked at.
 struct Picky;
 
 impl Plugin for Picky {
@@ -22,12 +25,50 @@ impl Plugin for Picky {
         json!({"type": "object"})
     }
 
-    fn compile(config: Value, _: &CompileCtx<'_>) -> Result<Self, ConfigError> {
+    fn metadata_schema() -> Option<Value> {
+        Some(json!({
+            "type": "object",
+            "properties": {"word": {"type": "string"}, "more": {"type": "integer", "default": 7}},
+        }))
+    }
+
+    fn compile(config: Value, ctx: &CompileCtx<'_>) -> Result<Self, ConfigError> {
+        COMPILED.with_borrow_mut(|all| {
+            let metadata = ctx.metadata.map_or("none".to_owned(), Value::to_string);
+            all.push(format!("{} {} {metadata}", ctx.owner, config["n"]));
+        });
         match config.get("bad") {
             Some(_) => Err(ConfigError("`bad` is bad".into())),
             None => Ok(Self),
         }
     }
+}
+
+/// A plugin that is not enabled.
+struct Off;
+
+impl Plugin for Off {
+    const NAME: &'static str = "off";
+    const PRIORITY: i32 = 2;
+    const PHASES: Phases = Phases::REWRITE;
+    type Config = Value;
+
+    fn schema() -> Value {
+        json!({"type": "object"})
+    }
+
+    fn compile(_: Value, _: &CompileCtx<'_>) -> Result<Self, ConfigError> {
+        Ok(Self)
+    }
+}
+
+thread_local! {
+    /// What [`Picky`] was compiled for: owner, `n` of its configuration, metadata.
+    static COMPILED: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
+}
+
+fn compiled() -> Vec<String> {
+    COMPILED.take()
 }
 
 struct NoVars;
@@ -53,10 +94,13 @@ impl Bench {
             .expect("a runtime starts");
         let mut registry = Registry::default();
         registry.add::<Picky>();
+        registry.add::<Off>();
+        let registry = registry.only(&["picky".to_owned()]);
         let keepalive =
             Keepalive { size: 1, idle_timeout: std::time::Duration::from_secs(1), requests: 1 };
         let compiler = Compiler::new(Deps {
             registry,
+            unknown_plugins: UnknownPlugins::Refuse,
             plugin_attr: Value::Null,
             upstream: UpstreamDeps {
                 tls: Arc::new(TlsClients::new(None)),
@@ -80,8 +124,8 @@ impl Bench {
     fn change(&mut self, kind: Kind, id: &str, value: Option<Value>) {
         self.revision += 1;
         let (revision, created) = (self.revision, self.revision);
-        let change = Change { kind, id: id.to_owned(), value, revision, created };
-        self.snapshot = self.compiler.apply(vec![change]);
+        let change = Change { kind, id: id.to_owned(), value, text: None, revision, created };
+        self.snapshot = self.compiler.apply([change]);
     }
 
     fn find(&self, path: &str) -> Option<&Arc<Route>> {
@@ -103,7 +147,7 @@ impl Bench {
     fn hit(&self, path: &str) -> String {
         match self.find(path) {
             None => "none".into(),
-            Some(route) => match (&route.broken, &route.upstream) {
+            Some(route) => match (route.broken.as_deref(), &route.upstream) {
                 (Some((status, _)), _) => status.as_str().to_owned(),
                 (None, Some(upstream)) => upstream.nodes[0].authority.to_string(),
                 (None, None) => "no upstream".into(),
@@ -142,10 +186,12 @@ fn what_is_gone_is_answered_as_apisix_answers() {
     bench.put(Kind::Services, "s", json!({"upstream": upstream(2)}));
     bench.put(Kind::Routes, "1", json!({"uri": "/u", "upstream_id": "u"}));
     bench.put(Kind::Routes, "2", json!({"uri": "/s", "service_id": "s"}));
+    bench.put(Kind::Services, "t", json!({"upstream_id": "u"}));
+    bench.put(Kind::Routes, "3", json!({"uri": "/t", "service_id": "t"}));
     bench.delete(Kind::Upstreams, "u");
     bench.delete(Kind::Services, "s");
-    assert_eq!([bench.hit("/u"), bench.hit("/s")], ["502", "404"]);
-    assert_eq!(bench.compiler.reports().len(), 2);
+    assert_eq!(["/u", "/s", "/t"].map(|path| bench.hit(path)), ["502", "404", "502"]);
+    assert_eq!(bench.compiler.reports().len(), 4);
     bench.put(Kind::Upstreams, "u", upstream(4));
     assert_eq!(bench.hit("/u"), "127.0.0.1:4");
     assert_eq!(bench.compiler.reports().len(), 1);
@@ -209,11 +255,13 @@ fn a_resource_may_come_before_what_it_refers_to_in_one_batch() {
         kind,
         id: "1".into(),
         value: Some(value),
+        text: None,
         revision: 1,
         created: 1,
     });
-    bench.snapshot = bench.compiler.apply(changes.collect());
-    assert_eq!((bench.hit("/s"), bench.compiler.reports()), ("127.0.0.1:5".into(), Vec::new()));
+    bench.snapshot = bench.compiler.apply(changes);
+    assert_eq!(bench.hit("/s"), "127.0.0.1:5");
+    assert!(bench.compiler.reports().is_empty());
 }
 
 #[test]
@@ -248,10 +296,281 @@ fn many_routes_at_once_serve_like_one_after_the_other() {
         kind: Kind::Routes,
         id: n.to_string(),
         value: Some(json!({"uri": format!("/r/{n}"), "upstream": upstream(1)})),
+        text: None,
         revision: n + 1,
         created: n + 1,
     });
-    bench.snapshot = bench.compiler.apply(changes.collect());
+    bench.snapshot = bench.compiler.apply(changes);
     assert_eq!(bench.snapshot.router.len(), 1000);
     assert_eq!((bench.hit("/r/999"), bench.hit("/r/1000")), ("127.0.0.1:1".into(), "none".into()));
+}
+
+#[test]
+fn a_plugin_gets_its_metadata_and_those_who_use_it_follow_a_change() {
+    let mut bench = Bench::new();
+    let own = |n: u32| json!({"picky": {"n": n}});
+    bench.put(Kind::Upstreams, "u", upstream(1));
+    bench.put(Kind::PluginConfigs, "p", json!({"plugins": own(2)}));
+    bench.put(Kind::Services, "s", json!({"plugins": own(3), "upstream_id": "u"}));
+    bench.put(Kind::GlobalRules, "g", json!({"plugins": own(4)}));
+    bench.put(Kind::Routes, "1", json!({"uri": "/1", "plugins": own(1), "upstream_id": "u"}));
+    bench.put(Kind::Routes, "2", json!({"uri": "/2", "plugin_config_id": "p", "upstream_id": "u"}));
+    bench.put(Kind::Routes, "3", json!({"uri": "/3", "service_id": "s"}));
+    bench.put(Kind::Routes, "4", json!({"uri": "/4", "upstream_id": "u"}));
+    let all = |metadata: &str| {
+        ["global rule g 4", "route 1 1", "route 2 2", "route 3 3"]
+            .map(|used| format!("{used} {metadata}"))
+            .to_vec()
+    };
+    let mut first = compiled();
+    first.sort();
+    assert_eq!(first, all("none"));
+    bench.put(Kind::PluginMetadata, "picky", json!({"word": "a"}));
+    assert_eq!(compiled(), all(r#"{"word":"a","more":7}"#));
+    bench.put(Kind::PluginMetadata, "picky", json!({"word": 1}));
+    assert_eq!(compiled(), all(r#"{"word":"a","more":7}"#), "the good version stays");
+    assert_eq!(bench.compiler.reports()[0].kind, Kind::PluginMetadata);
+    bench.put(Kind::PluginMetadata, "other", json!({"word": 1}));
+    bench.delete(Kind::Routes, "1");
+    assert_eq!(compiled(), Vec::<String>::new());
+    bench.delete(Kind::PluginMetadata, "picky");
+    assert_eq!(compiled(), ["global rule g 4 none", "route 2 2 none", "route 3 3 none"]);
+    assert!(bench.compiler.reports().is_empty());
+}
+
+#[test]
+fn plugins_of_a_route_come_before_its_plugin_configs_and_those_before_its_services() {
+    let mut bench = Bench::new();
+    let own = |n: u32| json!({"picky": {"n": n}});
+    bench.put(Kind::PluginConfigs, "p", json!({"plugins": own(2)}));
+    bench.put(Kind::Services, "s", json!({"plugins": own(3), "upstream": upstream(1)}));
+    for (route, expected) in [
+        (json!({"plugins": own(1), "plugin_config_id": "p", "service_id": "s"}), "route 1 1 none"),
+        (json!({"plugin_config_id": "p", "service_id": "s"}), "route 1 2 none"),
+        (json!({"service_id": "s"}), "route 1 3 none"),
+    ] {
+        let mut route = route;
+        route["uri"] = "/1".into();
+        compiled();
+        bench.put(Kind::Routes, "1", route.clone());
+        assert_eq!(
+            (compiled(), bench.hit("/1")),
+            (vec![expected.to_owned()], "127.0.0.1:1".into()),
+            "{route}"
+        );
+    }
+}
+
+#[test]
+fn unknown_plugins_answer_503_unless_they_only_observe_or_are_off() {
+    let mut bench = Bench::new();
+    let route = |plugins: Value| json!({"uri": "/a", "plugins": plugins, "upstream": upstream(1)});
+    for (plugins, expected) in [
+        (json!({"http-logger": {}, "prometheus": {"x": 1}, "picky": {}}), "127.0.0.1:1"),
+        (json!({"no-such-auth": {}}), "503"),
+        (json!({"no-such-auth": {"_meta": {"disable": true}}}), "127.0.0.1:1"),
+        (json!({"picky": {}, "no-such-auth": {"_meta": {"disable": false}}}), "503"),
+        (json!({"off": {}}), "127.0.0.1:1"),
+    ] {
+        bench.put(Kind::Routes, "a", route(plugins.clone()));
+        assert_eq!(bench.hit("/a"), expected, "{plugins}");
+        let causes: Vec<String> =
+            bench.compiler.reports().iter().map(|r| r.cause.clone()).collect();
+        let refused = (expected == "503").then(|| "unknown plugin [no-such-auth]".to_owned());
+        assert_eq!(causes, Vec::from_iter(refused), "{plugins}");
+    }
+    bench.put(Kind::Routes, "a", route(json!({"no-such-auth": {}})));
+    assert_eq!(bench.hit("/a"), "503", "nor does the version without the plugin serve");
+    bench.put(Kind::GlobalRules, "g", json!({"plugins": {"no-such-auth": {}}}));
+    assert!(bench.snapshot.global[0].runs(Phases::REWRITE), "it answers every request");
+
+    let deps = Deps { unknown_plugins: UnknownPlugins::Skip, ..bench.compiler.deps.clone() };
+    bench.snapshot = bench.compiler.rebuild(deps);
+    assert_eq!(bench.hit("/a"), "127.0.0.1:1");
+    assert!(!bench.snapshot.global[0].runs(Phases::REWRITE));
+    assert!(bench.compiler.reports().is_empty());
+}
+
+#[test]
+fn what_cannot_even_be_read_keeps_its_good_version_or_answers_503() {
+    let mut bench = Bench::new();
+    bench.put(Kind::Routes, "all", json!({"uri": "/*", "upstream": upstream(7)}));
+    bench.put(
+        Kind::Routes,
+        "1",
+        json!({"uri": "/a", "host": "a.test", "methods": ["GET"], "plugins": 5}),
+    );
+    assert_eq!(bench.hit("/a"), "503");
+    bench.put(Kind::Routes, "1", json!({"uri": "/a", "host": "b.test", "plugins": 5}));
+    assert_eq!(bench.hit("/a"), "127.0.0.1:7", "its conditions count");
+    bench.put(Kind::Routes, "1", json!({"uri": "/a", "status": 0, "plugins": 5}));
+    assert_eq!(bench.hit("/a"), "127.0.0.1:7");
+    bench.put(Kind::Routes, "1", json!({"uri": "/a", "upstream": upstream(1)}));
+    bench.put(Kind::Routes, "1", json!({"uri": "/b", "plugins": 5}));
+    assert_eq!([bench.hit("/a"), bench.hit("/b")], ["127.0.0.1:1", "127.0.0.1:7"]);
+
+    let users = |bench: &mut Bench, kind, id: &str, value: Value| {
+        bench.put(kind, id, value);
+        ["/s", "/p", "/u"].map(|path| bench.hit(path))
+    };
+    bench.put(Kind::Services, "s", json!({"upstream": 5}));
+    bench.put(Kind::PluginConfigs, "p", json!({"plugins": 5}));
+    bench.put(Kind::Upstreams, "u", json!({"nodes": 5}));
+    bench.put(Kind::Routes, "s", json!({"uri": "/s", "service_id": "s"}));
+    bench.put(
+        Kind::Routes,
+        "p",
+        json!({"uri": "/p", "plugin_config_id": "p", "upstream": upstream(2)}),
+    );
+    let hits = users(&mut bench, Kind::Routes, "u", json!({"uri": "/u", "upstream_id": "u"}));
+    assert_eq!(hits, ["503", "503", "503"]);
+    let hits = users(&mut bench, Kind::Services, "s", json!({"upstream": upstream(1)}));
+    assert_eq!(hits, ["127.0.0.1:1", "503", "503"]);
+    let hits = users(&mut bench, Kind::PluginConfigs, "p", json!({"plugins": {}}));
+    assert_eq!(hits, ["127.0.0.1:1", "127.0.0.1:2", "503"]);
+    let hits = users(&mut bench, Kind::Upstreams, "u", upstream(3));
+    assert_eq!(hits, ["127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"]);
+    assert_eq!(bench.compiler.reports().len(), 1, "{:?}", bench.compiler.reports());
+    bench.put(Kind::Services, "s", json!({"upstream": 5}));
+    bench.put(Kind::PluginConfigs, "p", json!({"plugins": 5}));
+    let hits = users(&mut bench, Kind::Upstreams, "u", json!({"nodes": 5}));
+    assert_eq!(hits, ["127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"]);
+    assert_eq!(bench.compiler.reports().len(), 4);
+    for (kind, id) in bench.compiler.known() {
+        bench.delete(kind, &id);
+    }
+    assert!(bench.compiler.reports().is_empty() && bench.snapshot.router.is_empty());
+}
+
+#[test]
+fn a_route_with_a_script_answers_503_with_the_reason() {
+    let mut bench = Bench::new();
+    bench.put(
+        Kind::Services,
+        "s",
+        json!({"script": "return {access = 1}", "upstream": upstream(1)}),
+    );
+    bench.put(
+        Kind::Routes,
+        "1",
+        json!({"uri": "/1", "script": "return {access = 1}", "upstream": upstream(1)}),
+    );
+    bench.put(Kind::Routes, "2", json!({"uri": "/2", "service_id": "s"}));
+    for path in ["/1", "/2"] {
+        let broken = bench.find(path).and_then(|route| route.broken.as_deref());
+        let (status, cause) = broken.expect("it cannot serve");
+        assert_eq!(
+            (status.as_u16(), cause.as_str()),
+            (503, "script is not served: use plugins"),
+            "{path}"
+        );
+    }
+}
+
+#[test]
+fn a_route_keeps_its_counters_and_a_reload_its_good_version() {
+    let mut bench = Bench::new();
+    let route = |plugins: Value| json!({"uri": "/a", "plugins": plugins, "upstream": upstream(1)});
+    bench.put(Kind::Routes, "1", route(json!({})));
+    bench.put(Kind::Routes, "2", json!({"uri": "/b", "upstream": upstream(2)}));
+    let count = |bench: &Bench, path: &str| {
+        let requests = &bench.find(path).expect("it is there").requests;
+        requests.add(0);
+        requests.total()
+    };
+    assert_eq!([count(&bench, "/a"), count(&bench, "/a"), count(&bench, "/b")], [1, 2, 1]);
+    bench.put(Kind::Routes, "1", route(json!({"picky": {}})));
+    assert_eq!(count(&bench, "/a"), 3);
+    bench.put(Kind::Routes, "1", route(json!({"picky": {"bad": 1}})));
+    let deps = Deps { router: Mode::UriWithParameter, ..bench.compiler.deps.clone() };
+    bench.snapshot = bench.compiler.rebuild(deps);
+    assert_eq!((count(&bench, "/a"), count(&bench, "/b")), (4, 2));
+    assert_eq!(bench.snapshot.router.mode(), Mode::UriWithParameter);
+    assert_eq!(bench.hit("/a"), "127.0.0.1:1");
+}
+
+#[test]
+fn a_change_compiles_what_it_touches_and_nothing_else() {
+    let mut bench = Bench::new();
+    for n in 0..100 {
+        bench.put(Kind::Upstreams, &n.to_string(), upstream(n + 1));
+        let route =
+            json!({"uri": format!("/{n}"), "upstream_id": n, "plugins": {"picky": {"n": n}}});
+        bench.put(Kind::Routes, &n.to_string(), route);
+    }
+    compiled();
+    bench.put(Kind::Upstreams, "7", upstream(1));
+    assert_eq!(compiled(), ["route 7 7 none"]);
+    bench.put(Kind::Upstreams, "new", upstream(1));
+    assert_eq!(compiled(), Vec::<String>::new());
+    bench.put(
+        Kind::Routes,
+        "8",
+        json!({"uri": "/8", "upstream_id": "7", "plugins": {"picky": {}}}),
+    );
+    compiled();
+    bench.put(Kind::Upstreams, "7", upstream(2));
+    assert_eq!(compiled(), ["route 7 7 none", "route 8 null none"]);
+    bench.put(Kind::Upstreams, "8", upstream(2));
+    assert_eq!(compiled(), Vec::<String>::new());
+}
+
+/// References of which each is for a reason of its own without a value.
+struct Hidden;
+
+impl References for Hidden {
+    fn cause(&self, reference: &str) -> String {
+        format!("{} is gone", reference.len())
+    }
+
+    fn redact(&self, text: String) -> String {
+        text.replace("hush", "$env://H")
+    }
+}
+
+#[test]
+fn a_reference_that_is_left_is_refused_wherever_it_stands() {
+    let mut bench = Bench::new();
+    bench.compiler = bench.compiler.with_references(Arc::new(Hidden));
+    let route = |plugins: Value| json!({"uri": "/a", "plugins": plugins, "upstream": upstream(1)});
+    let picky = |config: Value| route(json!({"picky": config}));
+    bench.put(Kind::Routes, "1", picky(json!({})));
+    assert_eq!(bench.hit("/a"), "127.0.0.1:1");
+    // The version before does not serve in its place.
+    bench.put(Kind::Routes, "1", picky(json!({"x": [{"y": "$env://A"}]})));
+    assert_eq!(bench.hit("/a"), "503");
+    let cause = "$env://A in plugin picky has no value: 8 is gone";
+    assert_eq!(bench.compiler.reports()[0].cause, cause);
+    for serves in [
+        json!({"picky": {"x": "$env://A", "_meta": {"disable": true}}}),
+        json!({"picky": {"x": "env://A", "$env://A": 1}}),
+    ] {
+        bench.put(Kind::Routes, "1", route(serves));
+        assert_eq!(bench.hit("/a"), "127.0.0.1:1");
+    }
+    bench.put(Kind::PluginMetadata, "picky", json!({"word": "$env://WORD"}));
+    assert_eq!(bench.hit("/a"), "503");
+    bench.delete(Kind::PluginMetadata, "picky");
+    assert_eq!(bench.hit("/a"), "127.0.0.1:1");
+    // A rule for all requests refuses them all, and keeps no version before.
+    bench.put(Kind::GlobalRules, "g", json!({"plugins": {"picky": {}}}));
+    assert!(!bench.snapshot.global[0].refuses());
+    bench.put(Kind::GlobalRules, "g", json!({"plugins": {"picky": {"x": "$secret://v/1/a/b"}}}));
+    assert!(bench.snapshot.global[0].refuses());
+    let ssl = json!({"cert": "$env://C", "key": "$env://K", "sni": "a.test"});
+    bench.put(Kind::Ssls, "1", ssl);
+    let reports = bench.compiler.reports();
+    let of_ssl = reports.iter().find(|report| report.kind == Kind::Ssls);
+    assert_eq!(of_ssl.map(|r| &*r.cause), Some("$env://C has no value: 8 is gone"));
+}
+
+#[test]
+fn what_references_stand_for_is_in_no_report() {
+    let mut bench = Bench::new();
+    bench.compiler = bench.compiler.with_references(Arc::new(Hidden));
+    let service = json!({"uri": "/a", "service_id": "hush"});
+    bench.put(Kind::Routes, "1", service);
+    assert_eq!(bench.compiler.reports()[0].cause, "service $env://H does not exist");
+    let broken = &bench.find("/a").expect("it matches").broken;
+    assert_eq!(broken.as_ref().map(|b| &*b.1), Some("service $env://H does not exist"));
 }

@@ -1,4 +1,4 @@
-//! `consumers` and `consumer_groups`.
+//! `consumers`, their `credentials`, and `consumer_groups`.
 
 use serde_json::{Value, json};
 
@@ -20,6 +20,24 @@ pub(crate) fn consumer() -> Value {
         "required": ["username"],
         "additionalProperties": false,
     })
+}
+
+pub(crate) fn credential() -> Value {
+    let mut properties = metadata(true);
+    add(
+        &mut properties,
+        json!({
+            // The long form is how a file of configuration names one: `jack/credentials/1`.
+            "id": {"oneOf": [id(), {
+                "type": "string",
+                "minLength": 15,
+                "maxLength": 128,
+                "pattern": "^[a-zA-Z0-9-_]+/credentials/[a-zA-Z0-9-_.]+$",
+            }]},
+            "plugins": {"type": "object", "maxProperties": 1},
+        }),
+    );
+    json!({"type": "object", "properties": properties, "additionalProperties": false})
 }
 
 pub(crate) fn consumer_group() -> Value {

@@ -6,6 +6,7 @@
 
 mod common;
 mod consumer;
+mod decoration;
 mod global_rule;
 mod plugin_config;
 mod proto;
@@ -16,7 +17,8 @@ mod ssl;
 mod stream_route;
 mod upstream;
 
-pub(crate) use self::consumer::{consumer, consumer_group};
+pub(crate) use self::consumer::{consumer, consumer_group, credential};
+pub(crate) use self::decoration::graphql_cost_decoration;
 pub(crate) use self::global_rule::global_rule;
 pub(crate) use self::plugin_config::plugin_config;
 pub(crate) use self::proto::proto;

@@ -1,0 +1,61 @@
+//! Who is compiled with whom: a change of one resource reaches those that use it, and no other.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use serde_json::Value;
+use sluicegate_model::check;
+use sluicegate_model::kind::Kind;
+
+/// A resource.
+pub(super) type Node = (Kind, Arc<str>);
+
+/// The users of each resource that has any, whether it exists or not.
+#[derive(Debug, Default)]
+pub(super) struct Links {
+    users: HashMap<Node, BTreeSet<Node>>,
+}
+
+impl Links {
+    /// Whom a resource uses by its own configuration, each once.
+    pub(super) fn of(&self, kind: Kind, value: &Value) -> Box<[Node]> {
+        let references = check::references(kind, value).into_iter();
+        let references = references.map(|reference| (reference.kind, Arc::from(reference.id)));
+        // Plugins are compiled with their metadata.
+        let plugins = value.get("plugins").and_then(Value::as_object).into_iter().flatten();
+        let plugins = plugins.map(|(name, _)| (Kind::PluginMetadata, Arc::from(name.as_str())));
+        let mut used: Vec<Node> = references.chain(plugins).collect();
+        for node in &mut used {
+            // One text serves all who name it.
+            if let Some((known, _)) = self.users.get_key_value(node) {
+                *node = known.clone();
+            }
+        }
+        used.sort_unstable();
+        used.dedup();
+        used.into()
+    }
+
+    /// A resource now uses others than before.
+    pub(super) fn change(&mut self, user: &Node, before: &[Node], now: &[Node]) {
+        if before == now {
+            return;
+        }
+        for used in before {
+            if let Some(users) = self.users.get_mut(used) {
+                users.remove(user);
+                if users.is_empty() {
+                    self.users.remove(used);
+                }
+            }
+        }
+        for used in now {
+            self.users.entry(used.clone()).or_default().insert(user.clone());
+        }
+    }
+
+    /// Who uses a resource.
+    pub(super) fn users(&self, used: &Node) -> impl Iterator<Item = &Node> {
+        self.users.get(used).into_iter().flatten()
+    }
+}

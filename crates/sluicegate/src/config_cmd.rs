@@ -1,0 +1,654 @@
+//! `sluicegate config export` and `import`: all resources as one file, in APISIX's standalone form.
+//!
+//! While a gateway runs it is asked through its Admin API; otherwise the store is opened, and with
+//! `--etcd` an etcd directly. Secrets are exported as they are stored (encrypted, where there is a
+//! keyring) unless `--decrypt` is given; an import opens them with the keyring of config.yaml, and
+//! stores them encrypted by it. An import checks everything before it changes anything.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, bail};
+use axum::body::Body;
+use axum::http::{Method, Request, StatusCode, header};
+use clap::{Args, Subcommand};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use rustix::process::{Pid, test_kill_process};
+use serde_json::{Map, Value};
+use sluicegate_admin::configs::{check_declared, declaration};
+use sluicegate_config::{AdminRole, Config, ConfigProvider};
+use sluicegate_model::Kind;
+use sluicegate_model::check::references;
+use sluicegate_model::encrypt::{Keyring, each_private_key};
+use sluicegate_model::plugin::Catalog;
+use sluicegate_model::resource::Key;
+use sluicegate_store::file::{FILE_BYTES_MAX, Format, Item, items, parse};
+use sluicegate_store::{Bulk, EtcdStore, Store, yaml};
+use tokio::net::TcpStream;
+use tokio::runtime::Runtime;
+
+use crate::boot::{self, Certificates};
+use crate::cli::Place;
+use crate::settings;
+use crate::stores::{self, Opened};
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Write all resources to a file (YAML, or JSON by its name); `-` is the standard output
+    Export(Export),
+    /// Check a file of resources, then store what it holds; `-` is the standard input
+    Import(Import),
+}
+
+#[derive(Args)]
+pub(crate) struct Export {
+    /// The file; a name that ends with .json makes it JSON
+    file: PathBuf,
+    /// Write secrets and private keys in the clear
+    #[arg(long)]
+    decrypt: bool,
+    #[command(flatten)]
+    from: Where,
+}
+
+#[derive(Args)]
+pub(crate) struct Import {
+    /// The file; a name that ends with .json means JSON
+    file: PathBuf,
+    /// Delete resources that are not in the file
+    #[arg(long)]
+    replace: bool,
+    /// Check the file and say what would change, without changing it
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    to: Where,
+}
+
+/// Which configuration is meant.
+#[derive(Args)]
+struct Where {
+    #[command(flatten)]
+    place: Place,
+    /// An etcd (http:// or https://) instead of the gateway's store; may be given several times
+    #[arg(long, value_name = "URL")]
+    etcd: Vec<String>,
+    /// The prefix of keys in that etcd
+    #[arg(long, value_name = "PREFIX", default_value = "/apisix", requires = "etcd")]
+    etcd_prefix: String,
+    /// Address of the running gateway's Admin API [default: as in config.yaml]
+    #[arg(long, value_name = "HOST:PORT", conflicts_with = "etcd")]
+    admin: Option<SocketAddr>,
+}
+
+/// Runs the command.
+pub(crate) fn run(command: &Command) -> anyhow::Result<()> {
+    match command {
+        Command::Export(export) => export.run(),
+        Command::Import(import) => import.run(),
+    }
+}
+
+impl Export {
+    fn run(&self) -> anyhow::Result<()> {
+        let rules = Rules::load(&self.from.place)?;
+        let mut side = Side::open(&self.from, &rules.config)?;
+        let mut all = side.all()?;
+        if self.decrypt {
+            for resource in all.values_mut() {
+                rules.open(resource);
+            }
+        }
+        let hidden: Vec<_> = all.values().filter(|one| one.hides_its_key()).collect();
+        for one in &hidden {
+            eprintln!(
+                "sluicegate: warning: {} is written without its private key: it is stored in the clear, and the Admin API never shows such keys; stop the gateway to export it",
+                one.key
+            );
+        }
+        let count = all.len();
+        let entries = all.into_iter().map(|(key, one)| (key, one.value)).collect::<Vec<_>>();
+        let whole = declaration(entries.iter().map(|(key, value)| (key.as_str(), value.clone())));
+        let text = match format_of(&self.file) {
+            Format::Json => format!("{:#}\n", Value::Object(whole)),
+            Format::Yaml if whole.is_empty() => "#END\n".to_owned(),
+            Format::Yaml => format!("{}#END\n", yaml::write(&Value::Object(whole))),
+        };
+        if self.file == Path::new("-") {
+            std::io::stdout().write_all(text.as_bytes())?;
+            return Ok(());
+        }
+        write_file(&self.file, &text)
+            .with_context(|| format!("{} cannot be written", self.file.display()))?;
+        println!("exported {count} resources to {}", self.file.display());
+        Ok(())
+    }
+}
+
+impl Import {
+    fn run(&self) -> anyhow::Result<()> {
+        let rules = Rules::load(&self.to.place)?;
+        let wanted = rules.read(&self.file)?;
+        let mut side = Side::open(&self.to, &rules.config)?;
+        let mut found = side.all()?;
+        for resource in found.values_mut() {
+            rules.open(resource);
+        }
+        rules.check(&wanted, if self.replace { None } else { Some(&found) })?;
+
+        let plan = Plan::new(wanted, &found, self.replace);
+        let told = plan.told();
+        if self.dry_run {
+            println!("{} would be: {told}", self.file.display());
+            return Ok(());
+        }
+        side.apply(plan, &rules)?;
+        println!("imported {}: {told}", self.file.display());
+        Ok(())
+    }
+}
+
+/// A resource outside of a store, its id in its key.
+#[derive(Debug, Clone)]
+struct Resource {
+    key: Key,
+    value: Value,
+}
+
+impl Resource {
+    fn new(key: Key, mut value: Value) -> Self {
+        if let Some(resource) = value.as_object_mut() {
+            resource.shift_remove("id");
+        }
+        Self { key, value }
+    }
+
+    /// Equal but for what a store adds.
+    fn says_the_same(&self, other: &Self) -> bool {
+        let plain = |one: &Self| {
+            let mut value = one.value.clone();
+            if let Some(resource) = value.as_object_mut() {
+                TIMES.iter().for_each(|time| drop(resource.shift_remove(*time)));
+            }
+            value
+        };
+        plain(self) == plain(other)
+    }
+
+    fn hides_its_key(&self) -> bool {
+        let of_tls = |tls: &str| {
+            let tls = self.value.pointer(tls);
+            tls.is_some_and(|tls| {
+                tls.get("client_cert").is_some() && tls.get("client_key").is_none()
+            })
+        };
+        match self.key.kind {
+            Kind::Ssls => self.value.get("key").is_none(),
+            _ => of_tls("/tls") || of_tls("/upstream/tls"),
+        }
+    }
+}
+
+type Resources = BTreeMap<String, Resource>;
+
+/// What resources are held against, from config.yaml.
+struct Rules {
+    config: Config,
+    catalog: Catalog,
+    keyring: Keyring,
+}
+
+impl Rules {
+    fn load(place: &Place) -> anyhow::Result<Self> {
+        let path = place.config();
+        if !path.exists() {
+            bail!("there is no {}: give its folder with -p", path.display());
+        }
+        let (config, _) = boot::load(&path)?;
+        let catalog = boot::enabled(&config, &Default::default()).catalog();
+        let keyring = settings::keyring(&config);
+        Ok(Self { config, catalog, keyring })
+    }
+
+    /// Opens what is encrypted.
+    fn open(&self, resource: &mut Resource) {
+        self.catalog.decrypt_resource(&self.keyring, resource.key.kind, &mut resource.value);
+    }
+
+    /// Encrypts what is secret, as the Admin API does.
+    fn seal(&self, resource: &mut Resource) {
+        let (kind, value) = (resource.key.kind, &mut resource.value);
+        if self.config.apisix.data_encryption.enable_encrypt_fields {
+            self.catalog
+                .each_secret(kind, value, |conf, paths| self.keyring.encrypt_paths(conf, paths));
+        }
+        each_private_key(kind, value, |key| *key = self.keyring.encrypt_pem(key));
+    }
+
+    /// Reads a file; everything wrong with it comes at once.
+    fn read(&self, file: &Path) -> anyhow::Result<Resources> {
+        let mut bytes = Vec::new();
+        let limit = FILE_BYTES_MAX as u64 + 1;
+        match file == Path::new("-") {
+            true => std::io::stdin().take(limit).read_to_end(&mut bytes),
+            false => std::fs::File::open(file).and_then(|f| f.take(limit).read_to_end(&mut bytes)),
+        }
+        .with_context(|| format!("{} cannot be read", file.display()))?;
+        let variables: sluicegate_store::file::Variables =
+            Box::new(|name: &str| std::env::var(name).ok());
+        let mut root = parse(&bytes, format_of(file), &variables)
+            .map_err(|error| anyhow!("{}: {error}", file.display()))?;
+        let mut problems = Vec::new();
+        if root.remove("plugins").is_some() {
+            eprintln!(
+                "sluicegate: warning: the file's list of plugins is left out: it stands in config.yaml"
+            );
+        }
+        let (list, refused) = items(&mut root);
+        problems.extend(refused.into_iter().map(|one| format!("{}: {}", one.place, one.reason)));
+        problems.extend(
+            root.keys()
+                .filter(|key| !key.ends_with("_conf_version"))
+                .map(|key| format!("{key}: there is no such kind of resource")),
+        );
+        let mut found = Resources::new();
+        for Item { key, value, .. } in list {
+            let name = key.to_string();
+            if found.insert(name.clone(), Resource::new(key, value)).is_some() {
+                problems.push(format!("{name}: it is there twice"));
+            }
+        }
+        for (name, one) in &mut found {
+            let sealed = self.catalog.sealed_secrets(&self.keyring, one.key.kind, &one.value);
+            if !sealed.is_empty() {
+                problems.push(format!(
+                    "{name}: {} does not open with apisix.data_encryption.keyring",
+                    sealed.join(", ")
+                ));
+            }
+            self.open(one);
+        }
+        refuse(file, problems)?;
+        Ok(found)
+    }
+
+    /// Checks every resource, and that what it names is there: in the file or, when that is merged
+    /// into it, in the store.
+    fn check(&self, wanted: &Resources, found: Option<&Resources>) -> anyhow::Result<()> {
+        let outside = Certificates(self.keyring.clone());
+        let is_there = |key: &str| {
+            wanted.contains_key(key) || found.is_some_and(|found| found.contains_key(key))
+        };
+        let mut problems = Vec::new();
+        for (name, one) in wanted {
+            let value = with_id(one);
+            let checked = check_declared(&self.catalog, &self.keyring, &outside, &one.key, &value);
+            if let Err(why) = checked {
+                problems.push(format!("{name}: {why}"));
+                continue;
+            }
+            if one.key.kind == Kind::Consumers && one.value["username"] != *one.key.id {
+                problems.push(format!("{name}: wrong username"));
+            }
+            for reference in references(one.key.kind, &one.value) {
+                if !is_there(&Key::new(reference.kind, reference.id.as_str()).to_string()) {
+                    problems.push(format!("{name}: {}", reference.missing()));
+                }
+            }
+            if let (Some(owner), Some(parent)) = (one.key.kind.parent(), &one.key.parent)
+                && !is_there(&Key::new(owner, parent.as_str()).to_string())
+            {
+                problems.push(format!("{name}: there is no {} {parent}", owner.singular()));
+            }
+        }
+        let mut rules: HashMap<&str, &str> = HashMap::new();
+        let kept = found.into_iter().flatten().filter(|(name, _)| !wanted.contains_key(*name));
+        for (name, one) in wanted.iter().chain(kept) {
+            let plugins = one.value.get("plugins").and_then(Value::as_object);
+            let of_rule = plugins.filter(|_| one.key.kind == Kind::GlobalRules);
+            for plugin in of_rule.into_iter().flat_map(Map::keys) {
+                if let Some(other) = rules.insert(plugin, name) {
+                    problems.push(format!("plugin '{plugin}' stands in {other} and in {name}"));
+                }
+            }
+        }
+        refuse(Path::new("the configuration"), problems)
+    }
+}
+
+fn refuse(file: &Path, problems: Vec<String>) -> anyhow::Result<()> {
+    if problems.is_empty() {
+        return Ok(());
+    }
+    let more = problems.len().saturating_sub(PROBLEMS_SHOWN_MAX);
+    let mut text = problems
+        .iter()
+        .take(PROBLEMS_SHOWN_MAX)
+        .fold(String::new(), |text, problem| text + "\n  " + problem);
+    if more > 0 {
+        text += &format!("\n  and {more} more");
+    }
+    bail!("{} is refused, nothing was changed:{text}", file.display())
+}
+
+/// What an import does.
+struct Plan {
+    created: Vec<Resource>,
+    changed: Vec<Resource>,
+    deleted: Vec<Key>,
+    same: usize,
+}
+
+impl Plan {
+    fn new(wanted: Resources, found: &Resources, replace: bool) -> Self {
+        let mut plan =
+            Self { created: Vec::new(), changed: Vec::new(), deleted: Vec::new(), same: 0 };
+        if replace {
+            let gone = found.iter().filter(|(name, _)| !wanted.contains_key(*name));
+            plan.deleted = gone.map(|(_, one)| one.key.clone()).collect();
+        }
+        for (name, one) in wanted {
+            match found.get(&name) {
+                None => plan.created.push(one),
+                Some(old) if old.says_the_same(&one) => plan.same += 1,
+                Some(_) => plan.changed.push(one),
+            }
+        }
+        // What is named comes before what names it, and goes after it.
+        plan.created.sort_by_key(|one| rank(one.key.kind));
+        plan.changed.sort_by_key(|one| rank(one.key.kind));
+        plan.deleted.sort_by_key(|key| std::cmp::Reverse(rank(key.kind)));
+        plan
+    }
+
+    fn told(&self) -> String {
+        format!(
+            "{} created, {} changed, {} unchanged, {} deleted",
+            self.created.len(),
+            self.changed.len(),
+            self.same,
+            self.deleted.len()
+        )
+    }
+}
+
+fn rank(kind: Kind) -> usize {
+    let order = [
+        Kind::Secrets,
+        Kind::Ssls,
+        Kind::Protos,
+        Kind::PluginMetadata,
+        Kind::Upstreams,
+        Kind::Services,
+        Kind::GraphqlCostDecorations,
+        Kind::PluginConfigs,
+        Kind::ConsumerGroups,
+        Kind::Consumers,
+        Kind::Credentials,
+        Kind::GlobalRules,
+    ];
+    order.iter().position(|one| *one == kind).unwrap_or(order.len())
+}
+
+/// Where resources are.
+enum Side {
+    /// The Admin API of the gateway that runs.
+    Api(Api),
+    /// A store that this process opened.
+    Store { runtime: Runtime, store: Arc<dyn Store>, _lock: Option<std::fs::File> },
+}
+
+impl Side {
+    fn open(place: &Where, config: &Config) -> anyhow::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .context("a thread could not be started")?;
+        if !place.etcd.is_empty() {
+            let mut options = stores::etcd(config, &place.place);
+            options.hosts.clone_from(&place.etcd);
+            options.prefix.clone_from(&place.etcd_prefix);
+            return Self::etcd(runtime, options);
+        }
+        if matches!(config.deployment.config_provider, ConfigProvider::Yaml | ConfigProvider::Json)
+        {
+            bail!(
+                "the configuration of this gateway is a file already: conf/apisix.yaml, conf/apisix.json or what was sent to /apisix/admin/configs"
+            );
+        }
+        if config.apisix.enable_admin && (place.admin.is_some() || runs(&place.place)) {
+            return Api::connect(runtime, place.admin, config).map(Self::Api);
+        }
+        if config.deployment.config_provider == ConfigProvider::Etcd {
+            return Self::etcd(runtime, stores::etcd(config, &place.place));
+        }
+        let Opened { store, lock, .. } = stores::open(config, &place.place, &runtime)?;
+        Ok(Self::Store { runtime, store, _lock: lock })
+    }
+
+    /// Without a copy on disk: that is the gateway's.
+    fn etcd(runtime: Runtime, mut options: sluicegate_store::EtcdOptions) -> anyhow::Result<Self> {
+        (options.copy, options.read_only) = (None, false);
+        let store = runtime.block_on(EtcdStore::open(options))?;
+        Ok(Self::Store { runtime, store: Arc::new(store), _lock: None })
+    }
+
+    /// Everything, as it is stored.
+    fn all(&mut self) -> anyhow::Result<Resources> {
+        match self {
+            Self::Api(api) => api.all(),
+            Self::Store { runtime, store, .. } => {
+                let listing = runtime.block_on(store.list("/"))?;
+                let mut found = Resources::new();
+                for entry in listing.entries {
+                    let Some(key) = Key::parse(&entry.key) else { continue };
+                    let value = serde_json::from_slice(&entry.value)
+                        .with_context(|| format!("{} holds no JSON", entry.key))?;
+                    found.insert(entry.key.to_string(), Resource::new(key, value));
+                }
+                Ok(found)
+            }
+        }
+    }
+
+    fn apply(&mut self, plan: Plan, rules: &Rules) -> anyhow::Result<()> {
+        match self {
+            Self::Api(api) => api.apply(plan),
+            Self::Store { runtime, store, .. } => {
+                let mut changes: Vec<Bulk> = Vec::new();
+                for mut one in plan.created.into_iter().chain(plan.changed) {
+                    rules.seal(&mut one);
+                    let mut value = with_id(&one);
+                    if one.key.kind.has_times() && value.get("create_time").is_none() {
+                        TIMES.iter().for_each(|time| value[*time] = boot::unix_now().into());
+                    }
+                    let value = value.to_string().into_bytes().into();
+                    changes.push((one.key.to_string().into(), Some(value)));
+                }
+                changes.extend(plan.deleted.iter().map(|key| (key.to_string().into(), None)));
+                runtime
+                    .block_on(store.write_all(changes))
+                    .context("the import stopped in the middle; run it again")
+            }
+        }
+    }
+}
+
+/// The value as the Admin API stores it.
+fn with_id(one: &Resource) -> Value {
+    let mut value = one.value.clone();
+    if one.key.kind != Kind::Consumers {
+        value["id"] = one.key.id.as_str().into();
+    }
+    value
+}
+
+/// Does the gateway of this folder run?
+fn runs(place: &Place) -> bool {
+    let pid = std::fs::read_to_string(place.pid_file());
+    let pid = pid.ok().and_then(|text| text.trim().parse().ok()).and_then(Pid::from_raw);
+    pid.is_some_and(|pid| test_kill_process(pid).is_ok())
+}
+
+/// A connection to the Admin API.
+struct Api {
+    runtime: Runtime,
+    sender: http1::SendRequest<Body>,
+    addr: SocketAddr,
+    key: String,
+}
+
+impl Api {
+    fn connect(
+        runtime: Runtime,
+        addr: Option<SocketAddr>,
+        config: &Config,
+    ) -> anyhow::Result<Self> {
+        let admin = &config.deployment.admin;
+        if admin.tls.is_some() {
+            bail!(
+                "the Admin API takes TLS only (deployment.admin.https_admin), which this command does not speak: stop the gateway first, or give --etcd"
+            );
+        }
+        let mut addr = addr.unwrap_or(admin.admin_listen);
+        match addr.ip() {
+            IpAddr::V4(ip) if ip.is_unspecified() => addr.set_ip(Ipv4Addr::LOCALHOST.into()),
+            IpAddr::V6(ip) if ip.is_unspecified() => addr.set_ip(Ipv6Addr::LOCALHOST.into()),
+            _ => {}
+        }
+        let key = admin.admin_key.iter().find(|key| key.role == AdminRole::Admin);
+        let key = key.map(|key| key.key.expose().to_owned()).unwrap_or_default();
+        let connected = runtime.block_on(async {
+            let stream = tokio::time::timeout(CONNECT_WAIT, TcpStream::connect(addr)).await??;
+            let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+            tokio::spawn(connection);
+            anyhow::Ok(sender)
+        });
+        let sender = connected
+            .with_context(|| format!("the gateway runs, but its Admin API at {addr} does not answer (--admin gives another address)"))?;
+        Ok(Self { runtime, sender, addr, key })
+    }
+
+    fn call(
+        &mut self,
+        method: Method,
+        path: &str,
+        body: String,
+    ) -> anyhow::Result<(StatusCode, Vec<u8>)> {
+        let request = Request::builder()
+            .method(method.clone())
+            .uri(path)
+            .header(header::HOST, self.addr.to_string())
+            .header("x-api-key", &self.key)
+            .body(Body::from(body))
+            .with_context(|| format!("{path} is no path"))?;
+        let sender = &mut self.sender;
+        let answer = async {
+            sender.ready().await?;
+            let response = sender.send_request(request).await?;
+            let status = response.status();
+            let body =
+                axum::body::to_bytes(Body::new(response.into_body()), FILE_BYTES_MAX).await?;
+            anyhow::Ok((status, body.to_vec()))
+        };
+        let answer = self.runtime.block_on(async { tokio::time::timeout(CALL_WAIT, answer).await });
+        answer
+            .map_err(|_| anyhow!("no answer within {CALL_WAIT:?}"))
+            .and_then(|answer| answer)
+            .with_context(|| format!("the Admin API at {} failed at {method} {path}", self.addr))
+    }
+
+    fn all(&mut self) -> anyhow::Result<Resources> {
+        let (status, body) = self.call(Method::GET, "/apisix/admin/configs", String::new())?;
+        if status != StatusCode::OK {
+            bail!("the Admin API answers {status}: {}", told(&body));
+        }
+        let mut root = serde_json::from_slice(&body).context("the Admin API answers no JSON")?;
+        let (items, _) = items(&mut root);
+        let found = items
+            .into_iter()
+            .map(|Item { key, value, .. }| (key.to_string(), Resource::new(key, value)));
+        Ok(found.collect())
+    }
+
+    fn apply(&mut self, plan: Plan) -> anyhow::Result<()> {
+        let total = plan.created.len() + plan.changed.len() + plan.deleted.len();
+        let writes = plan.created.into_iter().chain(plan.changed).map(|mut one| {
+            if let Some(resource) = one.value.as_object_mut() {
+                // The Admin API sets them itself.
+                TIMES.iter().for_each(|time| drop(resource.shift_remove(*time)));
+            }
+            (Method::PUT, format!("/apisix/admin{}", one.key), one.value.to_string())
+        });
+        let removals = plan
+            .deleted
+            .iter()
+            .map(|key| (Method::DELETE, format!("/apisix/admin{key}?force=true"), String::new()));
+        let (first, last): (Vec<_>, Vec<_>) =
+            // A plugin may stand in one global rule only: those that go make room first.
+            removals.partition(|(_, path, _)| path.starts_with("/apisix/admin/global_rules/"));
+        let all: Vec<_> = first.into_iter().chain(writes).chain(last).collect();
+        for (done, (method, path, body)) in all.into_iter().enumerate() {
+            let (status, answer) = self.call(method.clone(), &path, body)?;
+            // What belongs to another resource goes with it.
+            let went_before = method == Method::DELETE && status == StatusCode::NOT_FOUND;
+            if !status.is_success() && !went_before {
+                bail!(
+                    "{method} {path} was answered {status}: {}; {done} of {total} changes were made before",
+                    told(&answer)
+                );
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The text of an error.
+fn told(body: &[u8]) -> String {
+    let value: Option<Value> = serde_json::from_slice(body).ok();
+    let text = value
+        .as_ref()
+        .and_then(|value| value.get("error_msg").or_else(|| value.get("description"))?.as_str());
+    match text {
+        Some(text) => text.to_owned(),
+        None => String::from_utf8_lossy(body).chars().take(TEXT_SHOWN_MAX).collect(),
+    }
+}
+
+fn format_of(file: &Path) -> Format {
+    match file.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("json")) {
+        true => Format::Json,
+        false => Format::Yaml,
+    }
+}
+
+/// Writes a file that only its owner can read, whole or not at all.
+fn write_file(path: &Path, text: &str) -> std::io::Result<()> {
+    let mut new = path.as_os_str().to_owned();
+    new.push(".new");
+    let mut file = std::fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&new)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()?;
+    std::fs::rename(&new, path)
+}
+
+const TIMES: [&str; 2] = ["create_time", "update_time"];
+/// Problems that an error lists.
+const PROBLEMS_SHOWN_MAX: usize = 50;
+/// How much of an answer that is no JSON is repeated.
+const TEXT_SHOWN_MAX: usize = 200;
+const CONNECT_WAIT: Duration = Duration::from_secs(5);
+/// How long one call of the Admin API may take.
+const CALL_WAIT: Duration = Duration::from_secs(60);

@@ -1,0 +1,140 @@
+//! References in the configuration, between the store and the compiler: changes come in as they
+//! were written and go on with values in the places of their references.
+
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use sluicegate_gateway::client::TlsRequest;
+use sluicegate_gateway::snapshot::Change;
+use sluicegate_gateway::upstream::UpstreamDeps;
+use sluicegate_model::kind::Kind;
+use sluicegate_secrets::{
+    EXCHANGE_TIME_MAX, Environment, Lookup, Network, NetworkFuture, Resource, Resources, Secrets,
+    Settings,
+};
+use tokio::runtime::Runtime;
+
+use crate::boot::unix_now;
+
+/// The references of the running configuration.
+pub(crate) struct References {
+    secrets: Arc<Secrets>,
+    /// Invariant: locked only by who holds the compiler, so that both see changes in one order.
+    resources: Mutex<Resources>,
+}
+
+/// Changes whose references are followed.
+pub(crate) struct Prepared(Vec<Resource>);
+
+impl References {
+    /// Starts to fetch on `runtime`.
+    pub(crate) fn start(runtime: &Runtime, settings: Settings, deps: &UpstreamDeps) -> Arc<Self> {
+        let network = Arc::new(Outside(deps.clone()));
+        let secrets = Secrets::new(settings, Environment::of_process(), network, unix_now);
+        runtime.spawn(secrets.clone().run());
+        Arc::new(Self { resources: Mutex::new(Resources::new(secrets.clone())), secrets })
+    }
+
+    /// Follows the references of these changes, and waits a short time for values that were never
+    /// fetched.
+    pub(crate) async fn prepare(&self, changes: Vec<Change>, wait: Duration) -> Prepared {
+        let resources: Vec<Resource> = changes.into_iter().map(resource).collect();
+        Resources::prepare(&self.secrets, &resources, wait).await;
+        Prepared(resources)
+    }
+
+    /// The changes as the compiler takes them. With `may_hold`, those whose secrets are still
+    /// being fetched come later, and the version before serves until then.
+    pub(crate) fn resolve(&self, prepared: Prepared, may_hold: bool) -> Vec<Change> {
+        let mut resources = self.resources();
+        prepared.0.into_iter().filter_map(|r| resources.take(r, may_hold)).map(change).collect()
+    }
+
+    /// Waits until references have other values than before.
+    pub(crate) async fn changed(&self) -> Vec<Arc<str>> {
+        self.secrets.changed().await
+    }
+
+    /// What these references change.
+    pub(crate) fn affected(&self, references: &[Arc<str>]) -> Vec<Change> {
+        self.resources().affected(references).into_iter().map(change).collect()
+    }
+
+    /// Kinds and ids of what is known here, which the compiler may not know.
+    pub(crate) fn known(&self) -> Vec<(Kind, String)> {
+        self.resources().known()
+    }
+
+    /// Takes other times.
+    pub(crate) fn configure(&self, settings: Settings) {
+        self.secrets.configure(settings);
+    }
+
+    /// For `/v1/status`.
+    pub(crate) fn shown(&self) -> Value {
+        let counts = self.secrets.counts();
+        json!({
+            "references": counts.references,
+            "unresolved": counts.unresolved,
+            "stale": counts.stale,
+            "fetched": counts.fetched,
+            "failed": counts.failed,
+        })
+    }
+
+    fn resources(&self) -> MutexGuard<'_, Resources> {
+        self.resources.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl sluicegate_gateway::snapshot::References for References {
+    fn cause(&self, reference: &str) -> String {
+        match self.secrets.value(reference) {
+            Lookup::Failed(cause) => cause,
+            _ => "it is being fetched".into(),
+        }
+    }
+
+    fn redact(&self, text: String) -> String {
+        self.secrets.redact(text)
+    }
+}
+
+/// Names and trust are those of upstreams.
+struct Outside(UpstreamDeps);
+
+impl Network for Outside {
+    fn address<'a>(&'a self, host: &'a str) -> NetworkFuture<'a, Result<IpAddr, String>> {
+        let name = self.0.resolver.name(host);
+        Box::pin(async move { name.first(EXCHANGE_TIME_MAX).await })
+    }
+
+    fn tls(
+        &self,
+        host: &str,
+        verify: bool,
+    ) -> Result<(Arc<rustls::ClientConfig>, rustls_pki_types::ServerName<'static>), String> {
+        let server_name = host.to_owned();
+        let request = TlsRequest { server_name, verify, h2: false, client: None };
+        let target = self.0.tls.target(&request)?;
+        Ok((target.config.clone(), target.name.clone()))
+    }
+}
+
+fn resource(change: Change) -> Resource {
+    let Change { kind, id, value, text, revision, created } = change;
+    Resource { kind, id, value, text, revision, created }
+}
+
+fn change(resource: Resource) -> Change {
+    let Resource { kind, id, value, text, revision, created } = resource;
+    Change { kind, id, value, text, revision, created }
+}
+
+/// How long a start waits for values: what is not there by then answers 503 until it is.
+pub(crate) const START_WAIT: Duration = Duration::from_secs(2);
+
+/// How long a change waits for values that were never fetched. Others wait behind it.
+pub(crate) const CHANGE_WAIT: Duration = Duration::from_millis(500);

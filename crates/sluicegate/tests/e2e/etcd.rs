@@ -1,0 +1,236 @@
+//! etcd as the store: what APISIX wrote is served, roles share the work, a gateway outlives etcd.
+
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use sluicegate_testkit::etcd::Etcd;
+use sluicegate_testkit::gateway::config;
+use sluicegate_testkit::{Answer, GatewayProcess, Origin, certs, client, wait};
+
+use crate::BINARY;
+
+#[test]
+fn a_configuration_that_apisix_wrote_is_served_with_its_secrets() {
+    let Some(etcd) = Etcd::start(1) else { return };
+    let origin = Origin::text("ok");
+    // The forms that APISIX 3.18 was seen to write: placeholders of folders, times, ids, secrets
+    // encrypted with the first of its keys.
+    for folder in ["routes", "upstreams", "services", "ssls", "plugin_metadata", "consumers"] {
+        etcd.put(&format!("/apisix/{folder}/"), "init_dir");
+    }
+    let put = |key: &str, value: Value| etcd.put(&format!("/apisix{key}"), &value.to_string());
+    let times = (1_790_000_000, 1_790_000_001);
+    put(
+        "/upstreams/00000000000000000042",
+        json!({
+            "id": "00000000000000000042", "create_time": times.0, "update_time": times.1,
+            "type": "roundrobin", "hash_on": "vars", "pass_host": "pass", "scheme": "http",
+            "nodes": {origin.addr.to_string(): 1},
+        }),
+    );
+    put(
+        "/services/s1",
+        json!({
+            "id": "s1", "create_time": times.0, "update_time": times.1,
+            "upstream_id": "00000000000000000042",
+        }),
+    );
+    put(
+        "/routes/1",
+        json!({
+            "id": "1", "create_time": times.0, "update_time": times.1, "uri": "/plain", "status": 1,
+            "priority": 0, "service_id": "s1",
+        }),
+    );
+    put(
+        "/routes/2",
+        json!({
+            "id": "2", "create_time": times.0, "update_time": times.1, "uri": "/fn", "status": 1,
+            "plugins": {"aws-lambda": {
+                "function_uri": origin.url("/default/fn"), "ssl_verify": false,
+                // my-api-key, as observed.
+                "authorization": {"apikey": "oQteeIDgmA7a0d+9eNugyg=="},
+            }},
+        }),
+    );
+    let pair = certs::self_signed(&["gw.example.com"]);
+    put(
+        "/ssls/1",
+        json!({
+            "id": "1", "create_time": times.0, "update_time": times.1, "status": 1,
+            "type": "server", "snis": ["gw.example.com"], "cert": pair.cert,
+            "key": encrypted_by_openssl(&pair.key),
+        }),
+    );
+    put("/gen_id", json!(1));
+    put("/data_plane/server_info/5f8a", json!({"version": "3.18.0", "hostname": "gate"}));
+
+    let gateway = GatewayProcess::with(BINARY, changes(&etcd, json!({})));
+    assert_eq!(client::get(gateway.http, "/plain").status, 200);
+    assert_eq!(client::get(gateway.http, "/fn").status, 200);
+    assert_eq!(origin.last().header("x-api-key"), Some("my-api-key"));
+    assert!(client::Client::try_tls(gateway.https, Some("gw.example.com"), &[]).is_ok());
+    assert!(!gateway.error_log().contains("not JSON"), "placeholders are no news");
+
+    let (_, routes) = gateway.get("/routes");
+    assert_eq!(routes["total"], 2);
+    let second = &routes["list"][1];
+    assert_eq!(second["key"], "/apisix/routes/2");
+    assert_eq!(second["value"]["plugins"]["aws-lambda"]["authorization"]["apikey"], "my-api-key");
+    assert_eq!(second["modifiedIndex"], second["createdIndex"]);
+
+    // What is written here is what APISIX would have written.
+    let (status, made) = gateway.admin(
+        "POST",
+        "/routes",
+        &json!({"uri": "/posted", "service_id": "s1"}).to_string(),
+    );
+    assert_eq!(status, 201, "{made}");
+    let id = made["value"]["id"].as_str().unwrap().to_owned();
+    assert_eq!(id.len(), 20);
+    let (_, read) = gateway.get(&format!("/routes/{id}"));
+    let number: u64 = id.parse().unwrap();
+    assert!(number < read["createdIndex"].as_u64().unwrap(), "{id} is a revision before its own");
+    assert!(number > second["createdIndex"].as_u64().unwrap());
+    assert_eq!(client::get(gateway.http, "/posted").status, 200);
+    let (status, _) = gateway.patch("/routes/2", &json!({"desc": "by us"}));
+    assert_eq!(status, 200);
+    let stored = etcd_get(&etcd, "/apisix/routes/2");
+    assert_eq!(
+        stored["plugins"]["aws-lambda"]["authorization"]["apikey"],
+        "oQteeIDgmA7a0d+9eNugyg=="
+    );
+    assert_eq!((&stored["create_time"], &stored["desc"]), (&json!(times.0), &json!("by us")));
+
+    // What others break is reported and breaks nothing else.
+    etcd.put("/apisix/routes/bad", "{no json");
+    gateway.wait_for_error_line("/routes/bad");
+    assert_eq!(client::get(gateway.http, "/plain").status, 200);
+    etcd.delete("/apisix/routes/1");
+    wait::until("the route to be gone", || {
+        (client::get(gateway.http, "/plain").status == 404).then_some(())
+    });
+}
+
+#[test]
+fn a_control_plane_writes_what_data_planes_serve() {
+    let Some(etcd) = Etcd::start(1) else { return };
+    let origin = Origin::text("ok");
+    let role = |role: &str| {
+        let provider = json!({"config_provider": "etcd"});
+        changes(&etcd, json!({"role": role, format!("role_{role}"): provider}))
+    };
+    let control = GatewayProcess::with(BINARY, role("control_plane"));
+    let data = GatewayProcess::with(BINARY, role("data_plane"));
+    assert_eq!((control.http.port(), data.admin.port()), (0, 0), "each has its own doors only");
+    control.set_proxy("1", "/", origin.addr);
+    wait::until("the data plane to serve it", || {
+        (client::get(data.http, "/").status == 200).then_some(())
+    });
+}
+
+#[test]
+fn a_gateway_outlives_etcd_and_its_own_restart() {
+    let Some(mut etcd) = Etcd::start(1) else { return };
+    let origin = Origin::start(|received| Answer::text(received.header("host").unwrap_or("")));
+    let status = sluicegate_testkit::gateway::free_port();
+    let mut changes = changes(&etcd, json!({}));
+    changes["apisix"]["status"] = json!({"ip": "127.0.0.1", "port": status});
+    let status = std::net::SocketAddr::from(([127, 0, 0, 1], status));
+    let mut gateway = GatewayProcess::with(BINARY, changes);
+    let route = |host: &str| {
+        json!({"uri": "/", "upstream": {
+            "type": "roundrobin", "nodes": {origin.addr.to_string(): 1},
+            "pass_host": "rewrite", "upstream_host": host,
+        }})
+    };
+    gateway.set("/routes/1", &route("old"));
+    gateway.set("/routes/2", &json!({"uri": "/gone", "upstream": route("gone")["upstream"]}));
+    wait::until("the copy to be written", || gateway.path("data/etcd.copy").exists().then_some(()));
+    // The second route was written within the same second: its copy comes within two.
+    std::thread::sleep(Duration::from_secs(2));
+
+    etcd.kill(0);
+    gateway.wait_for_error_line("etcd cannot be followed");
+    assert_eq!(client::get(gateway.http, "/").text(), "old");
+    let (refused, answer) = gateway.put("/routes/1", &route("lost"));
+    assert_eq!(refused, 503, "{answer}");
+    assert!(answer.to_string().contains("configuration store"), "{answer}");
+
+    gateway.restart();
+    gateway.wait_for_error_line("the copy of what it held is served");
+    assert_eq!(client::get(gateway.http, "/").text(), "old");
+    assert_eq!(client::get(gateway.http, "/gone").text(), "gone");
+    let ready = client::get(status, "/status/ready").text();
+    assert!(ready.contains("last-known-good"), "{ready}");
+
+    etcd.launch(0);
+    etcd.wait_until_it_takes_writes();
+    etcd.put("/apisix/routes/1", &route("new").to_string());
+    etcd.delete("/apisix/routes/2");
+    wait::until("what changed meanwhile to be served", || {
+        let gone = client::get(gateway.http, "/gone").status == 404;
+        (gone && client::get(gateway.http, "/").text() == "new").then_some(())
+    });
+    gateway.wait_for_error_line("etcd is followed again");
+    let ready = client::get(status, "/status/ready").text();
+    assert!(!ready.contains("last-known-good"), "{ready}");
+    gateway.set("/routes/1", &route("newer"));
+    assert_eq!(client::get(gateway.http, "/").text(), "newer");
+}
+
+#[test]
+fn a_start_without_etcd_and_copy_says_what_to_look_at() {
+    let port = sluicegate_testkit::gateway::free_port();
+    let host = format!("http://127.0.0.1:{port}");
+    let changes = json!({"deployment": {
+        "role_traditional": {"config_provider": "etcd"}, "etcd": {"host": [host]},
+    }});
+    let gateway = GatewayProcess::prepare(BINARY, &config(changes).to_string());
+    let output = gateway.command(&["start"]);
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success());
+    assert!(told.contains(&host) && told.contains("deployment.etcd.host"), "{told}");
+}
+
+/// What makes etcd the store; `deployment` is laid over it.
+fn changes(etcd: &Etcd, deployment: Value) -> Value {
+    let mut changes = json!({
+        "apisix": {"data_encryption": {"keyring": [APISIX_KEY]}},
+        "deployment": {
+            "role_traditional": {"config_provider": "etcd"},
+            "etcd": {"host": etcd.hosts()},
+        },
+    });
+    for (key, value) in deployment.as_object().into_iter().flatten() {
+        changes["deployment"][key] = value.clone();
+    }
+    changes
+}
+
+fn etcd_get(etcd: &Etcd, key: &str) -> Value {
+    use base64::Engine as _;
+    let body = format!(r#"{{"key":"{}"}}"#, sluicegate_testkit::etcd::base64(key));
+    let answer = etcd.post(0, "/v3/kv/range", &body).unwrap();
+    let value = answer.split(r#""value":""#).nth(1).and_then(|rest| rest.split('"').next());
+    let bytes = base64::engine::general_purpose::STANDARD.decode(value.unwrap()).unwrap();
+    serde_json::from_slice(&bytes).unwrap()
+}
+
+/// AES-128-CBC as APISIX encrypts: key and initialisation vector are the same text.
+fn encrypted_by_openssl(text: &str) -> String {
+    let hex: String = APISIX_KEY.bytes().map(|byte| format!("{byte:02x}")).collect();
+    let mut openssl = Command::new("openssl")
+        .args(["enc", "-aes-128-cbc", "-base64", "-A", "-K", &hex, "-iv", &hex])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("openssl can be run");
+    openssl.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    String::from_utf8(openssl.wait_with_output().unwrap().stdout).unwrap()
+}
+
+/// The first key of APISIX's default keyring, which the observed secrets were encrypted with.
+const APISIX_KEY: &str = "qeddd145sfvddff3";
