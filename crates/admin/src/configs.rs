@@ -33,7 +33,7 @@ use sluicegate_store::{
 use tokio::sync::Mutex;
 
 use crate::{
-    AdminState, Settings, answer::Answer, auth, resource::store_failed, secrets, validate,
+    AdminState, Settings, answer::Answer, auth, openapi, resource::store_failed, secrets, validate,
 };
 
 /// Checks a resource that was declared with others: what it refers to may be missing.
@@ -161,6 +161,7 @@ pub(crate) async fn run(
         (&parts.method, path),
         (&Method::GET | &Method::HEAD | &Method::PUT, ["configs"])
             | (&Method::POST, ["configs", "validate"])
+            | (&Method::GET, ["openapi.json"])
     );
     if !known {
         return respond(Answer::page(StatusCode::NOT_FOUND));
@@ -168,6 +169,10 @@ pub(crate) async fn run(
     if let Err(why) = auth::check_key(settings, &parts.method, &parts.uri, &parts.headers) {
         let body = json!({"error_msg": "failed to check token", "description": why});
         return respond(Answer::json(StatusCode::UNAUTHORIZED, body));
+    }
+    if path == ["openapi.json"] {
+        let document = openapi::declared_document(&state.catalog.load());
+        return respond(Answer::json(StatusCode::OK, document));
     }
     // A whole configuration may be larger than a resource.
     let roomy = Settings { body_bytes_max: FILE_BYTES_MAX, ..settings.clone() };
@@ -193,6 +198,7 @@ pub(crate) async fn run(
             if shown.is_empty() {
                 shown = kinds().map(|name| (version_key(name), 0.into())).collect();
             }
+            secrets::redact_declaration(state, settings, &mut shown);
             if let Some((digest, modified)) = &current.sent {
                 shown.insert("X-Last-Modified".to_owned(), (*modified).into());
                 shown.insert("X-Digest".to_owned(), digest.to_str().unwrap_or_default().into());
@@ -204,8 +210,8 @@ pub(crate) async fn run(
 }
 
 /// `GET /apisix/admin/configs` where a store is behind.
-// Differs: APISIX has no such resource then. Secrets are shown as they are stored; private keys
-// that are stored in the clear are left out, as everywhere.
+// Differs: APISIX has no such resource then. Secrets are shown as they are stored, or redacted;
+// private keys that are stored in the clear are left out, as everywhere.
 pub(crate) async fn export(
     state: &AdminState,
     settings: &Settings,
@@ -222,7 +228,8 @@ pub(crate) async fn export(
         secrets::hide_plain_private_keys(kind, &mut value);
         Some((&*entry.key, value))
     });
-    let shown = declaration(entries);
+    let mut shown = declaration(entries);
+    secrets::redact_declaration(state, settings, &mut shown);
     Ok(shown_as(&parts.headers, shown, |answer| {
         answer.into_response(&settings.server, settings.cors)
     }))
@@ -277,6 +284,9 @@ async fn put(
     }
     let next = Next::read(&mut all, &current.shown)?;
     check_items(state, &next.items)?;
+    for Item { key, value, .. } in &next.items {
+        secrets::refuse_redacted(state, settings, key.kind, value)?;
+    }
 
     let served = next.served(&current.served);
     let wanted = served.iter().map(|(key, one)| (key.as_str().into(), one.value.clone()));

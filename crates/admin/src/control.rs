@@ -11,7 +11,7 @@ use axum::{
     http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header},
 };
 use serde_json::{Map, Value, json};
-use sluicegate_model::{Kind, plugin::Catalog};
+use sluicegate_model::{Kind, encrypt::Keyring, plugin::Catalog};
 use sluicegate_store::{Entry, Store};
 
 use crate::{
@@ -20,7 +20,7 @@ use crate::{
     discovery::{all_plugins, schema_name},
     query::segments,
     resource::{entries, key, parse, store_failed},
-    secrets::hide_private_keys,
+    secrets::{hide_private_keys, redact_plain},
 };
 
 /// The Control API over `state`.
@@ -34,6 +34,8 @@ pub struct ControlState {
     pub store: Arc<dyn Store>,
     /// The enabled plugins.
     pub catalog: Arc<ArcSwap<Catalog>>,
+    /// What secrets in the store are encrypted with.
+    pub keyring: Keyring,
     /// What keys in answers start with: `deployment.etcd.prefix`.
     pub key_prefix: String,
     /// The `Server` header.
@@ -173,14 +175,28 @@ impl ControlState {
         let enabled = |entry: &&Entry| {
             entry.key.rsplit('/').next().is_some_and(|name| catalog.get(name).is_some())
         };
-        let values = found.iter().filter(enabled).filter_map(|entry| parse(entry).ok());
+        let values = found.iter().filter(enabled).filter_map(|entry| self.metadata(entry).ok());
         Ok(Answer::json(StatusCode::OK, list(values.collect())))
     }
 
     async fn one_metadata(&self, name: &str) -> Result<Answer, Answer> {
         let missing = format!("plugin metadata[{name}] not found");
         let entry = self.entry(Kind::PluginMetadata, name, missing).await?;
-        Ok(Answer::json(StatusCode::OK, parse(&entry)?))
+        Ok(Answer::json(StatusCode::OK, self.metadata(&entry)?))
+    }
+
+    fn metadata(&self, entry: &Entry) -> Result<Value, Answer> {
+        let mut value = parse(entry)?;
+        // What else writes to the store may leave the plugin's name to the key.
+        let unnamed = value.get("id").is_none() && value.is_object();
+        if unnamed {
+            value["id"] = entry.key.rsplit('/').next().into();
+        }
+        redact_plain(&self.catalog.load(), &self.keyring, Kind::PluginMetadata, &mut value);
+        if unnamed && let Some(metadata) = value.as_object_mut() {
+            metadata.shift_remove("id");
+        }
+        Ok(value)
     }
 
     async fn entry(&self, kind: Kind, id: &str, missing: String) -> Result<Entry, Answer> {
@@ -189,11 +205,12 @@ impl ControlState {
     }
 
     // Differs: APISIX shows plugins' secrets here in the clear, without asking for a key. We show
-    // them as they are stored.
+    // them only in encrypted form, and `***` where they are stored without.
     fn show(&self, kind: Kind, entry: &Entry) -> Result<Value, Answer> {
         let mut value = parse(entry)?;
         kind.schema().fill_defaults(&mut value);
         hide_private_keys(kind, &mut value);
+        redact_plain(&self.catalog.load(), &self.keyring, kind, &mut value);
         let id = value.get("id").cloned().unwrap_or_default();
         let key = format!("{}{}", self.key_prefix, entry.key);
         let upstream =

@@ -34,8 +34,8 @@ use std::{net::IpAddr, sync::Arc, time::Duration};
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
 use sluicegate_model::{check::Outside, encrypt::Keyring, plugin::Catalog};
-use sluicegate_store::{BoxFuture, Store};
-use tokio::sync::{Mutex, RwLock};
+use sluicegate_store::{BoxFuture, ETCD_WRITE_TIME_MAX, Store};
+use tokio::sync::{Mutex, RwLock, Semaphore};
 
 /// The Admin API over `state`.
 pub fn router(state: Arc<AdminState>) -> axum::Router {
@@ -63,6 +63,8 @@ pub struct AdminState {
     /// Held by writers of what only one consumer may have, by the hash of it.
     key_locks: [Mutex<()>; references::KEY_LOCKS],
     declared: Option<configs::Declared>,
+    /// A permit for each list that may be filtered by a pattern at once.
+    searches: Arc<Semaphore>,
 }
 
 impl AdminState {
@@ -88,6 +90,7 @@ impl AdminState {
             reload_plugins: None,
             references: RwLock::new(()),
             declared: None,
+            searches: Arc::new(Semaphore::new(listing::SEARCHES_MAX)),
         }
     }
 
@@ -203,5 +206,8 @@ pub enum Role {
 pub const BODY_BYTES_MAX: usize = 3 << 19;
 /// How long a write's answer waits for the data plane to serve it.
 pub const APPLIED_WAIT_MAX: Duration = Duration::from_secs(1);
+/// How long a request waits for earlier ones before its own write starts: as long as a store that
+/// hangs takes to give one of those up.
+pub const WRITE_START_MAX: Duration = ETCD_WRITE_TIME_MAX;
 /// How long a client may take to send a request's body.
 pub const BODY_READ_MAX: Duration = Duration::from_secs(60);

@@ -17,6 +17,18 @@ use sluicegate_model::{
 
 use crate::{BODY_BYTES_MAX, discovery::schema_name};
 
+/// The description of what answers where there is nothing but declarations.
+pub(crate) fn declared_document(catalog: &Catalog) -> Value {
+    let mut document = document(catalog);
+    if let Some(paths) = document["paths"].as_object_mut() {
+        paths.retain(|path, _| {
+            let path = path.strip_prefix(ROOT).unwrap_or_default();
+            path == "/openapi.json" || path.starts_with("/configs")
+        });
+    }
+    document
+}
+
 /// The description of the API with these plugins.
 pub(crate) fn document(catalog: &Catalog) -> Value {
     let mut paths = Map::new();

@@ -14,11 +14,14 @@ use sluicegate_model::{
     resource::{self, Key, generated_id},
 };
 use sluicegate_store::{Entry, Expect, Put, Store, StoreError, Written};
-use tokio::sync::{RwLockReadGuard, RwLockWriteGuard};
+use tokio::{
+    sync::{RwLockReadGuard, RwLockWriteGuard},
+    time::Instant,
+};
 use tracing::{error, warn};
 
 use crate::{
-    APPLIED_WAIT_MAX, AdminState, Settings,
+    APPLIED_WAIT_MAX, AdminState, Settings, WRITE_START_MAX,
     answer::Answer,
     checks::{Others, check, object, settle_id},
     family, listing,
@@ -106,9 +109,13 @@ async fn get(
         // As etcd answers for a folder that is not there; those of other kinds always are.
         return Err(Answer::key_not_found());
     }
-    let values = entries.iter().filter_map(|entry| Some((entry, parse(entry).ok()?)));
-    let selection = listing::select(kind, values, &operation.args)?;
-    let shown = selection.shown.into_iter().map(|(entry, mut value)| show(entry, &mut value));
+    let values = entries.into_iter().filter_map(|entry| {
+        let value = parse(&entry).ok()?;
+        Some((entry, value))
+    });
+    let selection =
+        listing::select(kind, values.collect(), &operation.args, &state.searches).await?;
+    let shown = selection.shown.into_iter().map(|(entry, mut value)| show(&entry, &mut value));
     let mut list: Value = shown.collect();
     if selection.paged && list == json!([]) {
         // As APISIX encodes an empty page; an empty list stays a list.
@@ -124,8 +131,9 @@ async fn put(
 ) -> Result<Answer, Answer> {
     let kind = operation.kind;
     let mut value = write_body(&mut operation)?;
-    let guard = state.guard(must_be_alone(kind)).await;
-    let keys = references::lock_unique_keys(state, kind, &value).await;
+    let start = StartBy::new();
+    let guard = start.wait_for(state.guard(must_be_alone(kind))).await?;
+    let keys = start.wait_for(references::lock_unique_keys(state, kind, &value)).await?;
     if let (Kind::GraphqlCostDecorations, Some(service)) = (kind, &operation.parent) {
         family::bind_decoration(state, service, operation.id.as_deref(), &mut value).await?;
     }
@@ -150,7 +158,7 @@ async fn put(
             value["update_time"] = now.into();
         }
         let expect = old.map_or(Expect::Absent, |old| Expect::Revision(old.modified));
-        match state.write(&text, &value, expect, operation.ttl).await? {
+        match state.write(start, &text, &value, expect, operation.ttl).await? {
             Some(written) => {
                 if written.created && kind == Kind::Services {
                     // What a service of this name left behind is not for the new one.
@@ -172,7 +180,8 @@ async fn post(
 ) -> Result<Answer, Answer> {
     let kind = operation.kind;
     let mut value = write_body(&mut operation)?;
-    let guard = state.guard(must_be_alone(kind)).await;
+    let start = StartBy::new();
+    let guard = start.wait_for(state.guard(must_be_alone(kind))).await?;
     if let (Kind::GraphqlCostDecorations, Some(service)) = (kind, &operation.parent) {
         family::bind_decoration(state, service, None, &mut value).await?;
     }
@@ -186,11 +195,13 @@ async fn post(
     value["create_time"] = now.into();
     value["update_time"] = now.into();
     for _ in 0..ATTEMPTS_MAX {
-        let id = generated_id(state.store.next_id().await.map_err(store_failed)?);
+        let id = start.wait_for(state.store.next_id()).await?.map_err(store_failed)?;
+        let id = generated_id(id);
         value["id"] = id.as_str().into();
         let key = operation.key(id).to_string();
         // `None`: someone chose this very id by hand.
-        if let Some(written) = state.write(&key, &value, Expect::Absent, operation.ttl).await? {
+        let written = state.write(start, &key, &value, Expect::Absent, operation.ttl).await?;
+        if let Some(written) = written {
             drop(guard);
             return Ok(state.written(settings, kind, written, value).await);
         }
@@ -212,10 +223,11 @@ async fn patch(
     let key = operation.key(id.as_str());
     let text = key.to_string();
     let sub_path = &operation.sub_path;
+    let start = StartBy::new();
     for attempt in 0..ATTEMPTS_MAX {
         // Who keeps losing the race gets the field for itself.
         let alone = attempt >= ATTEMPTS_SHARED || must_be_alone(kind);
-        let guard = state.guard(alone).await;
+        let guard = start.wait_for(state.guard(alone)).await?;
         let old = state.store.get(&text).await.map_err(store_failed)?;
         let old = old.ok_or_else(Answer::key_not_found)?;
         if let (Kind::GraphqlCostDecorations, Some(service)) = (kind, &operation.parent) {
@@ -244,7 +256,7 @@ async fn patch(
         check(state, &key, &value, Others::MustExist).await?;
         secrets::encrypt(state, settings, kind, &mut value);
         let expect = Expect::Revision(old.modified);
-        if let Some(written) = state.write(&text, &value, expect, operation.ttl).await? {
+        if let Some(written) = state.write(start, &text, &value, expect, operation.ttl).await? {
             drop(guard);
             return Ok(state.written(settings, kind, written, value).await);
         }
@@ -289,10 +301,12 @@ async fn delete(
     let kind = operation.kind;
     let id = operation.id.as_deref().ok_or_else(|| missing_id(kind))?;
     let key = operation.key(id).to_string();
-    let guard = state.guard(references::can_be_used(kind)).await;
+    let start = StartBy::new();
+    let guard = start.wait_for(state.guard(references::can_be_used(kind))).await?;
     if operation.args.get("force") != Some("true") {
         references::refuse_if_used(state, kind, id).await?;
     }
+    start.check()?;
     if kind == Kind::Consumers {
         // First, so that no credential ever stands without its consumer.
         family::remove_children(state, kind, id).await.map_err(store_failed)?;
@@ -320,14 +334,16 @@ impl AdminState {
         }
     }
 
-    /// Writes a value. `None`: someone else was faster.
+    /// Writes a value, if that can start in time. `None`: someone else was faster.
     async fn write(
         &self,
+        start: StartBy,
         key: &str,
         value: &Value,
         expect: Expect,
         ttl: Option<Duration>,
     ) -> Result<Option<Written>, Answer> {
+        start.check()?;
         let bytes: Arc<[u8]> = value.to_string().into_bytes().into();
         match self.store.put(key, bytes, Put { expect, ttl }).await {
             Ok(written) => {
@@ -360,6 +376,31 @@ impl AdminState {
             warn!(revision, "A change is stored but not served yet; answering anyway.");
         }
     }
+}
+
+/// When a request's write has to start: earlier writes may hang in a store out of reach, and those
+/// behind them shall not wait for one after the other.
+#[derive(Clone, Copy)]
+struct StartBy(Instant);
+
+impl StartBy {
+    fn new() -> Self {
+        Self(Instant::now() + WRITE_START_MAX)
+    }
+
+    /// Waits for what comes before the write.
+    async fn wait_for<T>(self, before: impl Future<Output = T>) -> Result<T, Answer> {
+        tokio::time::timeout_at(self.0, before).await.map_err(|_| not_started())
+    }
+
+    fn check(self) -> Result<(), Answer> {
+        if Instant::now() < self.0 { Ok(()) } else { Err(not_started()) }
+    }
+}
+
+fn not_started() -> Answer {
+    warn!("A change waited too long for earlier ones; it was refused.");
+    Answer::error(StatusCode::SERVICE_UNAVAILABLE, NOT_STARTED)
 }
 
 /// Keeps what a write refers to from being deleted meanwhile.
@@ -447,6 +488,9 @@ fn too_busy(key: &str) -> Answer {
 const ATTEMPTS_MAX: usize = 100;
 /// After how many of them a PATCH excludes other writers.
 const ATTEMPTS_SHARED: usize = 4;
+/// Earlier writes took all the time there was.
+const NOT_STARTED: &str =
+    "the configuration store did not take earlier changes in time: nothing was written";
 /// Nothing was written.
 const UNAVAILABLE: &str = "the configuration store is not available";
 /// Something may have been written.

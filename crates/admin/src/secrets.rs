@@ -2,10 +2,11 @@
 
 use std::cell::Cell;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 use sluicegate_model::{
     Kind,
-    encrypt::{at_path, each_private_key},
+    encrypt::{Keyring, at_path, each_private_key},
+    plugin::Catalog,
     resource::is_secret_reference,
 };
 
@@ -73,7 +74,7 @@ pub(crate) fn redact(state: &AdminState, settings: &Settings, kind: Kind, value:
     if !settings.redact_secrets {
         return;
     }
-    each_secret_text(state, kind, value, &|text| {
+    each_secret_text(&state.catalog.load_full(), kind, value, &|text| {
         let plain = state.keyring.decrypt(text).filter(|plain| is_secret_reference(plain));
         if let Some(reference) = plain {
             *text = reference;
@@ -81,6 +82,34 @@ pub(crate) fn redact(state: &AdminState, settings: &Settings, kind: Kind, value:
             REDACTED.clone_into(text);
         }
     });
+}
+
+/// Puts [`REDACTED`] in the place of every secret that is not encrypted, for readers without a key.
+pub(crate) fn redact_plain(catalog: &Catalog, keyring: &Keyring, kind: Kind, value: &mut Value) {
+    each_secret_text(catalog, kind, value, &|text| {
+        let encrypted = !keyring.is_empty() && keyring.decrypt(text).is_some();
+        if !encrypted && !is_secret_reference(text) {
+            REDACTED.clone_into(text);
+        }
+    });
+}
+
+/// Redacts a whole configuration, in APISIX's standalone form.
+pub(crate) fn redact_declaration(
+    state: &AdminState,
+    settings: &Settings,
+    declaration: &mut Map<String, Value>,
+) {
+    if !settings.redact_secrets {
+        return;
+    }
+    for (name, list) in declaration {
+        let Some(kind) = Kind::from_plural(name) else { continue };
+        for value in list.as_array_mut().into_iter().flatten() {
+            hide_private_keys(kind, value);
+            redact(state, settings, kind, value);
+        }
+    }
 }
 
 /// Refuses what [`redact`] put into an answer and somebody sends back: it would be stored as the
@@ -96,15 +125,14 @@ pub(crate) fn refuse_redacted(
     }
     let found = Cell::new(false);
     let look = |text: &mut String| found.set(found.get() || text == REDACTED);
-    each_secret_text(state, kind, &mut value.clone(), &look);
+    each_secret_text(&state.catalog.load_full(), kind, &mut value.clone(), &look);
     match found.get() {
         true => Err(Answer::refused(format!("a secret is {REDACTED:?}: send what it is"))),
         false => Ok(()),
     }
 }
 
-fn each_secret_text(state: &AdminState, kind: Kind, value: &mut Value, each: &dyn Fn(&mut String)) {
-    let catalog = state.catalog.load_full();
+fn each_secret_text(catalog: &Catalog, kind: Kind, value: &mut Value, each: &dyn Fn(&mut String)) {
     catalog.each_secret(kind, value, |conf, paths| {
         paths.iter().for_each(|path| at_path(conf, path, each));
     });

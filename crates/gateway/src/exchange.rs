@@ -358,12 +358,8 @@ impl Exchange {
         self.request_id.get_or_init(|| {
             let mut raw = [0_u8; 16];
             self.core.random(&mut raw);
-            raw.iter().fold(String::with_capacity(32), |mut text, byte| {
-                for digit in [byte >> 4, byte & 15] {
-                    text.push(char::from_digit(u32::from(digit), 16).unwrap_or('0'));
-                }
-                text
-            })
+            let digit = |n: u8| b"0123456789abcdef"[usize::from(n)] as char;
+            raw.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
         })
     }
 }

@@ -51,9 +51,9 @@ async fn answer(exchange: &mut Exchange) -> Result<Response, PluginError> {
             warn!(route = %route.id, cause, "A route that cannot serve was asked for.");
             return Ok(Response::page(*status));
         }
-        if let Some(response) = refuse_large_body(exchange) {
-            return Ok(response);
-        }
+    }
+    if let Some(response) = refuse_large_body(exchange) {
+        return Ok(response);
     }
     for chain in chains(exchange, Phases::REWRITE) {
         if let Flow::Respond(response) = chain.rewrite(exchange).await? {

@@ -220,6 +220,7 @@ impl Running {
             let state = ControlState {
                 store,
                 catalog,
+                keyring: keyring.clone(),
                 key_prefix: settings::admin(&config).key_prefix,
                 server: settings::admin(&config).server,
                 reload_plugins: Some(reload),

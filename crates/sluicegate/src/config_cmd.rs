@@ -8,9 +8,9 @@
 use std::collections::{BTreeMap, HashMap};
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
@@ -28,8 +28,9 @@ use sluicegate_model::check::references;
 use sluicegate_model::encrypt::{Keyring, each_private_key};
 use sluicegate_model::plugin::Catalog;
 use sluicegate_model::resource::Key;
-use sluicegate_store::file::{FILE_BYTES_MAX, Format, Item, items, parse};
+use sluicegate_store::file::{FILE_BYTES_MAX, Format, Item, Variables, items, parse};
 use sluicegate_store::{Bulk, EtcdStore, Store, yaml};
+use tempfile::NamedTempFile;
 use tokio::net::TcpStream;
 use tokio::runtime::Runtime;
 
@@ -76,7 +77,8 @@ pub(crate) struct Import {
 struct Where {
     #[command(flatten)]
     place: Place,
-    /// An etcd (http:// or https://) instead of the gateway's store; may be given several times
+    /// An etcd instead of the gateway's store; may be given several times. A user and a password
+    /// stand in the URL (https://USER:PASSWORD@HOST:PORT): those of config.yaml are not sent there
     #[arg(long, value_name = "URL")]
     etcd: Vec<String>,
     /// The prefix of keys in that etcd
@@ -112,10 +114,17 @@ impl Export {
                 one.key
             );
         }
+        let format = format_of(&self.file);
+        if let (Format::Json, Some(one)) = (format, all.values().find(|one| one.has_variable())) {
+            bail!(
+                "{}: a text in it reads ${{{{NAME}}}}, which an import from JSON would fill in from the environment, and JSON has no way to say that it must not: export to YAML",
+                one.key
+            );
+        }
         let count = all.len();
         let entries = all.into_iter().map(|(key, one)| (key, one.value)).collect::<Vec<_>>();
         let whole = declaration(entries.iter().map(|(key, value)| (key.as_str(), value.clone())));
-        let text = match format_of(&self.file) {
+        let text = match format {
             Format::Json => format!("{:#}\n", Value::Object(whole)),
             Format::Yaml if whole.is_empty() => "#END\n".to_owned(),
             Format::Yaml => format!("{}#END\n", yaml::write(&Value::Object(whole))),
@@ -181,6 +190,22 @@ impl Resource {
         plain(self) == plain(other)
     }
 
+    /// Would a reader of JSON fill something in?
+    fn has_variable(&self) -> bool {
+        let text = self.value.to_string();
+        if !text.contains("${{") {
+            return false;
+        }
+        let is_asked = Arc::new(AtomicBool::new(false));
+        let asked = Arc::clone(&is_asked);
+        let variables: Variables = Box::new(move |_| {
+            asked.store(true, Ordering::Relaxed);
+            None
+        });
+        let read = parse(text.as_bytes(), Format::Json, &variables);
+        read.is_err() || is_asked.load(Ordering::Relaxed)
+    }
+
     fn hides_its_key(&self) -> bool {
         let of_tls = |tls: &str| {
             let tls = self.value.pointer(tls);
@@ -240,8 +265,7 @@ impl Rules {
             false => std::fs::File::open(file).and_then(|f| f.take(limit).read_to_end(&mut bytes)),
         }
         .with_context(|| format!("{} cannot be read", file.display()))?;
-        let variables: sluicegate_store::file::Variables =
-            Box::new(|name: &str| std::env::var(name).ok());
+        let variables: Variables = Box::new(|name: &str| std::env::var(name).ok());
         let mut root = parse(&bytes, format_of(file), &variables)
             .map_err(|error| anyhow!("{}: {error}", file.display()))?;
         let mut problems = Vec::new();
@@ -413,8 +437,9 @@ impl Side {
             .context("a thread could not be started")?;
         if !place.etcd.is_empty() {
             let mut options = stores::etcd(config, &place.place);
-            options.hosts.clone_from(&place.etcd);
             options.prefix.clone_from(&place.etcd_prefix);
+            // config.yaml's are for config.yaml's hosts.
+            (options.hosts, options.user, options.password) = etcd_hosts(&place.etcd)?;
             return Self::etcd(runtime, options);
         }
         if matches!(config.deployment.config_provider, ConfigProvider::Yaml | ConfigProvider::Json)
@@ -488,6 +513,52 @@ fn with_id(one: &Resource) -> Value {
         value["id"] = one.key.id.as_str().into();
     }
     value
+}
+
+/// The hosts of `--etcd` without what they were given to authenticate with, and that.
+fn etcd_hosts(urls: &[String]) -> anyhow::Result<(Vec<String>, Option<String>, Option<String>)> {
+    let mut hosts = Vec::new();
+    let mut given: Option<(String, String)> = None;
+    for url in urls {
+        let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
+        let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+        let Some((own, _)) = authority.rsplit_once('@') else {
+            hosts.push(url.clone());
+            continue;
+        };
+        // The URL itself would show the password.
+        let host = format!("{scheme}://{}", &rest[own.len() + 1..]);
+        let own = own
+            .split_once(':')
+            .and_then(|(user, password)| Some((unescaped(user)?, unescaped(password)?)))
+            .with_context(|| format!("--etcd: before the @ of {host} stands no USER:PASSWORD"))?;
+        if given.as_ref().is_some_and(|given| *given != own) {
+            bail!("--etcd: the hosts of one etcd have one user and password, {host} has another");
+        }
+        given = Some(own);
+        hosts.push(host);
+    }
+    let (user, password) = given.unzip();
+    Ok((hosts, user, password))
+}
+
+/// A part of a URL with its `%XX` decoded.
+fn unescaped(text: &str) -> Option<String> {
+    let mut bytes = Vec::new();
+    let mut rest = text.as_bytes();
+    while let Some((&first, after)) = rest.split_first() {
+        rest = after;
+        if first != b'%' {
+            bytes.push(first);
+            continue;
+        }
+        let (digits, after) = rest.split_at_checked(2)?;
+        let digits = digits.iter().map(|digit| char::from(*digit).to_digit(16));
+        let byte = digits.into_iter().try_fold(0, |byte, digit| Some(byte * 16 + digit?))?;
+        bytes.push(u8::try_from(byte).ok()?);
+        rest = after;
+    }
+    String::from_utf8(bytes).ok()
 }
 
 /// Does the gateway of this folder run?
@@ -631,17 +702,13 @@ fn format_of(file: &Path) -> Format {
 
 /// Writes a file that only its owner can read, whole or not at all.
 fn write_file(path: &Path, text: &str) -> std::io::Result<()> {
-    let mut new = path.as_os_str().to_owned();
-    new.push(".new");
-    let mut file = std::fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&new)?;
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    // Its name is nobody's guess, its mode 0600.
+    let mut file = NamedTempFile::new_in(folder.unwrap_or(Path::new(".")))?;
     file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    std::fs::rename(&new, path)
+    file.as_file().sync_all()?;
+    file.persist(path)?;
+    Ok(())
 }
 
 const TIMES: [&str; 2] = ["create_time", "update_time"];
@@ -652,3 +719,93 @@ const TEXT_SHOWN_MAX: usize = 200;
 const CONNECT_WAIT: Duration = Duration::from_secs(5);
 /// How long one call of the Admin API may take.
 const CALL_WAIT: Duration = Duration::from_secs(60);
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
+
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_file_is_written_through_nothing_that_was_there_before() {
+        let folder = tempfile::tempdir().unwrap();
+        let [file, other, bait] =
+            ["all.yaml", "other", "all.yaml.new"].map(|n| folder.path().join(n));
+        std::fs::write(&other, "untouched").unwrap();
+        std::fs::set_permissions(&other, std::fs::Permissions::from_mode(0o666)).unwrap();
+        symlink(&other, &bait).unwrap();
+        // The second time, the file itself is a link.
+        for _ in 0..2 {
+            write_file(&file, "secret").unwrap();
+            let found = std::fs::symlink_metadata(&file).unwrap();
+            assert!(found.is_file());
+            assert_eq!(found.permissions().mode() & 0o777, 0o600);
+            assert_eq!(std::fs::read_to_string(&file).unwrap(), "secret");
+            assert_eq!(std::fs::read_to_string(&other).unwrap(), "untouched");
+            assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 3);
+            std::fs::remove_file(&file).unwrap();
+            symlink(&other, &file).unwrap();
+        }
+        assert!(write_file(&folder.path().join("none/all.yaml"), "").is_err());
+    }
+
+    #[test]
+    fn etcd_gets_the_user_of_its_url_and_no_other() {
+        let good = |hosts: &[&str], user: Option<&str>, password: Option<&str>| {
+            let hosts = hosts.iter().map(|host| (*host).to_owned()).collect();
+            Ok((hosts, user.map(str::to_owned), password.map(str::to_owned)))
+        };
+        for (urls, expected) in [
+            (
+                &["http://h:1", "https://i/a@b:c"][..],
+                good(&["http://h:1", "https://i/a@b:c"], None, None),
+            ),
+            (&["https://u:p@h:1"], good(&["https://h:1"], Some("u"), Some("p"))),
+            (
+                &["http://u%40x:a:%2fb@@[::1]:1/"],
+                good(&["http://[::1]:1/"], Some("u@x"), Some("a:/b@")),
+            ),
+            (
+                &["http://u:p@h:1", "http://i:1"],
+                good(&["http://h:1", "http://i:1"], Some("u"), Some("p")),
+            ),
+            (
+                &["http://u:p@h:1", "http://u:q@i:1"],
+                Err(
+                    "--etcd: the hosts of one etcd have one user and password, http://i:1 has another",
+                ),
+            ),
+            (
+                &["http://secret@h:1"],
+                Err("--etcd: before the @ of http://h:1 stands no USER:PASSWORD"),
+            ),
+            (
+                &["http://u:a%2@h:1"],
+                Err("--etcd: before the @ of http://h:1 stands no USER:PASSWORD"),
+            ),
+            (
+                &["http://u:%ff@h:1"],
+                Err("--etcd: before the @ of http://h:1 stands no USER:PASSWORD"),
+            ),
+        ] {
+            let urls: Vec<String> = urls.iter().map(|url| (*url).to_owned()).collect();
+            let found = etcd_hosts(&urls).map_err(|error| error.to_string());
+            assert_eq!(found, expected.map_err(str::to_owned), "{urls:?}");
+        }
+    }
+
+    #[test]
+    fn a_variable_is_what_json_would_fill_in() {
+        for (value, expected) in [
+            (json!({"desc": "${{HOME}}"}), true),
+            (json!({"labels": [{"a ${{ NO:=x }}": 1}]}), true),
+            (json!({"desc": "${{-}} {{HOME}} $HOME ${{HOME}"}), false),
+            (json!({"${{HOME": "}}"}), false),
+        ] {
+            let key = Key::new(Kind::Routes, "r");
+            assert_eq!(Resource::new(key, value.clone()).has_variable(), expected, "{value}");
+        }
+    }
+}

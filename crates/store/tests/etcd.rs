@@ -145,8 +145,16 @@ async fn of_changes_by_two_gateways_at_once_none_is_lost() {
     }
     assert!(conflicts > 0, "they did get into each other's way");
     assert!(conflicts < 25 * 4 * 20, "a conflict shows what it met: {conflicts} tries in vain");
-    let value = stores[0].get("/counter").await.unwrap().unwrap().value;
-    assert_eq!(&*value, b"100");
+    // The last one to write has answered; the other gateway may not have been told yet.
+    let last = put(&stores[0], "/last", "").await.modified;
+    until("both show everything", || async {
+        let shown = stores[1].get("/last").await.unwrap();
+        shown.is_some_and(|entry| entry.modified == last)
+    })
+    .await;
+    for store in &stores {
+        assert_eq!(&*store.get("/counter").await.unwrap().unwrap().value, b"100");
+    }
 }
 
 #[tokio::test]

@@ -168,7 +168,7 @@ pub(crate) struct Setup {
 }
 
 impl Setup {
-    pub(crate) fn new(peer: Peer, work: Work) -> Self {
+    pub(crate) const fn new(peer: Peer, work: Work) -> Self {
         Self { peer, work, workers: 1, place: Place::Gateway, log: Log::Off }
     }
 
@@ -353,6 +353,15 @@ impl Limit {
             Self::Unlimited => format!("{ratio:.2} x {of}"),
         }
     }
+
+    /// `beside nginx, proxy: not measured (bar 1.00)`.
+    pub(crate) fn without(self, why: &str, of: &str) -> String {
+        match self {
+            Self::Times(bar) => format!("beside {of}: {why} (bar {bar:.2})"),
+            Self::MicrosecondsMore(bar) => format!("beside {of}: {why} (bar +{bar:.1})"),
+            Self::Unlimited => format!("beside {of}: {why}"),
+        }
+    }
 }
 
 /// APISIX's default, without its four variables that nginx lacks.
@@ -407,6 +416,17 @@ mod tests {
             (Limit::Unlimited, 20.0, "2.00 x nginx"),
         ] {
             assert_eq!(limit.compare(own, 10.0, "nginx"), expected);
+        }
+    }
+
+    #[test]
+    fn a_bar_without_figures_says_why() {
+        for (limit, expected) in [
+            (Limit::Times(1.1), "beside nginx: not measured (bar 1.10)"),
+            (Limit::MicrosecondsMore(3.0), "beside nginx: not measured (bar +3.0)"),
+            (Limit::Unlimited, "beside nginx: not measured"),
+        ] {
+            assert_eq!(limit.without("not measured", "nginx"), expected);
         }
     }
 

@@ -44,34 +44,79 @@ pub(crate) fn run(
         }
     }
     let ticks = ticks_per_second()?;
-    for round in 0..pace.rounds {
-        let count = contestants.len();
-        for turn in 0..count {
-            let contestant = &mut contestants[(round as usize + turn) % count];
-            let sample = contestant.measure(stand, pace, ticks)?;
-            eprintln!("{title} round {}: {}: {}", round + 1, contestant.setup.label(), sample);
-            report.sample(title, &sample.fields(contestant.setup, round));
-            contestant.samples.push(sample);
+    let lost = take_turns(&mut contestants, pace.rounds, |contestant, round| {
+        let sample = contestant.measure(stand, pace, ticks)?;
+        let Measured { setup, samples } = &mut contestant.measured;
+        eprintln!("{title} round {}: {}: {sample}", round + 1, setup.label());
+        report.sample(title, &sample.fields(*setup, round));
+        samples.push(sample);
+        Ok(())
+    });
+    let mut own_failure = None;
+    for Lost { who, round, error } in lost {
+        let Setup { peer, .. } = who.measured.setup;
+        let error = error.context(format!("{}, round {}", who.measured.setup.label(), round + 1));
+        if peer == Peer::Sluicegate {
+            own_failure.get_or_insert(error);
+        } else {
+            skipped.push(format!("skipped: {error:#}"));
         }
     }
-    println!("### {title}\n\n{}", table(&contestants, &bars));
+    let measured: Vec<Measured> = contestants.into_iter().map(|c| c.measured).collect();
+    println!("### {title}\n\n{}", table(&measured, &bars));
     for line in skipped {
         println!("{line}\n");
     }
-    Ok(())
+    own_failure.map_or(Ok(()), Err)
+}
+
+/// Measures everyone once a round, each round beginning with the next. Who fails is out, with all
+/// that was measured of it: fewer rounds than the others had are not compared with theirs.
+fn take_turns<T>(
+    contestants: &mut Vec<T>,
+    rounds: u32,
+    mut measure: impl FnMut(&mut T, u32) -> Result<()>,
+) -> Vec<Lost<T>> {
+    let mut lost = Vec::new();
+    for round in 0..rounds {
+        let count = contestants.len();
+        let mut failed = Vec::new();
+        for turn in 0..count {
+            let index = (round as usize + turn) % count;
+            if let Err(error) = measure(&mut contestants[index], round) {
+                failed.push((index, error));
+            }
+        }
+        failed.sort_by_key(|(index, _)| std::cmp::Reverse(*index));
+        for (index, error) in failed {
+            lost.push(Lost { who: contestants.remove(index), round, error });
+        }
+    }
+    lost
+}
+
+/// One that failed half-way.
+struct Lost<T> {
+    who: T,
+    round: u32,
+    error: anyhow::Error,
 }
 
 /// A gateway and what was measured of it.
 struct Contestant {
-    setup: Setup,
     gateway: Gateway,
+    measured: Measured,
+}
+
+struct Measured {
+    setup: Setup,
     samples: Vec<Sample>,
 }
 
 impl Contestant {
     fn start(stand: &Stand, setup: Setup, name: &str, pace: Pace) -> Result<Self> {
         let gateway = Gateway::start(stand, setup, name)?;
-        let mut contestant = Self { setup, gateway, samples: Vec::new() };
+        let mut contestant = Self { gateway, measured: Measured { setup, samples: Vec::new() } };
         let load = contestant.load(stand);
         // It may listen before its routes are there.
         let mut last = None;
@@ -91,7 +136,7 @@ impl Contestant {
     }
 
     fn load<'a>(&self, stand: &'a Stand) -> Load<'a> {
-        Load { stand, setup: self.setup, port: self.gateway.port }
+        Load { stand, setup: self.measured.setup, port: self.gateway.port }
     }
 
     fn measure(&mut self, stand: &Stand, pace: Pace, ticks: f64) -> Result<Sample> {
@@ -122,6 +167,18 @@ impl Contestant {
         };
         server.must_run()?;
         Ok(Sample { throughput, latency, memory: server.memory()? })
+    }
+}
+
+impl Measured {
+    fn errors(&self) -> u64 {
+        self.samples.iter().map(Sample::errors).sum()
+    }
+
+    /// None where it was not asked for or nothing came of it.
+    fn median(&self, figure: Figure) -> Option<f64> {
+        let figures = self.samples.iter().filter_map(|sample| sample.figure(figure));
+        Some(median(figures)).filter(|median| median.is_finite())
     }
 }
 
@@ -210,7 +267,7 @@ impl std::fmt::Display for Sample {
     }
 }
 
-fn table(contestants: &[Contestant], bars: &[Bar]) -> String {
+fn table(contestants: &[Measured], bars: &[Bar]) -> String {
     let has_throughput =
         contestants.iter().flat_map(|c| &c.samples).any(|sample| sample.throughput.is_some());
     let has_latency = contestants.iter().flat_map(|c| &c.samples).any(|s| s.latency.is_some());
@@ -247,10 +304,9 @@ fn table(contestants: &[Contestant], bars: &[Bar]) -> String {
             ]);
         }
         let peak = samples.iter().map(|s| s.memory.peak_mib()).fold(0.0, f64::max);
-        let errors: u64 = samples.iter().map(Sample::errors).sum();
         cells.extend([
             format!("{peak:.1}"),
-            errors.to_string(),
+            contestant.errors().to_string(),
             comparisons(contestant, contestants, bars),
         ]);
         text += &format!("| {} |\n", cells.join(" | "));
@@ -261,21 +317,25 @@ fn table(contestants: &[Contestant], bars: &[Bar]) -> String {
     text
 }
 
-/// Every comparison of this contestant whose two sides were measured.
-fn comparisons(own: &Contestant, all: &[Contestant], bars: &[Bar]) -> String {
-    let of = |contestant: &Contestant, figure| {
-        let figures = contestant.samples.iter().filter_map(|sample| sample.figure(figure));
-        Some(median(figures)).filter(|median| median.is_finite())
-    };
-    let texts = bars.iter().filter(|bar| bar.own == own.setup).filter_map(|bar| {
-        let peer = all.iter().find(|contestant| contestant.setup == bar.peer)?;
-        let (mine, its) = (of(own, bar.figure)?, of(peer, bar.figure)?);
+/// Every comparison this contestant is held to, also those that nothing came of.
+fn comparisons(own: &Measured, all: &[Measured], bars: &[Bar]) -> String {
+    let texts = bars.iter().filter(|bar| bar.own == own.setup).map(|bar| {
         let figure = match bar.figure {
             Figure::Cpu => "",
             Figure::P99 => "p99 ",
             Figure::P999 => "p99.9 ",
         };
-        Some(format!("{figure}{}", bar.limit.compare(mine, its, &bar.peer.label())))
+        let peer = all.iter().find(|contestant| contestant.setup == bar.peer);
+        let of = bar.peer.label();
+        let text = match (own.median(bar.figure), peer.and_then(|peer| peer.median(bar.figure))) {
+            // An error may cost less than an answer, or more.
+            _ if own.errors() > 0 || peer.is_some_and(|peer| peer.errors() > 0) => {
+                bar.limit.without("errors: no result", &of)
+            }
+            (Some(own), Some(peer)) => bar.limit.compare(own, peer, &of),
+            _ => bar.limit.without("not measured", &of),
+        };
+        format!("{figure}{text}")
     });
     texts.collect::<Vec<_>>().join("; ")
 }
@@ -285,4 +345,81 @@ fn with_range(numbers: impl Iterator<Item = f64>, digits: usize) -> String {
     let least = numbers.iter().copied().fold(f64::INFINITY, f64::min);
     let most = numbers.iter().copied().fold(0.0, f64::max);
     format!("{:.digits$} ({least:.digits$}-{most:.digits$})", median(numbers))
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::bail;
+
+    use super::super::cases::Limit;
+    use super::*;
+
+    const OWN: Setup = Setup::new(Peer::Sluicegate, Work::Proxy);
+    const NGINX: Setup = Setup::new(Peer::Nginx, Work::Proxy);
+
+    fn measured(setup: Setup, cpu_us: f64, p99: Option<f64>, errors: u64) -> Measured {
+        let throughput = Throughput {
+            requests: 1000,
+            errors,
+            cpu: Duration::from_secs_f64(cpu_us / 1000.0),
+            user: Duration::ZERO,
+            wall: Duration::from_secs(1),
+        };
+        let latency = p99.map(|p99| Latency { p50: p99, p99, p999: p99, errors: 0 });
+        let memory = Memory { rss_kib: 1024, peak_kib: 1024 };
+        Measured { setup, samples: vec![Sample { throughput: Some(throughput), latency, memory }] }
+    }
+
+    #[test]
+    fn a_bar_is_judged_only_by_what_was_measured_without_errors() {
+        let bar = |figure, times| Bar { figure, own: OWN, peer: NGINX, limit: Limit::Times(times) };
+        let bars = [bar(Figure::Cpu, 1.0), bar(Figure::P99, 1.05)];
+        let own = |p99, errors| measured(OWN, 9.0, p99, errors);
+        let nginx = |p99, errors| Some(measured(NGINX, 10.0, p99, errors));
+        let not_measured = "beside nginx, proxy: not measured (bar 1.00); \
+                            p99 beside nginx, proxy: not measured (bar 1.05)";
+        let no_result = "beside nginx, proxy: errors: no result (bar 1.00); \
+                         p99 beside nginx, proxy: errors: no result (bar 1.05)";
+        for (own, peer, expected) in [
+            (
+                own(Some(110.0), 0),
+                nginx(Some(100.0), 0),
+                "0.90 x nginx, proxy (bar 1.00); p99 1.10 x nginx, proxy (bar 1.05, missed)",
+            ),
+            (
+                own(None, 0),
+                nginx(None, 0),
+                "0.90 x nginx, proxy (bar 1.00); p99 beside nginx, proxy: not measured (bar 1.05)",
+            ),
+            (own(Some(100.0), 0), None, not_measured),
+            (own(Some(100.0), 1), nginx(Some(100.0), 0), no_result),
+            (own(Some(100.0), 0), nginx(Some(100.0), 1), no_result),
+            (own(None, 1), None, no_result),
+        ] {
+            let all: Vec<Measured> = [own].into_iter().chain(peer).collect();
+            assert_eq!(comparisons(&all[0], &all, &bars), expected);
+            let text = table(&all, &bars);
+            assert!(text.contains(&format!("| {expected} |\n")), "{text}");
+        }
+    }
+
+    #[test]
+    fn who_fails_is_out_and_the_others_go_on_in_turn() {
+        let mut names = vec!["a", "b", "c"];
+        let mut visits = Vec::new();
+        let lost = take_turns(&mut names, 3, |name, round| {
+            visits.push(*name);
+            if (*name, round) == ("b", 1) {
+                bail!("it is gone");
+            }
+            Ok(())
+        });
+        assert_eq!(visits.concat(), "abcbcaac");
+        assert_eq!(names, ["a", "c"]);
+        let lost: Vec<_> =
+            lost.iter().map(|lost| (lost.who, lost.round, lost.error.to_string())).collect();
+        assert_eq!(lost, [("b", 1, "it is gone".to_owned())]);
+        let all_fail = take_turns(&mut names, 3, |_, _| bail!("no"));
+        assert_eq!((all_fail.len(), names.len()), (2, 0));
+    }
 }

@@ -93,7 +93,10 @@ pub(crate) fn run(stand: &Stand, amounts: Amounts, report: &mut Report) -> Resul
     let (under, changes) = subject.requests_under_changes(load)?;
     add("changes a second meanwhile", changes.per_second, "/s", None);
     add("the answer of such a change, p99", percentile(&changes.answer_ms, 0.99), "ms", None);
-    add("request p99 under changes", under.p99, "µs", Some(idle.p99 * 1.5));
+    let errors = idle.errors + under.errors;
+    let (what, p99) = ("request p99 under changes", (under.p99, "µs"));
+    facts.add_beside(report, errors, what, p99, Some(idle.p99 * 1.5));
+    let mut add = |what: &str, value, unit: &str, bar| facts.add(report, what, value, unit, bar);
     add("requests not answered with 200 meanwhile", under.errors as f64, "errors", Some(0.0));
     add("RSS after all that", subject.rss_kib()? / 1024.0, "MiB", None);
 

@@ -44,7 +44,7 @@ pub(crate) fn run(stand: &Stand, amounts: Amounts, report: &mut Report) -> Resul
     drop(server);
     let server = prefix.start(stand.launcher, setup.place)?;
     super::server::wait_for("the route", || Ok(load.check().is_ok()))?;
-    let mut after_tenth = 0.0;
+    let (mut after_tenth, mut all_errors) = (0.0, 0);
     for tenth in 1..=10 {
         let changes = amounts.changes / 10;
         let errors = std::thread::scope(|scope| -> Result<u64> {
@@ -53,6 +53,7 @@ pub(crate) fn run(stand: &Stand, amounts: Amounts, report: &mut Report) -> Resul
             changing.join().ok().context("a writer panicked")??;
             Ok(count.errors)
         })?;
+        all_errors += errors;
         std::thread::sleep(SETTLE);
         let rss = server.memory()?.rss_mib();
         let what = format!(
@@ -61,7 +62,7 @@ pub(crate) fn run(stand: &Stand, amounts: Amounts, report: &mut Report) -> Resul
             u64::from(changes) * tenth
         );
         let bar = (tenth == 10).then_some(after_tenth + GROWTH_MIB_MAX);
-        facts.add(report, &what, rss, "MiB", bar);
+        facts.add_beside(report, all_errors, &what, (rss, "MiB"), bar);
         if tenth == 1 {
             after_tenth = rss;
         }

@@ -27,7 +27,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 
-use self::cases::Case;
+use self::cases::{Case, Figure};
 use self::compare::Pace;
 use self::load::TOOLS;
 use self::options::Group;
@@ -58,7 +58,7 @@ pub(crate) fn run(options: &Options, words: &[String]) -> Result<()> {
         }
     };
     let (programs, absent) = Programs::find(binary, &options.peers, options.envoy.as_deref());
-    let mut report = Report::start(&programs, words);
+    let mut report = Report::start(&programs, options.binary.is_some(), words);
     for line in absent {
         println!("{line}\n");
     }
@@ -99,6 +99,7 @@ fn run_group(stand: &Stand, group: Group, options: &Options, report: &mut Report
         Group::Case(case) => compare::run(stand, case.plan(), &group.name(), pace, report),
         Group::Latency => {
             let mut plan = Case::Proxy.plan();
+            plan.bars.retain(|bar| bar.figure != Figure::Cpu);
             if !options.peers_are_named {
                 // It takes long, and the bar is nginx's.
                 plan.setups.retain(|s| matches!(s.peer, Peer::Sluicegate | Peer::Nginx));

@@ -17,12 +17,18 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    pub(crate) fn start(programs: &Programs, words: &[String]) -> Self {
+    /// `is_given`: our executable is a file of somebody's, not what this commit builds.
+    pub(crate) fn start(programs: &Programs, is_given: bool, words: &[String]) -> Self {
         let said = |name: &str, arguments: &[&str]| {
             output(program(name).args(arguments)).unwrap_or_default().trim().to_owned()
         };
-        let changes = said("git", &["status", "--porcelain", "--untracked-files=no"]);
-        let with_changes = if changes.is_empty() { "" } else { " with changes" };
+        let subject = if is_given {
+            given(&output(program(&programs.sluicegate).arg("version")).unwrap_or_default())
+        } else {
+            let changes = said("git", &["status", "--porcelain", "--untracked-files=no"]);
+            let with_changes = if changes.is_empty() { "" } else { " with changes" };
+            format!("- commit: {}{with_changes}", said("git", &["rev-parse", "--short=12", "HEAD"]))
+        };
         let cpus = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let model = cpus.lines().find_map(|line| {
             line.strip_prefix("model name")?.split_once(':').map(|(_, name)| name.trim())
@@ -35,10 +41,7 @@ impl Report {
         versions.extend([wrk.split(" Copyright").next().unwrap_or_default().to_owned(), h2load]);
         let header = vec![
             format!("- date: {}", said("date", &["-u", "+%Y-%m-%d %H:%M UTC"])),
-            format!(
-                "- commit: {}{with_changes}",
-                said("git", &["rev-parse", "--short=12", "HEAD"])
-            ),
+            subject,
             format!(
                 "- machine: {}, {} CPUs, kernel {}",
                 model.unwrap_or("unknown CPU"),
@@ -82,6 +85,16 @@ impl Report {
     }
 }
 
+/// What the header says of an executable that was not built here, from its own `version`.
+fn given(version: &str) -> String {
+    match version.lines().map(str::trim).find(|line| !line.is_empty()) {
+        Some(version) => {
+            format!("- binary: a given file, of an unknown commit; it says: {version}")
+        }
+        None => "- binary: a given file, of an unknown commit; it tells no version".to_owned(),
+    }
+}
+
 /// Where files lie is nobody else's concern.
 fn command_line(words: &[String]) -> String {
     let name = |word: &String| match Path::new(word).file_name() {
@@ -111,11 +124,19 @@ impl Facts {
         unit: &str,
         bar: Option<f64>,
     ) {
-        let held = match bar {
-            None => String::new(),
-            Some(bar) if value > bar => format!("≤ {} {unit}, missed", short(bar)),
-            Some(bar) => format!("≤ {} {unit}", short(bar)),
-        };
+        self.add_beside(report, 0, what, (value, unit), bar);
+    }
+
+    /// Does so for a figure that so many errors stand beside.
+    pub(crate) fn add_beside(
+        &mut self,
+        report: &mut Report,
+        errors: u64,
+        what: &str,
+        (value, unit): (f64, &str),
+        bar: Option<f64>,
+    ) {
+        let held = bar.map_or_else(String::new, |bar| held(value, unit, bar, errors));
         let row = format!("| {what} | {} {unit} | {held} |", short(value));
         eprintln!("{}: {what}: {} {unit}", self.group, short(value));
         self.rows.push(row);
@@ -126,6 +147,17 @@ impl Facts {
         ];
         report.sample(self.group, &fields);
     }
+}
+
+/// `≤ 20 MiB`, with a word when it is missed, or nothing can be said of it.
+fn held(value: f64, unit: &str, bar: f64, errors: u64) -> String {
+    let word = match () {
+        () if errors > 0 => ", errors: no result",
+        () if !value.is_finite() || !bar.is_finite() => ", not measured",
+        () if value > bar => ", missed",
+        () => "",
+    };
+    format!("≤ {} {unit}{word}", short(bar))
 }
 
 impl Drop for Facts {
@@ -197,6 +229,31 @@ mod tests {
             assert_eq!(median(numbers.clone()), expected, "{numbers:?}");
         }
         assert!(median([]).is_nan());
+    }
+
+    #[test]
+    fn a_bar_is_met_only_by_a_figure_without_errors() {
+        for (value, bar, errors, expected) in [
+            (20.0, 20.0, 0, "≤ 20 MiB"),
+            (20.5, 20.0, 0, "≤ 20 MiB, missed"),
+            (f64::NAN, 20.0, 0, "≤ 20 MiB, not measured"),
+            (1.0, f64::NAN, 0, "≤ NaN MiB, not measured"),
+            (1.0, 20.0, 1, "≤ 20 MiB, errors: no result"),
+        ] {
+            assert_eq!(held(value, "MiB", bar, errors), expected);
+        }
+    }
+
+    #[test]
+    fn a_given_binary_speaks_for_itself() {
+        let start = "- binary: a given file, of an unknown commit; it ";
+        for (version, expected) in [
+            ("sluicegate 0.1.0\n", "says: sluicegate 0.1.0"),
+            ("\n", "tells no version"),
+            ("", "tells no version"),
+        ] {
+            assert_eq!(given(version), format!("{start}{expected}"));
+        }
     }
 
     #[test]

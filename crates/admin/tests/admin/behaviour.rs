@@ -11,7 +11,7 @@ use std::{
 
 use axum::{body::Body, extract::ConnectInfo, http::Request};
 use serde_json::{Value, json};
-use sluicegate_admin::{APPLIED_WAIT_MAX, BODY_BYTES_MAX};
+use sluicegate_admin::{APPLIED_WAIT_MAX, BODY_BYTES_MAX, WRITE_START_MAX};
 use sluicegate_store::{
     BoxFuture, EmbeddedStore, Entry, Expect, Listing, MemoryStore, Put, Store, StoreError, Watch,
     Written,
@@ -319,6 +319,153 @@ async fn lists_are_filtered_and_paged() {
     // By age, not by key: "10" was created after "9".
     let reply = harness.send("GET", "/apisix/admin/routes?page=2&page_size=10", "").await;
     assert_eq!(reply.json()["list"][0]["key"], "/apisix/routes/10");
+}
+
+#[tokio::test]
+async fn a_filter_that_takes_too_long_is_refused_and_holds_up_nobody() {
+    let harness = Harness::new();
+    for n in 0..40 {
+        let mut body = route("/")["upstream"].clone();
+        body["name"] = format!("{}{n}", "a".repeat(60)).into();
+        let path = format!("/apisix/admin/upstreams/{n}");
+        harness.json("PUT", &path, body).await.assert_ok();
+    }
+    let long = "a".repeat(513);
+    let too_long = "the patterns of name and uri take too long: simplify them";
+    for (pattern, text) in [
+        (r"^(?=(a|aa)+)(a|aa)+\1b$", too_long),
+        (r"^(?=(a|aa)+\d+$)(a|aa)+\1b$", too_long),
+        (&*long, "invalid argument name: a pattern has at most 512 bytes"),
+        (
+            "((?:(?=a)){1000}){1000}",
+            "invalid argument name: a pattern repeats at most 10000 times by count",
+        ),
+        (
+            "a{2,99999999999999999999}",
+            "invalid argument name: a pattern repeats at most 10000 times by count",
+        ),
+        (r"(a)\g<1>", "invalid argument name: a pattern cannot call groups"),
+    ] {
+        let path = format!("/apisix/admin/upstreams?name={}", escaped(pattern));
+        let began = Instant::now();
+        let list = harness.send("GET", &path, "");
+        // The only thread of this test answers others meanwhile.
+        let other = async {
+            let began = Instant::now();
+            tokio::task::yield_now().await;
+            harness.send("GET", "/apisix/admin/upstreams/1", "").await.assert_ok();
+            began.elapsed()
+        };
+        let (list, other) = tokio::join!(list, other);
+        list.assert_error(400, text);
+        assert!(began.elapsed() < Duration::from_secs(3), "{pattern}: {:?}", began.elapsed());
+        assert!(other < Duration::from_millis(500), "{pattern}: {other:?}");
+    }
+    // Backtracking as such is fine.
+    for (pattern, total) in [(r"^(?!b)(a)\1+3\d$", 10), ("^a{60}7$", 1), (r"\p{L}{2}", 40)] {
+        let path = format!("/apisix/admin/upstreams?name={}", escaped(pattern));
+        let list = harness.send("GET", &path, "").await.assert_ok().json();
+        assert_eq!(list["total"], total, "{pattern}");
+    }
+}
+
+fn escaped(text: &str) -> String {
+    text.bytes().map(|byte| format!("%{byte:02X}")).collect()
+}
+
+#[tokio::test]
+async fn writes_behind_one_that_hangs_are_refused_together() {
+    let harness = Arc::new(Harness::build(Arc::new(Hanging::default()), |state| state));
+    harness.json("PUT", "/apisix/admin/routes/1", route("/a")).await.assert_ok();
+    let jack = |key: &str| {
+        let plugins = json!({"key-auth": {"key": key}});
+        json!({"username": "jack", "plugins": plugins})
+    };
+    let send = |(method, path, body): (&'static str, &str, Value)| {
+        let harness = Arc::clone(&harness);
+        let path = format!("/apisix/admin{path}");
+        tokio::spawn(async move { harness.json(method, &path, body).await })
+    };
+    // The first holds the field for itself, the second its key and the field with others.
+    let rule = json!({"plugins": {"echo": {}}});
+    let others = [
+        ("PUT", "/routes/2", route("/b")),
+        ("POST", "/routes", route("/c")),
+        ("PATCH", "/routes/1", json!({"desc": "d"})),
+    ];
+    for (first, others) in [
+        (("PUT", "/global_rules/1", rule), &others[..]),
+        (("PUT", "/consumers/jack", jack("k")), &[]),
+    ] {
+        let first = send(first);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let began = Instant::now();
+        let mut behind = Vec::new();
+        for _ in 0..3 {
+            behind.push(send(("PUT", "/consumers/jack", jack("k"))));
+            behind.push(send(("DELETE", "/upstreams/none", json!({}))));
+            behind.extend(others.iter().cloned().map(send));
+        }
+        for reply in behind {
+            let text =
+                "the configuration store did not take earlier changes in time: nothing was written";
+            reply.await.unwrap().assert_error(503, text);
+        }
+        let took = began.elapsed();
+        assert!(took < WRITE_START_MAX + Duration::from_secs(2), "{took:?}");
+        first.abort();
+        let _ = first.await;
+    }
+    assert_eq!(harness.store.list("/").await.unwrap().entries.len(), 1);
+}
+
+/// A store that does not come back from a write of a consumer or a global rule.
+#[derive(Default)]
+struct Hanging(MemoryStore);
+
+impl Store for Hanging {
+    fn get<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<Entry>, StoreError>> {
+        self.0.get(key)
+    }
+
+    fn list<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Listing, StoreError>> {
+        self.0.list(prefix)
+    }
+
+    fn put<'a>(
+        &'a self,
+        key: &'a str,
+        value: Arc<[u8]>,
+        how: Put,
+    ) -> BoxFuture<'a, Result<Written, StoreError>> {
+        match key.starts_with("/routes/") {
+            true => self.0.put(key, value, how),
+            false => Box::pin(std::future::pending()),
+        }
+    }
+
+    fn delete<'a>(
+        &'a self,
+        key: &'a str,
+        expect: Expect,
+    ) -> BoxFuture<'a, Result<Option<u64>, StoreError>> {
+        self.0.delete(key, expect)
+    }
+
+    fn next_id(&self) -> BoxFuture<'_, Result<u64, StoreError>> {
+        self.0.next_id()
+    }
+
+    fn snapshot_and_watch<'a>(
+        &'a self,
+        prefix: &'a str,
+    ) -> BoxFuture<'a, Result<(Listing, Watch), StoreError>> {
+        self.0.snapshot_and_watch(prefix)
+    }
+
+    fn watch(&self, from_revision: u64) -> BoxFuture<'_, Result<Watch, StoreError>> {
+        self.0.watch(from_revision)
+    }
 }
 
 #[tokio::test]

@@ -5,8 +5,10 @@ use std::sync::Arc;
 use axum::{body::Body, http::Request};
 use serde_json::json;
 use sluicegate_admin::control::{ControlState, router};
+use sluicegate_model::encrypt::Keyring;
+use sluicegate_store::Put;
 
-use crate::harness::{Harness, NOW, Reply, reply, route};
+use crate::harness::{Harness, KEYRING, NOW, Reply, reply, route};
 
 #[tokio::test]
 async fn resources_are_shown_as_the_data_plane_sees_them() {
@@ -102,6 +104,40 @@ async fn secrets_do_not_show() {
 }
 
 #[tokio::test]
+async fn a_secret_shows_only_where_it_is_encrypted_or_a_reference() {
+    let encrypted = Keyring::new(vec![KEYRING.to_owned()]).encrypt("my-api-key");
+    for (stored, shown) in [
+        ("my-api-key", "***"),
+        ("bXktYXBpLWtleS1pbi1iYXNlNjQ=", "***"),
+        ("", "***"),
+        (&*encrypted, &*encrypted),
+        ("$env://API_KEY", "$env://API_KEY"),
+    ] {
+        let harness = Harness::new();
+        let put = async |key: &str, value: serde_json::Value| {
+            let bytes = value.to_string().into_bytes().into();
+            harness.store.put(key, bytes, Put::default()).await.unwrap();
+        };
+        let conf = json!({"function_uri": "http://x", "authorization": {"apikey": stored}});
+        let plugins = json!({"aws-lambda": conf});
+        put("/routes/1", json!({"id": "1", "uri": "/a", "plugins": plugins})).await;
+        put("/services/1", json!({"id": "1", "plugins": plugins})).await;
+        let metadata = json!({"master_apikey": stored});
+        put("/plugin_metadata/azure-functions", metadata).await;
+        for (path, place) in [
+            ("/v1/route/1", "/value/plugins/aws-lambda/authorization/apikey"),
+            ("/v1/routes", "/0/value/plugins/aws-lambda/authorization/apikey"),
+            ("/v1/service/1", "/value/plugins/aws-lambda/authorization/apikey"),
+            ("/v1/plugin_metadata/azure-functions", "/master_apikey"),
+            ("/v1/plugin_metadatas", "/0/master_apikey"),
+        ] {
+            let answer = get(&harness, path).await.assert_ok().json();
+            assert_eq!(answer.pointer(place), Some(&json!(shown)), "{stored:?} {path}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn health_is_shown_where_checks_are_configured() {
     let harness = Harness::new();
     let checks = json!({"active": {"http_path": "/"}});
@@ -137,6 +173,7 @@ fn control(harness: &Harness) -> axum::Router {
     let state = ControlState {
         store: Arc::clone(&harness.store),
         catalog: Arc::clone(&harness.catalog),
+        keyring: Keyring::new(vec![KEYRING.to_owned()]),
         key_prefix: "/apisix".to_owned(),
         server: "Sluicegate/9.8.7".to_owned(),
         reload_plugins: None,

@@ -55,7 +55,7 @@ impl Harness {
             settings,
             Arc::clone(&catalog),
             Arc::clone(&store),
-            Keyring::new(vec!["qeddd145sfvddff3".to_owned()]),
+            Keyring::new(vec![KEYRING.to_owned()]),
             Arc::new(AnyPair),
             || NOW,
         );
@@ -231,6 +231,7 @@ pub(crate) fn route(uri: &str) -> Value {
     json!({"uri": uri, "upstream": {"type": "roundrobin", "nodes": {"127.0.0.1:18801": 1}}})
 }
 
+pub(crate) const KEYRING: &str = "qeddd145sfvddff3";
 pub(crate) const ADMIN: &str = "admin-key";
 pub(crate) const VIEWER: &str = "viewer-key";
 pub(crate) const NOW: u64 = 1_700_000_000;

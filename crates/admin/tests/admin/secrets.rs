@@ -1,9 +1,12 @@
 //! Secrets: encrypted where they are stored and in answers to writes, decrypted for readers who
 //! may see them, and private keys never.
 
+use axum::{body::Body, http::Request};
 use serde_json::{Value, json};
+use sluicegate_admin::{Settings, configs::Declared};
+use sluicegate_store::DeclaredStore;
 
-use crate::harness::{Harness, route};
+use crate::harness::{ADMIN, Harness, Reply, route};
 
 #[tokio::test]
 async fn private_keys_are_stored_encrypted_and_never_read() {
@@ -109,6 +112,102 @@ async fn plugins_secrets_are_encrypted_once_and_only_if_that_is_switched_on() {
     harness.state.settings.store(settings.into());
     harness.json("PUT", "/apisix/admin/routes/1", body).await.assert_ok();
     assert_eq!(harness.stored("/routes/1").await.unwrap().pointer(secret).unwrap(), "very-secret");
+}
+
+#[tokio::test]
+async fn a_whole_configuration_is_redacted_where_answers_are() {
+    let (cert, key) = pair();
+    let conf = json!({"function_uri": "http://x", "authorization": {"apikey": "my-api-key"}});
+    let vault = json!({"id": "vault/1", "uri": "http://v", "prefix": "p", "token": "my-token"});
+    let tls = json!({"client_cert": cert, "client_key": key});
+    let configuration = json!({
+        "routes": [{"id": "1", "uri": "/a", "plugins": {"aws-lambda": conf}}],
+        "consumers": [
+            {"username": "jack"},
+            {"id": "jack/credentials/c", "plugins": {"key-auth": {"key": "my-consumer-key"}}},
+        ],
+        "secrets": [vault],
+        "ssls": [{"id": "1", "cert": cert, "key": key, "snis": ["a.com"]}],
+        "upstreams": [{"id": "1", "type": "roundrobin", "nodes": {"127.0.0.1:1": 1}, "tls": tls}],
+        "plugin_metadata": [{"id": "azure-functions", "master_apikey": "my-master-key"}],
+    });
+    let secrets =
+        ["my-api-key", "my-token", "my-consumer-key", "my-master-key", "BEGIN PRIVATE KEY"];
+
+    let api_driven = || {
+        let store = DeclaredStore::new("send it whole");
+        let declared = Declared::new(store.clone(), |_| ());
+        Harness::build(store, |state| state.declared(declared))
+    };
+    let stored = Harness::new();
+    change(&stored, |settings| settings.encrypt_fields = false);
+    for (path, list) in [
+        ("/routes/1", "routes"),
+        ("/secrets/vault/1", "secrets"),
+        ("/ssls/1", "ssls"),
+        ("/upstreams/1", "upstreams"),
+        ("/plugin_metadata/azure-functions", "plugin_metadata"),
+    ] {
+        let mut body = configuration[list][0].clone();
+        body.as_object_mut().unwrap().shift_remove("id");
+        stored.json("PUT", &format!("/apisix/admin{path}"), body).await.assert_ok();
+    }
+    let jack = configuration["consumers"][0].clone();
+    stored.json("PUT", "/apisix/admin/consumers", jack).await.assert_ok();
+    let credential = json!({"plugins": configuration["consumers"][1]["plugins"]});
+    let path = "/apisix/admin/consumers/jack/credentials/c";
+    stored.json("PUT", path, credential).await.assert_ok();
+
+    let sent = api_driven();
+    send_all(&sent, "1", &configuration).await.assert_ok();
+
+    for (harness, plain) in [(&stored, 4), (&sent, 5)] {
+        for redacted in [false, true] {
+            change(harness, |settings| settings.redact_secrets = redacted);
+            for accept in ["application/json", "application/yaml"] {
+                let request = Request::builder().uri("/apisix/admin/configs");
+                let request = request.header("x-api-key", ADMIN).header("accept", accept);
+                let shown = harness.request(request.body(Body::empty()).unwrap()).await;
+                let text = &shown.assert_ok().text;
+                let seen = secrets.iter().filter(|secret| text.contains(**secret)).count();
+                assert_eq!(seen, if redacted { 0 } else { plain }, "{redacted} {text}");
+                assert_eq!(text.contains("***"), redacted, "{text}");
+                assert!(text.contains("BEGIN CERTIFICATE") && text.contains("a.com"), "{text}");
+            }
+        }
+    }
+    // What is redacted is no secret when it comes back.
+    let shown = sent.send("GET", "/apisix/admin/configs", "").await.assert_ok().json();
+    let back = json!({"routes": shown["routes"]});
+    let refused = send_all(&sent, "2", &back).await;
+    refused.assert_error(400, "a secret is \"***\": send what it is");
+}
+
+#[tokio::test]
+async fn where_only_declarations_answer_the_description_names_only_those() {
+    let store = DeclaredStore::new("send it whole");
+    let declared = Declared::new(store.clone(), |_| ());
+    let harness = Harness::build(store, |state| state.declared(declared));
+    let document = harness.send("GET", "/apisix/admin/openapi.json", "").await.assert_ok().json();
+    let paths: Vec<_> = document["paths"].as_object().unwrap().keys().collect();
+    let root = "/apisix/admin";
+    let expected =
+        ["/openapi.json", "/configs/validate", "/configs"].map(|path| format!("{root}{path}"));
+    assert_eq!(paths, expected.iter().collect::<Vec<_>>());
+    let request = Request::builder().uri("/apisix/admin/openapi.json").body(Body::empty()).unwrap();
+    assert_eq!(harness.request(request).await.status, 401);
+}
+
+async fn send_all(harness: &Harness, digest: &str, configuration: &Value) -> Reply {
+    let request = Request::builder().method("PUT").uri("/apisix/admin/configs");
+    let request = request.header("x-api-key", ADMIN).header("x-digest", digest);
+    harness.request(request.body(Body::from(configuration.to_string())).unwrap()).await
+}
+
+fn change(harness: &Harness, change: impl FnOnce(&mut Settings)) {
+    let mut settings = harness.state.settings.load().as_ref().clone();
+    change(&mut settings);
+    harness.state.settings.store(settings.into());
 }
 
 /// Not real, but of the right shape and length.

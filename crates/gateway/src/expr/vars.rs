@@ -9,6 +9,12 @@ use std::{borrow::Cow, fmt};
 pub trait Vars {
     /// The value of a variable, `None` when it has none.
     fn var<'a>(&'a self, name: &VarName) -> Option<Value<'a>>;
+
+    /// Writes a variable that needs no escaping in any kind of log, if it can do so without
+    /// making its value first; `false`: nothing was written, see [`Vars::var`].
+    fn write_plain(&self, _name: &VarName, _out: &mut Vec<u8>) -> bool {
+        false
+    }
 }
 
 /// The name of a variable, split into its family and what it asks for.

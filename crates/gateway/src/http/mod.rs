@@ -7,7 +7,6 @@
 pub mod framing;
 pub mod head;
 pub mod headers;
-pub(crate) mod lent;
 pub(crate) mod writer;
 
 pub use framing::{Decoder, Framing};

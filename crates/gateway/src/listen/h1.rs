@@ -21,7 +21,6 @@ use crate::handle::{chains, handle};
 use crate::http::framing::{Decoder, Framing, Step};
 use crate::http::head::{RequestHead, has_head_end, path_and_query};
 use crate::http::headers::{Headers, Known, write_line};
-use crate::http::lent;
 use crate::http::writer::{Sink, WriteError, Writer};
 use crate::io::{BUFFER_BYTES, Buffer, LazyTimer, Stream, within};
 use crate::page;
@@ -268,6 +267,11 @@ async fn serve_one(
         exchange.request.body = Body::Empty;
         return After::Tunnel(far, Box::new(exchange));
     }
+    if let Framing::Length(n) = head.framing
+        && io.borrow().body_done
+    {
+        exchange.bytes_received += n;
+    }
     super::log(&mut exchange);
     let Exchange { request, sent, .. } = exchange;
     core.pool.recycle(request.headers);
@@ -296,14 +300,13 @@ fn exchange(
     if head.has_underscores && !settings.underscores_in_headers {
         headers.retain(|_, name, _| !name.contains(&b'_'));
     }
-    let announced = if let Framing::Length(n) = head.framing { n } else { 0 };
     let body = match head.framing {
         Framing::Empty => Body::Empty,
         // All of it came with the head.
         Framing::Length(n) if n <= BUFFER_BYTES as u64 && n <= io.borrow().buffer.len() as u64 => {
             let buffer = &mut io.borrow_mut().buffer;
             let n = n as usize;
-            let body = lent::copy(&buffer.bytes()[..n]);
+            let body = Bytes::copy_from_slice(&buffer.bytes()[..n]);
             buffer.consume(n);
             Body::Bytes(body)
         }
@@ -335,7 +338,7 @@ fn exchange(
     let version = if head.http11 { Version::Http11 } else { Version::Http10 };
     let request = super::request(head.method.clone(), version, headers, body, target);
     let mut exchange = super::new_exchange(core, connection, request, started, requests);
-    exchange.bytes_received = head.len as u64 + announced;
+    exchange.bytes_received = head.len as u64;
     exchange
 }
 
@@ -379,7 +382,9 @@ async fn respond(
             Some(n) => {
                 let mut text = itoa::Buffer::new();
                 let text = text.format(n).as_bytes();
-                if response.headers.known(Known::ContentLength) != Some(text) {
+                let mut told = response.headers.all_known(Known::ContentLength);
+                if (told.next(), told.next()) != (Some(text), None) {
+                    drop(told);
                     response.headers.put(Known::ContentLength, "Content-Length", text);
                 }
             }

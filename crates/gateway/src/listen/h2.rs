@@ -133,6 +133,7 @@ async fn serve_stream(
             (*exchange, Some(Response::page(status)))
         }
     };
+    let was_served = refusal.is_none();
     let response = match refusal {
         Some(page) => Some(page),
         None => {
@@ -158,8 +159,8 @@ async fn serve_stream(
     core.pool.recycle(request.headers);
     // A short body that nobody read is taken all the same: some clients take the reset that
     // would end it for an error, whatever they were answered.
-    if matches!(request.body.remaining(), Some(1..=DISCARD_MAX)) {
-        let _ = discard(&mut request.body).await;
+    if was_served && matches!(request.body.remaining(), Some(1..=DISCARD_MAX)) {
+        let _ = within(DISCARD_TIME, discard(&mut request.body)).await;
     }
     if let Some(sent) = sent {
         core.pool.recycle(sent);
@@ -538,6 +539,9 @@ impl AsyncWrite for Rewound {
 /// Bytes a client may send ahead on one stream, and on all of a connection's together.
 const STREAM_WINDOW_BYTES: u32 = 256 << 10;
 const CONNECTION_WINDOW_BYTES: u32 = 1 << 20;
+
+/// How long an answered request waits for the rest of a short body.
+const DISCARD_TIME: Duration = Duration::from_secs(1);
 
 /// Bytes of responses a connection holds until the client takes them.
 const SEND_BUFFER_BYTES: usize = 256 << 10;

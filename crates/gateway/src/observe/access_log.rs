@@ -41,6 +41,16 @@ impl Format {
                     (&rest[..end], &rest[end..])
                 }
             };
+            // The request line is made of three variables, so that its text is not put together
+            // before it is written.
+            if name == "request" {
+                let of = |builtin| Part::Var(VarName::Builtin(builtin));
+                parts.extend([of(Builtin::RequestMethod), Part::Text(b" ".to_vec())]);
+                parts.extend([of(Builtin::RealRequestUri), Part::Text(b" ".to_vec())]);
+                parts.push(of(Builtin::ServerProtocol));
+                rest = after;
+                continue;
+            }
             parts.push(match name {
                 "" => Part::Text(b"$".to_vec()),
                 // In APISIX nginx writes the log, and its `request_uri` is what was sent.
@@ -59,6 +69,7 @@ impl Format {
         for part in &self.parts {
             match part {
                 Part::Text(text) => out.extend_from_slice(text),
+                Part::Var(name) if vars.write_plain(name, out) => {}
                 Part::Var(name) => {
                     let value = vars.var(name);
                     match value.as_ref().and_then(|v| v.to_bytes()) {
@@ -78,11 +89,9 @@ impl Format {
             return out.extend_from_slice(text);
         }
         let json = self.escape == Escape::Json;
-        let plain = |b: &u8| match json {
-            true => !matches!(b, b'"' | b'\\' | 0..0x20),
-            false => !matches!(b, b'"' | b'\\' | 0..0x20 | 0x7f..),
-        };
-        let start = text.iter().position(|b| !plain(b)).unwrap_or(text.len());
+        let special = if json { SPECIAL_IN_JSON } else { SPECIAL };
+        let start = text.iter().position(|b| SPECIAL_BYTES[usize::from(*b)] & special != 0);
+        let start = start.unwrap_or(text.len());
         out.extend_from_slice(&text[..start]);
         for &b in &text[start..] {
             match (b, json) {
@@ -101,6 +110,23 @@ impl Format {
         }
     }
 }
+
+/// Which bytes are written in another form, by default and in JSON.
+static SPECIAL_BYTES: [u8; 256] = {
+    let mut table = [0; 256];
+    let mut b = 0;
+    while b < 256 {
+        let everywhere = b < 0x20 || b == b'"' as usize || b == b'\\' as usize;
+        table[b] = if everywhere { SPECIAL | SPECIAL_IN_JSON } else { 0 };
+        if b >= 0x7f {
+            table[b] |= SPECIAL;
+        }
+        b += 1;
+    }
+    table
+};
+const SPECIAL: u8 = 1;
+const SPECIAL_IN_JSON: u8 = 2;
 
 /// One request thread's part of the access log.
 pub struct AccessLogger {

@@ -5,6 +5,7 @@ use std::process::Output;
 
 use serde_json::json;
 use sluicegate_testkit::gateway::{GatewayProcess, config};
+use sluicegate_testkit::origin::{Answer, Origin, Received};
 
 use crate::BINARY;
 
@@ -54,8 +55,8 @@ fn what_is_exported_is_imported_elsewhere_and_is_the_same() {
     // The same words, now the file of the store itself is opened.
     succeed_alone(&from, &["export", from.path("direct.yaml").to_str().unwrap()]);
     assert_eq!(from.read("direct.yaml"), by_api);
-    succeed_alone(&from, &["export", "--decrypt", from.path("open.json").to_str().unwrap()]);
-    assert!(from.read("open.json").contains("a-very-secret-key"));
+    succeed_alone(&from, &["export", "--decrypt", from.path("open.yaml").to_str().unwrap()]);
+    assert!(from.read("open.yaml").contains("a-very-secret-key"));
 
     // Into a store that nobody uses, then again through a running gateway.
     let mut to = GatewayProcess::prepare(BINARY, &config(json!({})).to_string());
@@ -133,5 +134,42 @@ fn an_import_checks_everything_before_it_changes_anything() {
         assert!(told.contains(why), "{told}");
         assert_eq!(gateway.get("/upstreams/u").0, 404, "{text}");
         assert_eq!(gateway.get("/routes/old").0, 200, "{text}");
+    }
+}
+
+#[test]
+fn a_text_that_json_would_fill_in_is_not_exported_to_json() {
+    let gateway = GatewayProcess::start(BINARY);
+    gateway.set(
+        "/upstreams/u",
+        &json!({"nodes": {"127.0.0.1:1": 1}, "type": "roundrobin", "desc": "${{ HOME }}"}),
+    );
+    let file = gateway.path("all.json");
+    let output = run(&gateway, &["export", file.to_str().unwrap()]);
+    let text = told(&output);
+    assert!(
+        !output.status.success() && text.contains("/upstreams/u: a text in it reads ${{NAME}}"),
+        "{text}"
+    );
+    assert!(!file.exists());
+}
+
+#[test]
+fn an_etcd_gets_no_user_that_its_url_does_not_name() {
+    let stranger = Origin::start(|_| Answer::status(400));
+    let etcd = json!({"deployment": {"etcd": {"user": "root", "password": "of-config-yaml"}}});
+    let gateway = GatewayProcess::prepare(BINARY, &config(etcd).to_string());
+    for (own, secret) in [("", None), ("jack:of-the-url@", Some("of-the-url"))] {
+        stranger.clear();
+        let url = format!("http://{own}{}", stranger.addr);
+        let output = gateway.command(&["config", "export", "-", "--etcd", &url]);
+        assert!(!output.status.success(), "{}", told(&output));
+        assert!(!told(&output).contains("of-the-url"), "{}", told(&output));
+        let said = |one: &Received| [&one.raw_head[..], &one.body].concat();
+        let heard = stranger.requests().iter().map(said).collect::<Vec<_>>().concat();
+        let heard = String::from_utf8(heard).unwrap();
+        assert!(heard.contains("/v3"), "{heard}");
+        assert!(!heard.contains("of-config-yaml") && !heard.contains("root"), "{heard}");
+        assert_eq!(heard.contains("of-the-url"), secret.is_some(), "{heard}");
     }
 }

@@ -119,12 +119,14 @@ fn write(
     entries: &[Entry],
 ) -> io::Result<()> {
     let new = path.with_extension("new");
-    let file = fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(FILE_MODE)
-        .open(&new)?;
+    // What a writer that was killed left goes, and anything else by that name: it is neither written
+    // through, where it is a link, nor is its mode kept. A random name would leave the file behind
+    // at every kill.
+    match fs::remove_file(&new) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let file = fs::OpenOptions::new().write(true).create_new(true).mode(FILE_MODE).open(&new)?;
     let mut out = Summed { out: BufWriter::new(file), sum: digest::Context::new(&digest::SHA256) };
     out.put(MAGIC)?;
     out.field(prefix.as_bytes())?;
@@ -197,6 +199,24 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
+
+    #[test]
+    fn a_copy_is_not_written_through_what_lies_beside_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let [path, other, bait] = ["etcd.copy", "other", "etcd.new"].map(|n| folder.path().join(n));
+        fs::write(&other, "untouched").unwrap();
+        fs::set_permissions(&other, fs::Permissions::from_mode(0o666)).unwrap();
+        std::os::unix::fs::symlink(&other, &bait).unwrap();
+        write(&path, "/apisix", 7, 9, &[]).unwrap();
+        assert_eq!(fs::read_to_string(&other).unwrap(), "untouched");
+        let found = fs::symlink_metadata(&path).unwrap();
+        assert!(found.is_file() && found.permissions().mode() & 0o777 == 0o600);
+        fs::write(&bait, "left by a kill").unwrap();
+        fs::set_permissions(&bait, fs::Permissions::from_mode(0o666)).unwrap();
+        write(&path, "/apisix", 7, 10, &[]).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(read(&path, "/apisix").unwrap().unwrap().revision, 10);
+    }
 
     #[test]
     fn a_copy_is_read_whole_or_not_at_all() {

@@ -20,6 +20,7 @@ use tracing::{debug, error, info, warn};
 use super::{
     GENERATED, Limits, PLACEHOLDER,
     client::{Client, Failure},
+    sent,
     wire::{Kv, Range, WatchEvent, WatchLine, range_end, text},
 };
 use crate::{Change, Entry, Event, Health, StoreError, shared::Shared};
@@ -384,7 +385,7 @@ impl Follower {
 /// The store's key of a key in etcd; `None` for those that hold no resource.
 fn key<'a>(prefix: &str, key: &'a [u8]) -> Option<&'a str> {
     let key = std::str::from_utf8(key).ok()?.strip_prefix(prefix)?;
-    (key != GENERATED).then_some(key)
+    (key != GENERATED && !key.starts_with(sent::FOLDER)).then_some(key)
 }
 
 /// The store's entry of an entry in etcd; `None` for those that hold no resource.
@@ -467,6 +468,7 @@ mod tests {
             ("/apisix/routes/", "init_dir", None),
             ("/apisix/routes/", "else", Some("/routes/")),
             ("/apisix/gen_id", "1", None),
+            ("/apisix/sluicegate/write", "1", None),
             ("/other/routes/1", "{}", None),
         ] {
             let entry = entry("/apisix", kv(key, value, 5));

@@ -13,6 +13,7 @@
 mod client;
 mod copy;
 mod follow;
+mod sent;
 mod tls;
 mod wire;
 
@@ -29,12 +30,13 @@ use tokio::{
     task::JoinHandle,
     time::{Instant, timeout_at},
 };
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use self::{
     client::{Client, Failure},
     follow::{Everything, Follower, Source},
-    wire::{Kv, Target, Txn, compare, text},
+    sent::{Outcome, Transaction},
+    wire::{Kv, Range, Target, Txn, compare, text},
 };
 use crate::{
     BoxFuture, Bulk, Entry, Expect, Health, Listing, Put, Store, StoreError, Watch, Written,
@@ -213,33 +215,92 @@ impl EtcdStore {
         Instant::now() + self.write_time + attempt_time(bytes) - ATTEMPT_TIME_MAX
     }
 
-    /// Sends a write, which must be one that can be sent twice and is done at most once, until a
-    /// host answers or the time is over. Answers too whether an earlier sending may have been done.
+    /// Makes a change once, however often it has to be sent: see [`sent`].
+    async fn write(&self, change: &Transaction, deadline: Instant) -> Result<Outcome, StoreError> {
+        let mark = format!("{:032x}", rand::random::<u128>());
+        let mut since = self.shared.revision();
+        loop {
+            let body = change.body(&self.prefix, &mark, since);
+            match self.send(&body, change.bytes, deadline, false).await {
+                Ok(answer) => {
+                    if answer.succeeded || sent::fence_met(&answer) <= since {
+                        return Ok(Outcome::Answered(answer));
+                    }
+                    // Somebody put the fence: only those that began before it are refused.
+                    since = answer.header.revision;
+                }
+                Err(Unsent::Nothing(error)) => return Err(error),
+                Err(Unsent::MaybeDone(failure)) => {
+                    match self.find_out(&mark, since, deadline).await {
+                        Some((_, Some(revision))) => return Ok(Outcome::Made(revision)),
+                        Some((fence, None)) => since = fence,
+                        None => {
+                            let reason = failure.to_string();
+                            return Err(StoreError::OutcomeUnknown { reason });
+                        }
+                    }
+                }
+            }
+            if Instant::now() >= deadline {
+                let reason = "etcd was too slow; nothing was changed".to_owned();
+                return Err(StoreError::Unavailable { reason });
+            }
+        }
+    }
+
+    /// Puts the fence, and looks for what was done before it. Answers the fence's revision and that
+    /// of the change, if it was made; `None` where etcd does not tell in time.
+    async fn find_out(
+        &self,
+        mark: &str,
+        since: u64,
+        deadline: Instant,
+    ) -> Option<(u64, Option<u64>)> {
+        let body = sent::put_fence(&self.prefix);
+        let fence = self.send(&body, 0, deadline, true).await.ok()?.header.revision;
+        for attempt in 0.. {
+            let limit = deadline.min(Instant::now() + ATTEMPT_TIME_MAX);
+            let revisions = (since, fence);
+            match sent::find_mark(&self.client, &self.prefix, mark, revisions, limit).await {
+                Ok(made) => return Some((fence, made)),
+                Err(failure) => {
+                    debug!(%failure, "What became of a change is not known yet.");
+                    let pause = follow::pause(attempt, WRITE_PAUSE_MAX);
+                    if Instant::now() + pause >= deadline {
+                        break;
+                    }
+                    self.client.failed(self.client.host());
+                    tokio::time::sleep(pause).await;
+                }
+            }
+        }
+        None
+    }
+
+    /// Sends a transaction until a host answers or the time is over. Unless it may be done
+    /// `often`, it is not sent again once it may have been done.
     async fn send(
         &self,
         body: &Value,
         bytes: usize,
         deadline: Instant,
-    ) -> Result<(Txn, bool), StoreError> {
-        let mut maybe_done: Option<Failure> = None;
+        often: bool,
+    ) -> Result<Txn, Unsent> {
         let mut attempts = 0;
         loop {
             let host = self.client.host();
             let left = deadline.saturating_duration_since(Instant::now());
             let limit = left.min(attempt_time(bytes));
             let failure = match self.client.call_host(host, "/v3/kv/txn", body, limit).await {
-                Ok(answer) => return Ok((answer, maybe_done.is_some())),
+                Ok(answer) => return Ok(answer),
                 Err(failure) => failure,
             };
             attempts += 1;
-            if !failure.nothing_happened() {
-                maybe_done = Some(failure.clone());
-            } else if !failure.worth_another_try() {
-                // Whatever was sent before, this is how it will end; what it was is not known.
-                return Err(match maybe_done {
-                    Some(earlier) => StoreError::OutcomeUnknown { reason: earlier.to_string() },
-                    None => refused(&failure),
-                });
+            if !failure.nothing_happened() && !often {
+                return Err(Unsent::MaybeDone(failure));
+            }
+            if !failure.worth_another_try() {
+                return Err(Unsent::Nothing(refused(&failure)));
             }
             // What cannot be followed for so long is given one try at each host.
             let hopeless = self.source.stale_for().is_some_and(|since| since > self.write_time);
@@ -247,12 +308,29 @@ impl EtcdStore {
             let pause =
                 if round { follow::pause(attempts, WRITE_PAUSE_MAX) } else { Duration::ZERO };
             if (hopeless && round) || Instant::now() + pause >= deadline {
-                return Err(match maybe_done {
-                    Some(earlier) => StoreError::OutcomeUnknown { reason: earlier.to_string() },
-                    None => StoreError::Unavailable { reason: failure.to_string() },
-                });
+                let reason = failure.to_string();
+                return Err(Unsent::Nothing(StoreError::Unavailable { reason }));
             }
             tokio::time::sleep(pause).await;
+        }
+    }
+
+    /// What stood at a key just before a revision changed it.
+    async fn replaced(
+        &self,
+        full: &str,
+        revision: u64,
+        deadline: Instant,
+    ) -> Result<Option<Kv>, StoreError> {
+        let body = json!({"key": text(full), "revision": (revision - 1).to_string()});
+        let limit = deadline.max(Instant::now() + VISIBLE_TIME_MIN) - Instant::now();
+        let range: Result<Range, _> = self.client.call("/v3/kv/range", &body, limit).await;
+        match range {
+            Ok(range) => Ok(range.kvs.into_iter().next()),
+            Err(failures) => {
+                let reason = format!("it was made, but {}", follow::all_of(&failures));
+                Err(StoreError::OutcomeUnknown { reason })
+            }
         }
     }
 
@@ -301,68 +379,35 @@ impl EtcdStore {
             Some(ttl) => Some(self.lease(ttl, deadline).await?),
             None => None,
         };
-        let any = how.expect == Expect::Any;
-        // What may be anything is written over what is there: so it, too, can be sent twice.
-        let mut expect = match any {
-            true => {
-                self.shared.get(key).map_or(Expect::Absent, |old| Expect::Revision(old.modified))
-            }
-            false => how.expect,
-        };
-        loop {
-            match self.put_over(key, &value, expect, lease, deadline).await {
-                Err(StoreError::Conflict { found, .. }) if any && Instant::now() < deadline => {
-                    expect = found.map_or(Expect::Absent, Expect::Revision);
-                }
-                Err(conflict @ StoreError::Conflict { found, .. }) => {
-                    self.until_conflict_visible(key, found).await;
-                    return Err(conflict);
-                }
-                done => return done,
-            }
-        }
-    }
-
-    async fn put_over(
-        &self,
-        key: &str,
-        value: &Arc<[u8]>,
-        expect: Expect,
-        lease: Option<u64>,
-        deadline: Instant,
-    ) -> Result<Written, StoreError> {
         let full = format!("{}{key}", self.prefix);
-        let mut put = json!({"key": text(&full), "value": text(value), "prev_kv": true});
+        let mut put = json!({"key": text(&full), "value": text(&value), "prev_kv": true});
         if let Some(lease) = lease {
             put["lease"] = lease.cast_signed().to_string().into();
         }
-        let body = json!({
-            "compare": expected(&full, expect),
-            "success": [{"request_put": put}],
-            "failure": [{"request_range": {"key": text(&full)}}],
-        });
-        let (done, again) = self.send(&body, value.len(), deadline).await?;
-        let mut done = done.short();
-        let ours = |met: &mut Kv| again && met.value == **value && newer(met, expect);
-        let (created, modified) = match done.succeeded {
-            true => (done.before, done.revision),
-            false => match done.met.take_if(ours) {
-                // What stands there is ours: an earlier sending was done after all.
-                Some(ours) => {
-                    let replaced = ours.create_revision != ours.mod_revision;
-                    (replaced.then_some(ours.create_revision), ours.mod_revision)
+        let change = Transaction {
+            compare: expected(&full, how.expect),
+            success: vec![json!({"request_put": put})],
+            failure: vec![json!({"request_range": {"key": text(&full)}})],
+            bytes: value.len(),
+        };
+        let (created, modified) = match self.write(&change, deadline).await? {
+            Outcome::Answered(answer) => {
+                let done = answer.short();
+                if !done.succeeded {
+                    return Err(self.conflict(key, done.met).await);
                 }
-                None => {
-                    let found = done.met.map(|met| met.mod_revision);
-                    return Err(StoreError::Conflict { key: key.to_owned(), found });
-                }
-            },
+                (done.before, done.revision)
+            }
+            Outcome::Made(revision) => {
+                let before = self.replaced(&full, revision, deadline).await?;
+                (before.map(|kv| kv.create_revision), revision)
+            }
         };
         self.until_visible(modified, deadline).await;
-        let value = Arc::clone(value);
-        let entry =
-            Entry { key: key.into(), value, created: created.unwrap_or(modified), modified };
-        Ok(Written { entry, created: created.is_none() })
+        let created_now = created.is_none();
+        let created = created.unwrap_or(modified);
+        let entry = Entry { key: key.into(), value, created, modified };
+        Ok(Written { entry, created: created_now })
     }
 
     async fn delete_now(&self, key: &str, expect: Expect) -> Result<Option<u64>, StoreError> {
@@ -370,33 +415,33 @@ impl EtcdStore {
         self.check_writable()?;
         let deadline = self.deadline(0);
         let full = format!("{}{key}", self.prefix);
-        let was_there = self.shared.get(key).is_some();
-        let body = json!({
-            "compare": expected(&full, expect),
-            "success": [{"request_delete_range": {"key": text(&full)}}],
-            "failure": [{"request_range": {"key": text(&full)}}],
-        });
-        // Deleting twice is deleting once.
-        let (done, again) = self.send(&body, 0, deadline).await?;
-        let done = done.short();
-        if !done.succeeded {
-            let found = done.met.map(|met| met.mod_revision);
-            if !(again && was_there && found.is_none()) {
-                self.until_conflict_visible(key, found).await;
-                return Err(StoreError::Conflict { key: key.to_owned(), found });
+        let change = Transaction {
+            compare: expected(&full, expect),
+            success: vec![json!({"request_delete_range": {"key": text(&full)}})],
+            failure: vec![json!({"request_range": {"key": text(&full)}})],
+            bytes: 0,
+        };
+        let (was_there, revision) = match self.write(&change, deadline).await? {
+            Outcome::Answered(answer) => {
+                let done = answer.short();
+                if !done.succeeded {
+                    return Err(self.conflict(key, done.met).await);
+                }
+                (done.deleted > 0, done.revision)
             }
-        } else if done.deleted == 0 && !(again && was_there) {
-            return Ok(None);
-        }
-        let visible = async {
-            if done.succeeded && done.deleted > 0 {
-                self.until_visible(done.revision, deadline).await;
-            } else {
-                self.until_conflict_visible(key, None).await;
+            Outcome::Made(revision) => {
+                (self.replaced(&full, revision, deadline).await?.is_some(), revision)
             }
         };
-        visible.await;
-        Ok(Some(done.revision))
+        self.until_visible(revision, deadline).await;
+        Ok(was_there.then_some(revision))
+    }
+
+    /// The error for a change whose expectation does not hold.
+    async fn conflict(&self, key: &str, met: Option<Kv>) -> StoreError {
+        let found = met.map(|met| met.mod_revision);
+        self.until_conflict_visible(key, found).await;
+        StoreError::Conflict { key: key.to_owned(), found }
     }
 
     /// One transaction after the other, each of as many changes as etcd takes at once.
@@ -423,14 +468,13 @@ impl EtcdStore {
                 })
                 .collect();
             let deadline = self.deadline(bytes);
-            let (done, _) = self.send(&json!({"success": operations}), bytes, deadline).await?;
-            let changed = done.responses.iter().any(|done| match &done.response_delete_range {
-                Some(deletion) => deletion.deleted > 0,
-                None => true,
-            });
-            if changed {
-                self.until_visible(done.header.revision, deadline).await;
-            }
+            let (compare, failure) = (Vec::new(), Vec::new());
+            let change = Transaction { compare, success: operations, failure, bytes };
+            let revision = match self.write(&change, deadline).await? {
+                Outcome::Answered(answer) => answer.header.revision,
+                Outcome::Made(revision) => revision,
+            };
+            self.until_visible(revision, deadline).await;
         }
         Ok(())
     }
@@ -441,8 +485,11 @@ impl EtcdStore {
         let deadline = self.deadline(0);
         let key = format!("{}{GENERATED}", self.prefix);
         let body = json!({"success": [{"request_put": {"key": text(key), "value": text("1")}}]});
-        let (done, _) = self.send(&body, 0, deadline).await?;
-        Ok(done.short().revision)
+        match self.send(&body, 0, deadline, true).await {
+            Ok(done) => Ok(done.header.revision),
+            Err(Unsent::Nothing(error)) => Err(error),
+            Err(Unsent::MaybeDone(failure)) => Err(refused(&failure)),
+        }
     }
 }
 
@@ -550,21 +597,20 @@ impl Txn {
     }
 }
 
-fn expected(key: &str, expect: Expect) -> Value {
+fn expected(key: &str, expect: Expect) -> Vec<Value> {
     match expect {
-        Expect::Any => json!([]),
-        Expect::Absent => json!([compare(key, Target::Absent)]),
-        Expect::Revision(revision) => json!([compare(key, Target::Revision(revision))]),
+        Expect::Any => Vec::new(),
+        Expect::Absent => vec![compare(key, Target::Absent)],
+        Expect::Revision(revision) => vec![compare(key, Target::Revision(revision))],
     }
 }
 
-/// Was this written after what was expected to stand there?
-fn newer(met: &Kv, expect: Expect) -> bool {
-    match expect {
-        Expect::Any => false,
-        Expect::Absent => true,
-        Expect::Revision(revision) => met.mod_revision > revision,
-    }
+/// Why no host has answered a transaction.
+enum Unsent {
+    /// Nothing was changed.
+    Nothing(StoreError),
+    /// It may have been done, and may still be.
+    MaybeDone(Failure),
 }
 
 fn refused(failure: &Failure) -> StoreError {
@@ -659,8 +705,9 @@ const RESYNC_DELAY: Duration = Duration::from_secs(5);
 const ATTEMPT_TIME_MAX: Duration = Duration::from_secs(2);
 /// What a write's size adds to its times: a second per MiB.
 const TIME_PER_BYTE: Duration = Duration::from_nanos(954);
-/// Changes in one transaction: etcd takes no more where it is not told to.
-const BULK_CHANGES_MAX: usize = 128;
+/// Changes in one transaction: where it is not told to take more, etcd takes 128, one of which is
+/// the mark of [`sent`].
+const BULK_CHANGES_MAX: usize = 127;
 /// Bytes of keys and values in one transaction: etcd takes 1.5 MiB, base64 not counted.
 const BULK_BYTES_MAX: usize = 1 << 20;
 /// The longest pause between two tries of a write.

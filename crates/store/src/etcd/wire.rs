@@ -34,6 +34,10 @@ pub(super) fn compare(key: &str, target: Target) -> Value {
             "key": text(key), "target": "MOD", "result": "EQUAL",
             "mod_revision": revision.to_string(),
         }),
+        Target::NotAfter(revision) => json!({
+            "key": text(key), "target": "MOD", "result": "LESS",
+            "mod_revision": (revision + 1).to_string(),
+        }),
     }
 }
 
@@ -42,6 +46,8 @@ pub(super) fn compare(key: &str, target: Target) -> Value {
 pub(super) enum Target {
     Absent,
     Revision(u64),
+    /// Not changed after this revision, or not there.
+    NotAfter(u64),
 }
 
 /// The part of every answer that says as of when it is.
