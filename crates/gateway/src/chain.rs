@@ -1,4 +1,4 @@
-//! The plugins of one route in the order they run, split by phase once.
+//! The plugins of one route in the order they run, and how a consumer's come among them.
 
 use std::sync::Arc;
 
@@ -7,61 +7,105 @@ use serde_json::{Map, Value};
 
 use crate::exchange::{Exchange, Response};
 use crate::expr::Expr;
-use crate::plugin::{CompileCtx, DynPlugin, Flow, Phases, PluginError, Registry};
+use crate::plugin::{CompileCtx, DynPlugin, Flow, Phases, PluginError, Registry, Upstreams};
 use crate::upstream::UpstreamDeps;
 
-/// The compiled plugins of a route.
+/// The compiled plugins of a route, in the order they run.
 #[derive(Clone, Default)]
 pub struct Chain {
     phases: Phases,
-    rewrite: Box<[Entry]>,
-    access: Box<[Entry]>,
-    before_proxy: Box<[Entry]>,
-    header_filter: Box<[Entry]>,
-    body_filter: Box<[Entry]>,
-    log: Box<[Entry]>,
+    entries: Box<[Entry]>,
 }
 
-/// A plugin and for which requests it runs (`_meta.filter`).
+/// A plugin, for which requests it runs, and what its refusals say.
 #[derive(Clone)]
 struct Entry {
     plugin: Arc<dyn DynPlugin>,
-    filter: Option<Arc<Expr>>,
+    phases: Phases,
+    /// It comes from a consumer or its group and stands in no other place: its `rewrite` runs after
+    /// the others'.
+    from_consumer: bool,
+    priority: i64,
+    meta: Option<Arc<Meta>>,
+}
+
+/// What `_meta` says about a plugin, order and switching off left out.
+struct Meta {
+    /// `_meta.filter`: for which requests it runs.
+    filter: Option<Expr>,
+    /// `_meta.error_response`: the body of its refusals.
+    error_response: Option<Value>,
 }
 
 impl Entry {
-    /// The plugin, if it runs for this request.
-    fn of(&self, exchange: &Exchange) -> Option<&dyn DynPlugin> {
-        let runs = self.filter.as_ref().is_none_or(|filter| filter.eval(exchange));
+    /// The plugin, if it runs for this request in this phase.
+    fn of(&self, phase: Phases, exchange: &Exchange) -> Option<&dyn DynPlugin> {
+        let runs = self.phases.has(phase)
+            && self.filter().is_none_or(|filter| filter.eval(exchange))
+            && !exchange.skips(self.plugin.name());
         runs.then_some(&*self.plugin)
+    }
+
+    fn filter(&self) -> Option<&Expr> {
+        self.meta.as_ref()?.filter.as_ref()
+    }
+
+    /// What becomes of the outcome of a step: a refusal says what `_meta.error_response` holds.
+    fn outcome(&self, outcome: Result<Flow, PluginError>) -> Result<Flow, PluginError> {
+        let body = self.meta.as_ref().and_then(|meta| meta.error_response.as_ref());
+        match (body, outcome) {
+            (Some(body), Ok(Flow::Respond(response))) if response.status.as_u16() >= 400 => {
+                Ok(Flow::Respond(response.saying(body)))
+            }
+            (Some(body), Err(error)) => {
+                Ok(Flow::Respond(Response::page(error.status).saying(body)))
+            }
+            (_, outcome) => outcome,
+        }
     }
 }
 
 impl Chain {
     /// A chain of one plugin.
     pub(crate) fn of_one(plugin: Arc<dyn DynPlugin>) -> Self {
-        Self::of(vec![Entry { plugin, filter: None }])
+        let phases = plugin.phases();
+        Self::of(vec![Entry { plugin, phases, from_consumer: false, priority: 0, meta: None }])
     }
 
-    /// Entries in their order, split by phase.
-    fn of(entries: Vec<Entry>) -> Self {
-        let of = |phase: Phases| -> Box<[Entry]> {
-            entries.iter().filter(|e| e.plugin.phases().has(phase)).cloned().collect()
-        };
-        Self {
-            phases: entries.iter().fold(Phases::NONE, |all, e| all.and(e.plugin.phases())),
-            rewrite: of(Phases::REWRITE),
-            access: of(Phases::ACCESS),
-            before_proxy: of(Phases::BEFORE_PROXY),
-            header_filter: of(Phases::HEADER_FILTER),
-            body_filter: of(Phases::BODY_FILTER),
-            log: of(Phases::LOG),
-        }
+    /// Entries in the order they run.
+    fn of(mut entries: Vec<Entry>) -> Self {
+        entries.sort_by_key(|entry| std::cmp::Reverse(entry.priority));
+        let phases = entries.iter().fold(Phases::NONE, |all, entry| all.and(entry.phases));
+        Self { phases, entries: entries.into() }
     }
 
     /// Has it a plugin in this phase?
     pub(crate) fn runs(&self, phase: Phases) -> bool {
         self.phases.has(phase)
+    }
+
+    /// Has it no plugin at all?
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// This chain with a consumer's plugins over its group's over those of the route. Each plugin
+    /// is taken whole.
+    pub(crate) fn merged(&self, group: Option<&Self>, consumer: &Self) -> Self {
+        let mut entries = self.entries.to_vec();
+        for over in group.into_iter().chain([consumer]) {
+            for entry in &over.entries {
+                let name = entry.plugin.name();
+                match entries.iter_mut().find(|below| below.plugin.name() == name) {
+                    Some(below) => {
+                        let from_consumer = below.from_consumer;
+                        *below = Entry { from_consumer, ..entry.clone() };
+                    }
+                    None => entries.push(Entry { from_consumer: true, ..entry.clone() }),
+                }
+            }
+        }
+        Self::of(entries)
     }
 
     /// Compiles plugin configurations: sorted by priority (`_meta.priority` overrides),
@@ -73,10 +117,10 @@ impl Chain {
         attrs: &Value,
         metadata: &dyn Fn(&str) -> Option<&'m Value>,
         owner: &str,
-        deps: &UpstreamDeps,
+        (deps, upstreams): (&UpstreamDeps, Option<&dyn Upstreams>),
     ) -> Result<Self, String> {
-        let mut entries: Vec<(i64, usize, Entry)> = Vec::new();
-        for (order, (name, config)) in plugins.iter().enumerate() {
+        let mut entries = Vec::new();
+        for (name, config) in plugins {
             let Some(known) = registry.get(name) else { continue };
             let meta = config.get("_meta");
             if meta.and_then(|m| m.get("disable")).and_then(Value::as_bool) == Some(true) {
@@ -91,31 +135,49 @@ impl Chain {
                 attr: attrs.get(name),
                 owner,
                 deps: Some(deps),
+                upstreams,
             };
             let plugin = known.compile(config, &ctx).map_err(|e| {
                 format!("failed to check the configuration of plugin {name} err: {e}")
             })?;
             let filter = meta.and_then(|m| m.get("filter")).map(Expr::compile).transpose();
-            let filter = filter
-                .map_err(|e| format!("failed to validate the 'vars' expression: {e}"))?
-                .map(Arc::new);
-            entries.push((priority, order, Entry { plugin, filter }));
+            let filter =
+                filter.map_err(|e| format!("failed to validate the 'vars' expression: {e}"))?;
+            let error_response = meta.and_then(|m| m.get("error_response")).cloned();
+            let meta = match (&filter, &error_response) {
+                (None, None) => None,
+                _ => Some(Arc::new(Meta { filter, error_response })),
+            };
+            let phases = plugin.phases();
+            entries.push(Entry { plugin, phases, from_consumer: false, priority, meta });
         }
-        entries.sort_by_key(|(priority, order, _)| (std::cmp::Reverse(*priority), *order));
-        Ok(Self::of(entries.into_iter().map(|(.., entry)| entry).collect()))
+        Ok(Self::of(entries))
     }
 
     /// Is this the chain that answers 503 in the place of a global rule?
     #[cfg(test)]
     pub(crate) fn refuses(&self) -> bool {
-        self.rewrite.iter().any(|entry| entry.plugin.name() == "refuse")
+        self.entries.iter().any(|entry| entry.plugin.name() == "refuse")
     }
 
     /// Runs the `rewrite` phase.
     pub async fn rewrite(&self, exchange: &mut Exchange) -> Result<Flow, PluginError> {
-        for entry in &self.rewrite {
-            let Some(plugin) = entry.of(exchange) else { continue };
-            if let Flow::Respond(response) = plugin.rewrite(exchange).await? {
+        for entry in &self.entries {
+            let Some(plugin) = entry.of(Phases::REWRITE, exchange) else { continue };
+            let outcome = plugin.rewrite(exchange).await;
+            if let Flow::Respond(response) = entry.outcome(outcome)? {
+                return Ok(Flow::Respond(response));
+            }
+        }
+        Ok(Flow::Continue)
+    }
+
+    /// Runs the `rewrite` phase of plugins that came with the consumer.
+    pub async fn rewrite_in_consumer(&self, exchange: &mut Exchange) -> Result<Flow, PluginError> {
+        for entry in self.entries.iter().filter(|entry| entry.from_consumer) {
+            let Some(plugin) = entry.of(Phases::REWRITE, exchange) else { continue };
+            let outcome = plugin.rewrite(exchange).await;
+            if let Flow::Respond(response) = entry.outcome(outcome)? {
                 return Ok(Flow::Respond(response));
             }
         }
@@ -124,9 +186,10 @@ impl Chain {
 
     /// Runs the `access` phase.
     pub async fn access(&self, exchange: &mut Exchange) -> Result<Flow, PluginError> {
-        for entry in &self.access {
-            let Some(plugin) = entry.of(exchange) else { continue };
-            if let Flow::Respond(response) = plugin.access(exchange).await? {
+        for entry in &self.entries {
+            let Some(plugin) = entry.of(Phases::ACCESS, exchange) else { continue };
+            let outcome = plugin.access(exchange).await;
+            if let Flow::Respond(response) = entry.outcome(outcome)? {
                 return Ok(Flow::Respond(response));
             }
         }
@@ -135,9 +198,10 @@ impl Chain {
 
     /// Runs the `before_proxy` phase.
     pub async fn before_proxy(&self, exchange: &mut Exchange) -> Result<Flow, PluginError> {
-        for entry in &self.before_proxy {
-            let Some(plugin) = entry.of(exchange) else { continue };
-            if let Flow::Respond(response) = plugin.before_proxy(exchange).await? {
+        for entry in &self.entries {
+            let Some(plugin) = entry.of(Phases::BEFORE_PROXY, exchange) else { continue };
+            let outcome = plugin.before_proxy(exchange).await;
+            if let Flow::Respond(response) = entry.outcome(outcome)? {
                 return Ok(Flow::Respond(response));
             }
         }
@@ -146,8 +210,8 @@ impl Chain {
 
     /// Runs the `header_filter` phase.
     pub fn header_filter(&self, exchange: &mut Exchange, response: &mut Response) {
-        for entry in &self.header_filter {
-            if let Some(plugin) = entry.of(exchange) {
+        for entry in &self.entries {
+            if let Some(plugin) = entry.of(Phases::HEADER_FILTER, exchange) {
                 plugin.header_filter(exchange, response);
             }
         }
@@ -155,8 +219,8 @@ impl Chain {
 
     /// Runs the `body_filter` phase for one piece.
     pub fn body_filter(&self, exchange: &mut Exchange, piece: &mut Bytes, last: bool) {
-        for entry in &self.body_filter {
-            if let Some(plugin) = entry.of(exchange) {
+        for entry in &self.entries {
+            if let Some(plugin) = entry.of(Phases::BODY_FILTER, exchange) {
                 plugin.body_filter(exchange, piece, last);
             }
         }
@@ -164,8 +228,8 @@ impl Chain {
 
     /// Runs the `log` phase.
     pub fn log(&self, exchange: &Exchange) {
-        for entry in &self.log {
-            if let Some(plugin) = entry.of(exchange) {
+        for entry in &self.entries {
+            if let Some(plugin) = entry.of(Phases::LOG, exchange) {
                 plugin.log(exchange);
             }
         }

@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::hash::{Hash, Hasher};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
 
+use crate::chain::Chain;
 use crate::client::{Pool, TlsClients};
 use crate::observe::AccessLogger;
 use crate::settings::Settings;
@@ -120,6 +122,8 @@ pub struct Core {
     address: RefCell<(Option<SocketAddr>, String)>,
     random: RefCell<(Vec<u8>, usize)>,
     active: Cell<u64>,
+    /// Chains of routes with those of consumers merged in, of the snapshot in use.
+    merged: RefCell<HashMap<Merge, Arc<Chain>, foldhash::fast::FixedState>>,
     /// Wakes each open connection, so that an idle one learns of a stop.
     connections: RefCell<HashMap<u64, Option<Waker>>>,
     listeners: Cell<usize>,
@@ -148,6 +152,7 @@ impl Core {
             address: RefCell::default(),
             random: RefCell::default(),
             active: Cell::new(0),
+            merged: RefCell::default(),
             connections: RefCell::default(),
             listeners: Cell::new(0),
         })
@@ -175,8 +180,30 @@ impl Core {
         let mut mine = self.snapshot.borrow_mut();
         if mine.0 != version {
             *mine = (version, Rc::new(self.shared.snapshot()));
+            self.merged.borrow_mut().clear();
         }
         mine.1.clone()
+    }
+
+    /// The plugins of a route with those of a consumer and its group merged in: made by the first
+    /// request that asks, as not every consumer comes to every route.
+    pub(crate) fn merged(
+        &self,
+        route: &Arc<Chain>,
+        group: Option<&Arc<Chain>>,
+        consumer: &Arc<Chain>,
+    ) -> Arc<Chain> {
+        let merge = Merge(route.clone(), group.cloned(), consumer.clone());
+        let mut all = self.merged.borrow_mut();
+        if let Some(merged) = all.get(&merge) {
+            return merged.clone();
+        }
+        if all.len() >= MERGED_MAX {
+            all.clear();
+        }
+        let merged = Arc::new(route.merged(group.map(|group| &**group), consumer));
+        all.insert(merge, merged.clone());
+        merged
     }
 
     /// Looks at the clock.
@@ -324,6 +351,30 @@ pub fn now() -> SystemTime {
     SystemTime::now()
 }
 
+/// The chains of a route, a consumer group and a consumer: each the same one, not an equal one.
+struct Merge(Arc<Chain>, Option<Arc<Chain>>, Arc<Chain>);
+
+impl Merge {
+    fn places(&self) -> [usize; 3] {
+        let place = |chain: &Arc<Chain>| Arc::as_ptr(chain).addr();
+        [place(&self.0), self.1.as_ref().map_or(0, place), place(&self.2)]
+    }
+}
+
+impl PartialEq for Merge {
+    fn eq(&self, other: &Self) -> bool {
+        self.places() == other.places()
+    }
+}
+
+impl Eq for Merge {}
+
+impl Hash for Merge {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.places().hash(state);
+    }
+}
+
 /// Counts a connection as open.
 pub(crate) struct OpenConnection {
     core: Rc<Core>,
@@ -417,6 +468,9 @@ impl Shared {
 
 /// Read buffers a core keeps for its connections.
 pub(crate) const BUFFERS_KEPT: usize = 256;
+
+/// Merged chains a core keeps.
+const MERGED_MAX: usize = 4096;
 
 const HEADS_KEPT: usize = 256;
 const HEAD_KEPT_BYTES: usize = 16 << 10;

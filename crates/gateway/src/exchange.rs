@@ -1,5 +1,6 @@
 //! One request and what is known about it, from its head to its log line.
 
+use std::any::Any;
 use std::borrow::Cow;
 use std::cell::Cell;
 use std::net::{IpAddr, SocketAddr};
@@ -10,14 +11,18 @@ use std::time::{Duration, Instant, SystemTime};
 use ::http::{Method, StatusCode};
 use bytes::Bytes;
 
-use crate::body::{Body, Room};
+use crate::body::{Body, BodyError, Room};
+use crate::chain::Chain;
+use crate::consumer::Consumer;
 use crate::core::{Core, Held};
 use crate::graphql;
 use crate::http::headers::{Headers, Known};
 use crate::page;
+use crate::real_ip;
 use crate::router::Matched;
 use crate::settings::Settings;
 use crate::snapshot::Route;
+use crate::upstream::Upstream;
 
 /// A request on its way through the gateway.
 pub struct Exchange {
@@ -40,6 +45,20 @@ pub struct Exchange {
     pub uri: Option<Vec<u8>>,
     /// The route that matched.
     pub route: Option<Arc<Route>>,
+    /// Who sends the request, once an authentication plugin knows.
+    pub consumer: Option<Arc<Consumer>>,
+    /// The route's plugins with the consumer's merged in, where it has any.
+    pub(crate) merged: Option<Arc<Chain>>,
+    /// The upstream that a plugin chose in place of the route's.
+    pub chosen_upstream: Option<Arc<Upstream>>,
+    /// The query in place of the client's, without `?`; see [`Exchange::set_query`].
+    query: Option<Box<[u8]>>,
+    /// Header fields that the response will have, whoever makes it.
+    pub response_headers: Headers,
+    /// What plugins remember about this request.
+    pub notes: Notes,
+    /// Plugins that do not run for this request any more.
+    skipped: Vec<&'static str>,
     /// How it matched: its pattern, wildcard rest, parameters.
     pub matched: Matched,
     /// Routes were matched with `%2F` kept (`apisix.match_uri_encoded_slash`).
@@ -73,6 +92,45 @@ pub struct Exchange {
     pub completed: bool,
     /// A 32-digit random id (`request_id`), made when first asked for.
     pub request_id: std::cell::OnceCell<String>,
+}
+
+/// What plugins remember about a request from one phase to another: one value of each type.
+#[derive(Default)]
+pub struct Notes(Vec<Box<dyn Any>>);
+
+impl Notes {
+    /// The value of this type, if there is one.
+    pub fn get<T: 'static>(&self) -> Option<&T> {
+        self.0.iter().find_map(|note| note.downcast_ref())
+    }
+
+    /// The value of this type, if there is one, to be changed.
+    pub fn get_mut<T: 'static>(&mut self) -> Option<&mut T> {
+        self.0.iter_mut().find_map(|note| note.downcast_mut())
+    }
+
+    /// The value of this type; made if there is none.
+    pub fn get_or_default<T: Default + 'static>(&mut self) -> &mut T {
+        let at = self.0.iter().position(|note| note.is::<T>()).unwrap_or_else(|| {
+            self.0.push(Box::new(T::default()));
+            self.0.len() - 1
+        });
+        self.0[at].downcast_mut().expect("it was found or made as one of this type")
+    }
+
+    /// Puts a value in the place of the one of its type.
+    pub fn set<T: 'static>(&mut self, value: T) {
+        match self.get_mut::<T>() {
+            Some(note) => *note = value,
+            None => self.0.push(Box::new(value)),
+        }
+    }
+
+    /// Takes the value of this type out.
+    pub fn take<T: 'static>(&mut self) -> Option<T> {
+        let at = self.0.iter().position(|note| note.is::<T>())?;
+        self.0.swap_remove(at).downcast().ok().map(|note| *note)
+    }
 }
 
 /// What is the same for every request of one client connection.
@@ -324,6 +382,29 @@ impl Response {
         response
     }
 
+    /// A text of a plugin, typed as plain text.
+    pub fn text(status: StatusCode, text: impl Into<Bytes>) -> Self {
+        let mut response = Self::new(status);
+        response.headers.append("Content-Type", b"text/plain; charset=utf-8");
+        response.body = Body::from_bytes(text);
+        response
+    }
+
+    /// This response with another body: a text as it stands, anything else as JSON.
+    pub(crate) fn saying(mut self, body: &serde_json::Value) -> Self {
+        let other = match body {
+            serde_json::Value::String(text) => Self::text(self.status, text.clone()),
+            json => Self::message(self.status, json),
+        };
+        for (name, value) in other.headers.iter() {
+            let Ok(name) = std::str::from_utf8(name) else { continue };
+            self.headers.set(name, value);
+        }
+        self.headers.remove("Content-Length");
+        self.body = other.body;
+        self
+    }
+
     /// A plugin's answer the way APISIX sends a Lua table: JSON with a line end, typed
     /// as plain text.
     pub fn message(status: StatusCode, json: &serde_json::Value) -> Self {
@@ -335,9 +416,119 @@ impl Response {
 }
 
 impl Exchange {
+    /// A request that was just read.
+    pub(crate) fn new(
+        core: &Rc<Core>,
+        connection: &Rc<Connection>,
+        request: Request,
+        started: Instant,
+        connection_requests: u64,
+    ) -> Self {
+        let settings = core.settings();
+        let (remote_addr, remote_port) =
+            real_ip::client(&settings.real_ip, connection, &request.headers);
+        Self {
+            snapshot: core.snapshot(),
+            core: core.clone(),
+            settings,
+            connection: connection.clone(),
+            remote_addr,
+            remote_port,
+            request,
+            uri: None,
+            route: None,
+            consumer: None,
+            merged: None,
+            chosen_upstream: None,
+            query: None,
+            response_headers: Headers::new(),
+            notes: Notes::default(),
+            skipped: Vec::new(),
+            matched: Default::default(),
+            matched_slashes_kept: false,
+            upstream: UpstreamRecord::default(),
+            started,
+            started_at: core.wall_clock(started),
+            ended: None,
+            bytes_sent: 0,
+            body_bytes_sent: 0,
+            bytes_received: 0,
+            status: 0,
+            sent: None,
+            preview: Default::default(),
+            graphql: Default::default(),
+            connection_requests,
+            completed: false,
+            request_id: Default::default(),
+        }
+    }
+
     /// The path as routes and plugins see it.
     pub fn uri(&self) -> &[u8] {
         self.uri.as_deref().unwrap_or_else(|| self.request.path())
+    }
+
+    /// The query as plugins left it, raw, without its `?`; `None` when there is none.
+    pub fn query(&self) -> Option<&[u8]> {
+        match &self.query {
+            None => self.request.query(),
+            Some(query) => (!query.is_empty()).then_some(query),
+        }
+    }
+
+    /// Puts a raw query in the place of the client's; an empty one takes it away.
+    pub fn set_query(&mut self, query: &[u8]) {
+        self.query = Some(query.into());
+    }
+
+    /// Did a plugin change the query?
+    pub(crate) fn query_is_new(&self) -> bool {
+        self.query.is_some()
+    }
+
+    /// Notes who sends the request, and tells the upstream: `X-Consumer-Username`,
+    /// `X-Credential-Identifier` and `X-Consumer-Custom-ID`, whatever the client says there.
+    pub fn attach_consumer(&mut self, consumer: Arc<Consumer>, credential_id: Option<&str>) {
+        let headers = &mut self.request.headers;
+        for (name, value) in [
+            ("X-Consumer-Username", Some(&*consumer.name)),
+            ("X-Credential-Identifier", credential_id),
+            ("X-Consumer-Custom-ID", consumer.custom_id()),
+        ] {
+            match value {
+                Some(value) => headers.set(name, value.as_bytes()),
+                None => drop(headers.remove(name)),
+            }
+        }
+        self.consumer = Some(consumer);
+    }
+
+    /// The plugin of this name does not run for this request any more.
+    pub fn skip_plugin(&mut self, name: &'static str) {
+        self.skipped.push(name);
+    }
+
+    /// Does the plugin of this name not run any more?
+    pub(crate) fn skips(&self, name: &str) -> bool {
+        !self.skipped.is_empty() && self.skipped.contains(&name)
+    }
+
+    /// Reads the whole request body, and leaves it to be read once more. `None`: it is larger than
+    /// `limit` bytes, and still all there.
+    ///
+    /// # Errors
+    /// The body did not arrive, or all held bodies together are over their limit.
+    pub async fn peek_body(&mut self, limit: u64) -> Result<Option<Bytes>, BodyError> {
+        let used = self.core.shared.buffered.clone();
+        let total = self.settings.buffered_body_bytes;
+        let Some((body, room)) = self.request.body.peek(limit, &used, total).await? else {
+            return Ok(None);
+        };
+        if let Some(room) = room {
+            // It counts until the request is over.
+            self.notes.get_or_default::<Vec<Room>>().push(room);
+        }
+        Ok(Some(body))
     }
 
     /// The `Host` that the upstream gets.

@@ -22,6 +22,13 @@ pub async fn handle(exchange: &mut Exchange) -> Response {
         Ok(response) => response,
         Err(error) => Response::page(error.status),
     };
+    if !exchange.response_headers.is_empty() {
+        for (name, value) in std::mem::take(&mut exchange.response_headers).iter() {
+            if let Ok(name) = std::str::from_utf8(name) {
+                response.headers.set(name, value);
+            }
+        }
+    }
     for chain in chains(exchange, Phases::HEADER_FILTER) {
         chain.header_filter(exchange, &mut response);
     }
@@ -31,7 +38,8 @@ pub async fn handle(exchange: &mut Exchange) -> Response {
 /// The chains with plugins of a phase, in the order they run: global rules, then the route's.
 pub(crate) fn chains(exchange: &Exchange, phase: Phases) -> SmallVec<[Arc<Chain>; 4]> {
     let rules = exchange.snapshot.global.iter();
-    let all = rules.chain(exchange.route.as_ref().map(|route| &route.chain));
+    let own = exchange.merged.as_ref().or(exchange.route.as_ref().map(|route| &route.chain));
+    let all = rules.chain(own);
     all.filter(|chain| chain.runs(phase)).cloned().collect()
 }
 
@@ -60,6 +68,9 @@ async fn answer(exchange: &mut Exchange) -> Result<Response, PluginError> {
             return Ok(response);
         }
     }
+    if let Some(response) = merge_consumer(exchange).await? {
+        return Ok(response);
+    }
     for chain in chains(exchange, Phases::ACCESS) {
         if let Flow::Respond(response) = chain.access(exchange).await? {
             return Ok(response);
@@ -69,6 +80,33 @@ async fn answer(exchange: &mut Exchange) -> Result<Response, PluginError> {
         Some(route) => proxy::proxy(exchange, &route).await,
         None => Ok(not_found(exchange)),
     }
+}
+
+/// Merges the plugins of the consumer and of its group into the route's, if there is a consumer
+/// that has any, and runs the `rewrite` of those that came with it.
+async fn merge_consumer(exchange: &mut Exchange) -> Result<Option<Response>, PluginError> {
+    let (Some(consumer), Some(route)) = (&exchange.consumer, &exchange.route) else {
+        return Ok(None);
+    };
+    let group = match &consumer.group_id {
+        None => None,
+        Some(id) => match exchange.snapshot.consumers.group(id) {
+            Some(group) => Some(group.clone()),
+            None => {
+                error!(route = %route.id, consumer = %consumer.name, group = %id, "A consumer is in a group that does not exist: create the group, or take the consumer's group_id away.");
+                return Ok(Some(Response::page(StatusCode::SERVICE_UNAVAILABLE)));
+            }
+        },
+    };
+    if consumer.chain.is_empty() && group.as_ref().is_none_or(|group| group.is_empty()) {
+        return Ok(None);
+    }
+    let merged = exchange.core.merged(&route.chain, group.as_ref(), &consumer.chain);
+    exchange.merged = Some(merged.clone());
+    Ok(match merged.rewrite_in_consumer(exchange).await? {
+        Flow::Respond(response) => Some(response),
+        Flow::Continue => None,
+    })
 }
 
 /// No route matched; global rules have run all the same.

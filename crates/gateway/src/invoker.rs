@@ -5,25 +5,21 @@
 //! answer is streamed back as it arrives. Follows APISIX 3.18's generic function upstream;
 //! where that is wrong, `Differs:` says so.
 
-use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use std::time::Duration;
 
-use ::http::{Method, StatusCode, Uri};
+use ::http::{Method, StatusCode};
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tracing::{error, warn};
 
-use crate::body::{Body, BodyError, Room};
-use crate::client::{
-    self, Answer, CallError, Keepalive, Outgoing, Received, Target, Timeouts, TlsRequest, TlsTarget,
-};
+use crate::body::{BodyError, Room};
+use crate::client::{CallError, Keepalive, Received, Timeouts};
+use crate::endpoint::{Ask, Endpoint, EndpointOptions};
 use crate::exchange::{Exchange, Origin, Response};
 use crate::forwarded::{ConnectionTokens, Forwarded};
-use crate::http::headers::{Headers, Known, write_line};
+use crate::http::headers::{Headers, Known};
 use crate::plugin::{CompileCtx, ConfigError, PluginError};
-use crate::upstream::resolve::Name;
 use crate::uri;
 
 /// The attributes every function plugin shares. Defaults come from the schema.
@@ -47,23 +43,8 @@ pub struct InvokerConfig {
 
 /// A function's address and how to call it, compiled.
 pub struct FunctionInvoker {
-    authority: Arc<str>,
-    host: Host,
-    port: u16,
-    tls: Option<Arc<TlsTarget>>,
-    scheme: &'static str,
-    path: String,
-    query: Option<String>,
-    timeouts: Timeouts,
-    keepalive: Option<Keepalive>,
+    endpoint: Endpoint,
     body_max: u64,
-}
-
-enum Host {
-    Ip(IpAddr),
-    Name(Arc<Name>),
-    /// A trial compile: never called.
-    Unresolved,
 }
 
 /// A request to a function, ready to be changed and sent.
@@ -130,85 +111,26 @@ impl FunctionInvoker {
 
     /// Compiles the shared attributes.
     pub fn compile(config: &InvokerConfig, ctx: &CompileCtx<'_>) -> Result<Self, ConfigError> {
-        // Differs: APISIX takes any text and fails each request.
-        let bad =
-            |why: &str| ConfigError(format!("`function_uri` {why}: {:?}", config.function_uri));
-        let uri: Uri = config.function_uri.parse().map_err(|_| bad("is not a URL"))?;
-        let scheme = match uri.scheme_str() {
-            Some("http") => "http",
-            Some("https") => "https",
-            _ => return Err(bad("does not begin with http:// or https://")),
-        };
-        let authority = uri.authority().ok_or_else(|| bad("has no host"))?;
-        if authority.as_str().contains('@') {
-            // Without the value: it may hold a password.
-            return Err(ConfigError("`function_uri` must not carry a user name".into()));
-        }
-        if authority.host().is_empty() {
-            return Err(bad("has no host"));
-        }
-        let tls = scheme == "https";
-        let default_port = if tls { 443 } else { 80 };
-        // `Authority::port` tells no port where the number is too large for one.
-        let behind_host = authority.as_str().get(authority.host().len()..).unwrap_or_default();
-        let port = match behind_host.strip_prefix(':') {
-            None | Some("") => default_port,
-            Some(port) => port.parse().map_err(|_| bad("has no valid port"))?,
-        };
-        let bare = authority.host().trim_start_matches('[').trim_end_matches(']');
-        let host = match (bare.parse::<IpAddr>(), ctx.deps) {
-            (Ok(ip), _) => Host::Ip(ip),
-            (Err(_), Some(deps)) => Host::Name(deps.resolver.name(bare)),
-            (Err(_), None) => Host::Unresolved,
-        };
-        let target = match ctx.deps {
-            Some(deps) if tls => {
-                let request = TlsRequest {
-                    server_name: bare.to_owned(),
-                    verify: config.ssl_verify,
-                    h2: false,
-                    client: None,
-                };
-                // Once for each function, not at every reload.
-                if !config.ssl_verify && deps.tls.first_warning(authority.as_str()) {
-                    warn!(
-                        owner = ctx.owner,
-                        function = authority.as_str(),
-                        "ssl_verify is false: whoever answers at this address is believed."
-                    );
-                }
-                Some(deps.tls.target(&request).map_err(ConfigError)?)
-            }
-            _ => None,
-        };
-        // Differs: APISIX sends the host without its port; what is signed and what is sent
-        // is the authority as RFC 9110 section 7.2 has it.
-        let shown = match port == default_port {
-            true => authority.host().to_owned(),
-            false => format!("{}:{port}", authority.host()),
-        };
         let limit = Duration::from_millis(config.timeout);
-        Ok(Self {
-            authority: shown.into(),
-            host,
-            port,
-            tls: target,
-            scheme,
-            path: uri.path().to_owned(),
-            query: uri.query().map(str::to_owned),
+        let options = EndpointOptions {
+            verify: config.ssl_verify,
             timeouts: Timeouts { connect: limit, send: limit, read: limit },
             keepalive: config.keepalive.then(|| Keepalive {
                 size: usize::try_from(config.keepalive_pool).unwrap_or(usize::MAX),
                 idle_timeout: Duration::from_millis(config.keepalive_timeout),
                 requests: u64::MAX,
             }),
+        };
+        Ok(Self {
+            // Differs: APISIX takes any text and fails each request.
+            endpoint: Endpoint::compile("function_uri", &config.function_uri, &options, ctx)?,
             body_max: config.max_req_body_size,
         })
     }
 
     /// `Host` of the call.
     pub fn authority(&self) -> &str {
-        &self.authority
+        self.endpoint.authority()
     }
 
     /// Makes the call out of the client's request: reads its body whole, forwards method,
@@ -229,19 +151,19 @@ impl FunctionInvoker {
         let total = exchange.settings.buffered_body_bytes;
         let (body, room) = exchange.request.body.hold(self.body_max, &used, total).await?;
         let path = match exchange.matched.ext() {
-            None => self.path.clone(),
+            None => self.endpoint.path().to_owned(),
             Some(_) => {
                 let rest = exchange.wildcard_rest().ok_or(InvokeError::Path)?;
-                uri::join(&self.path, &rest)
+                uri::join(self.endpoint.path(), &rest)
             }
         };
-        let client_query = exchange.request.query().filter(|q| !q.is_empty());
+        let client_query = exchange.query().filter(|q| !q.is_empty());
         // The head was checked to be ASCII where it matters; other bytes are escaped.
         let client_query = client_query.map(uri::escape_query);
         // Differs: APISIX drops a query written in function_uri.
-        let query = match (&self.query, client_query) {
+        let query = match (self.endpoint.query(), client_query) {
             (None, None) => None,
-            (Some(own), None) => Some(own.clone()),
+            (Some(own), None) => Some(own.to_owned()),
             (None, Some(client)) => Some(client.into_owned()),
             (Some(own), Some(client)) => Some(format!("{own}&{client}")),
         };
@@ -265,8 +187,8 @@ impl FunctionInvoker {
         let began = exchange.core.look();
         let record = &mut exchange.upstream;
         record.began = Some(began);
-        record.scheme = self.scheme;
-        record.host = Some(self.authority.clone());
+        record.scheme = self.endpoint.scheme();
+        record.host = Some(self.endpoint.authority().clone());
         let answer = self.try_send(exchange, call).await;
         match answer {
             Ok(received) => {
@@ -284,7 +206,7 @@ impl FunctionInvoker {
                 exchange.core.counters.function_errors.add(1);
                 exchange.upstream.response_time = Some(began.elapsed());
                 exchange.upstream.status = Some(error.status().as_u16());
-                error!(route = exchange.route_id(), function = %self.authority, %error, "A function did not answer.");
+                error!(route = exchange.route_id(), function = %self.authority(), %error, "A function did not answer.");
                 let status = StatusCode::SERVICE_UNAVAILABLE;
                 Err(PluginError { status, cause: error.to_string() })
             }
@@ -306,7 +228,7 @@ impl FunctionInvoker {
             .unwrap_or("");
         error!(
             route = exchange.route_id(),
-            function = %self.authority,
+            function = %self.authority(),
             status = received.status.as_u16(),
             aws_request_id = request_id,
             aws_error_type = kind.unwrap_or(""),
@@ -316,81 +238,27 @@ impl FunctionInvoker {
     }
 
     async fn try_send(&self, exchange: &mut Exchange, call: Call) -> Result<Received, CallError> {
-        let ip = match &self.host {
-            Host::Ip(ip) => *ip,
-            Host::Name(name) => match name.next() {
-                Some(ip) => ip,
-                None => {
-                    let first = Box::pin(name.first(self.timeouts.connect)).await;
-                    exchange.core.look();
-                    first.map_err(|cause| CallError::Resolve { host: name.host.clone(), cause })?
-                }
-            },
-            Host::Unresolved => return Err(CallError::Closed),
-        };
-        let addr = SocketAddr::new(ip, self.port);
-        exchange.upstream.addrs.push(addr);
-        let target = Target { addr, tls: self.tls.clone(), keepalive: self.keepalive };
         let core = exchange.core.clone();
-        let mut fresh = false;
-        loop {
-            let conn = client::acquire(&core, &target, self.timeouts.connect, fresh).await?;
-            exchange.upstream.connect_time = Some(conn.connect_time);
-            let mut head = core.take_head();
-            self.write_head(&call, &mut head);
-            let outgoing = Outgoing {
-                head,
-                body: Body::from_bytes(call.body.clone()),
-                chunked: false,
-                no_answer_body: call.method == Method::HEAD,
-                may_upgrade: false,
-            };
-            match client::send(&core, conn, outgoing, self.timeouts).await {
-                Answer::Received(received) => {
-                    core.pool.recycle(call.headers);
-                    return Ok(received);
-                }
-                Answer::Failed { error, stale, untouched } => {
-                    // An idle connection was closed just as it was used. Only what cannot
-                    // run a function twice is repeated.
-                    let harmless = untouched || is_safe(&call.method);
-                    if stale && harmless && !fresh {
-                        fresh = true;
-                        continue;
-                    }
-                    return Err(error);
-                }
-            }
-        }
+        let received = self.endpoint.call(&core, &call.ask(), &mut exchange.upstream).await?;
+        core.pool.recycle(call.headers);
+        Ok(received)
     }
 
     /// The head as it goes out; public for the benchmark.
     pub fn write_head(&self, call: &Call, out: &mut Vec<u8>) {
-        out.extend_from_slice(call.method.as_str().as_bytes());
-        out.push(b' ');
-        out.extend_from_slice(if call.path.is_empty() { b"/" } else { call.path.as_bytes() });
-        if let Some(query) = &call.query {
-            out.push(b'?');
-            out.extend_from_slice(query.as_bytes());
-        }
-        out.extend_from_slice(b" HTTP/1.1\r\n");
-        write_line(out, b"Host", self.authority.as_bytes());
-        call.headers.write_to(out);
-        let has_length = !call.body.is_empty()
-            || matches!(call.method, Method::POST | Method::PUT | Method::PATCH);
-        if has_length {
-            let mut length = itoa::Buffer::new();
-            write_line(out, b"Content-Length", length.format(call.body.len()).as_bytes());
-        }
-        if self.keepalive.is_none() {
-            write_line(out, b"Connection", b"close");
-        }
-        out.extend_from_slice(b"\r\n");
+        self.endpoint.write_head(&call.ask(), out);
     }
 }
 
-/// Methods without side effects by definition (RFC 9110 section 9.2.1). A function may do
-/// anything on PUT or DELETE, so they are not sent twice.
-fn is_safe(method: &Method) -> bool {
-    matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE)
+impl Call {
+    /// The call as an endpoint takes it.
+    fn ask(&self) -> Ask<'_> {
+        Ask {
+            method: &self.method,
+            path: &self.path,
+            query: self.query.as_deref(),
+            headers: &self.headers,
+            body: self.body.clone(),
+        }
+    }
 }

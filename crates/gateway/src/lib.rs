@@ -5,7 +5,9 @@
 pub mod body;
 pub mod chain;
 pub mod client;
+pub mod consumer;
 pub mod core;
+pub mod endpoint;
 pub mod exchange;
 pub mod expr;
 mod forwarded;

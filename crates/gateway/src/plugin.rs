@@ -3,20 +3,23 @@
 //! Plugins are written against [`Plugin`]; the gateway runs them as [`DynPlugin`]. The
 //! [`Registry`] is the one list of those that exist.
 
+use std::any::{Any, TypeId};
+use std::collections::HashMap;
 use std::future::{Future, ready};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use ::http::StatusCode;
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use sluicegate_model::plugin::{Catalog, PluginInfo};
+pub use sluicegate_model::plugin::Auth;
+use sluicegate_model::plugin::{Catalog, Check, PluginInfo};
 use sluicegate_model::schema::Schema;
 
 use crate::exchange::{Exchange, Response};
 use crate::snapshot::references::first as first_reference;
-use crate::upstream::UpstreamDeps;
+use crate::upstream::{Upstream, UpstreamDeps};
 
 /// What a request does after a phase.
 pub enum Flow {
@@ -70,6 +73,8 @@ pub trait Plugin: Sized + Send + Sync + 'static {
     const PHASES: Phases;
     /// Paths of configuration fields kept encrypted at rest.
     const SECRETS: &'static [&'static str] = &[];
+    /// Set when the plugin tells who sends a request, by what consumers and credentials say.
+    const AUTH: Option<Auth> = None;
     /// The typed view of a configuration that passed [`Plugin::schema`].
     type Config: DeserializeOwned;
 
@@ -79,6 +84,26 @@ pub trait Plugin: Sized + Send + Sync + 'static {
     /// The JSON schema of the plugin's metadata, if it has any.
     fn metadata_schema() -> Option<Value> {
         None
+    }
+
+    /// The JSON schema of what a consumer or a credential says for this plugin, of type `auth`; its
+    /// secrets stand in `encrypt_fields`. `None`: the same as [`Plugin::schema`].
+    fn consumer_schema() -> Option<Value> {
+        None
+    }
+
+    /// Makes the runtime form of what a consumer or a credential says, defaults filled in; it is
+    /// what [`Credential::conf`](crate::consumer::Credential::conf) has.
+    ///
+    /// # Errors
+    /// Which field is wrong, and why.
+    fn compile_consumer(_config: Value) -> Result<Arc<dyn Any + Send + Sync>, ConfigError> {
+        Ok(Arc::new(()))
+    }
+
+    /// The ids of upstreams that a configuration names: it is compiled anew when they change.
+    fn upstream_ids(_config: &Value) -> Vec<String> {
+        Vec::new()
     }
 
     /// Makes the runtime form, or says which field is wrong and why.
@@ -123,6 +148,38 @@ pub struct CompileCtx<'a> {
     /// TLS and names of the running gateway; `None` in a trial, where nothing is warned
     /// about and nothing is looked up.
     pub deps: Option<&'a UpstreamDeps>,
+    /// The upstreams of the running gateway; `None` in a trial.
+    pub upstreams: Option<&'a dyn Upstreams>,
+}
+
+/// The upstreams that a plugin may send requests to.
+pub trait Upstreams {
+    /// The upstream of this id.
+    ///
+    /// # Errors
+    /// Why there is none that can be used.
+    fn of_id(&self, id: &str) -> Result<Arc<Upstream>, String>;
+
+    /// Compiles an upstream that stands in a plugin's configuration. `key` names it in logs, and
+    /// keeps what is known about its nodes when the configuration is compiled anew.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    fn compile(&self, key: &str, config: &Value) -> Result<Arc<Upstream>, String>;
+}
+
+/// What plugins keep for as long as the gateway runs, whatever becomes of their configurations:
+/// counters, clients of other servers. One value of each type.
+#[derive(Default)]
+pub struct PluginState(Mutex<HashMap<TypeId, Arc<dyn Any + Send + Sync>>>);
+
+impl PluginState {
+    /// The value of this type; made when it is first asked for.
+    pub fn get<T: Default + Send + Sync + 'static>(&self) -> Arc<T> {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let any = all.entry(TypeId::of::<T>()).or_insert_with(|| Arc::new(T::default())).clone();
+        any.downcast().unwrap_or_default()
+    }
 }
 
 /// A configuration that passed its schema and still cannot work.
@@ -190,6 +247,11 @@ impl<P: Plugin> DynPlugin for P {
     }
 }
 
+type CompileConsumer = dyn Fn(&Value) -> Result<CompiledConsumer, String> + Send + Sync;
+
+/// What a plugin made of a consumer's configuration.
+pub type CompiledConsumer = Arc<dyn Any + Send + Sync>;
+
 type Compile = dyn Fn(&Value, &CompileCtx<'_>) -> Result<Arc<dyn DynPlugin>, String> + Send + Sync;
 
 /// One plugin of the registry.
@@ -198,6 +260,8 @@ pub struct Registered {
     /// What the Admin API tells about it.
     pub info: PluginInfo,
     compile: Arc<Compile>,
+    consumer: Arc<CompileConsumer>,
+    upstream_ids: fn(&Value) -> Vec<String>,
     metadata: Option<Arc<Schema>>,
 }
 
@@ -209,6 +273,17 @@ impl Registered {
         ctx: &CompileCtx<'_>,
     ) -> Result<Arc<dyn DynPlugin>, String> {
         (self.compile)(config, ctx)
+    }
+
+    /// Checks what a consumer or a credential says for the plugin, fills in defaults and compiles
+    /// it.
+    pub fn compile_consumer(&self, config: &Value) -> Result<CompiledConsumer, String> {
+        (self.consumer)(config)
+    }
+
+    /// The ids of upstreams that a configuration names.
+    pub(crate) fn upstream_ids(&self, config: &Value) -> Vec<String> {
+        (self.upstream_ids)(config)
     }
 
     /// Checks metadata of the plugin and fills in its defaults.
@@ -239,6 +314,7 @@ impl Registry {
         sluicegate_model::plugin::inject_meta(&mut schema);
         let checker = Arc::new(Schema::compile(&schema).expect("a plugin's schema compiles"));
         let trial_schema = checker.clone();
+        let checker_of_consumer = checker.clone();
         let compile: Arc<Compile> = Arc::new(move |config, ctx| {
             checker.check(config)?;
             let mut filled = config.clone();
@@ -253,25 +329,52 @@ impl Registry {
                 // What a reference stands for is not known yet: only the schema can be checked.
                 return trial_schema.check(config);
             }
-            let ctx = CompileCtx { metadata: None, attr: None, owner: "", deps: None };
+            let ctx =
+                CompileCtx { metadata: None, attr: None, owner: "", deps: None, upstreams: None };
             trial(config, &ctx).map(drop)
         };
+        let consumer_schema = P::consumer_schema();
+        let of_consumer = match &consumer_schema {
+            Some(schema) => {
+                Arc::new(Schema::compile(schema).expect("a plugin's consumer schema compiles"))
+            }
+            None => checker_of_consumer,
+        };
+        let trial_schema = of_consumer.clone();
+        let consumer: Arc<CompileConsumer> = Arc::new(move |config| {
+            of_consumer.check(config)?;
+            let mut filled = config.clone();
+            of_consumer.fill_defaults(&mut filled);
+            P::compile_consumer(filled).map_err(|e| e.to_string())
+        });
+        let trial = consumer.clone();
+        let check_consumer: Check = Arc::new(move |config| match first_reference(config) {
+            Some(_) => trial_schema.check(config),
+            None => trial(config).map(drop),
+        });
         let info = PluginInfo {
             name: P::NAME,
             priority: P::PRIORITY,
             version: P::VERSION,
             schema,
             metadata_schema: P::metadata_schema(),
-            consumer_schema: None,
+            check_consumer: P::AUTH.is_some().then_some(check_consumer),
+            consumer_schema,
             secrets: P::SECRETS,
-            auth: None,
+            auth: P::AUTH,
             check: Arc::new(check),
         };
         let metadata = info.metadata_schema.as_ref().map(|schema| {
             Arc::new(Schema::compile(schema).expect("a plugin's metadata schema compiles"))
         });
         self.known.push(P::NAME);
-        self.plugins.push(Registered { info, compile, metadata });
+        self.plugins.push(Registered {
+            info,
+            compile,
+            consumer,
+            upstream_ids: P::upstream_ids,
+            metadata,
+        });
         self.plugins.sort_by_key(|p| std::cmp::Reverse(p.info.priority));
     }
 

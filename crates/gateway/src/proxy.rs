@@ -21,7 +21,8 @@ pub(crate) async fn proxy(
     exchange: &mut Exchange,
     route: &Arc<Route>,
 ) -> Result<Response, PluginError> {
-    let Some(upstream) = route.upstream.clone() else {
+    let chosen = exchange.chosen_upstream.clone();
+    let Some(upstream) = chosen.or_else(|| route.upstream.clone()) else {
         error!(route = %route.id, "A route has neither an upstream nor a plugin that answers: add one of them.");
         return Ok(Response::page(StatusCode::SERVICE_UNAVAILABLE));
     };
@@ -205,16 +206,7 @@ fn write_head(exchange: &Exchange, body: &Body, upgrade: bool, out: &mut Vec<u8>
     let request = &exchange.request;
     out.extend_from_slice(request.method.as_str().as_bytes());
     out.push(b' ');
-    match &exchange.upstream.uri {
-        Some(uri) => out.extend_from_slice(uri.as_bytes()),
-        None => {
-            let target = request.target();
-            if target.first() == Some(&b'?') {
-                out.push(b'/');
-            }
-            out.extend_from_slice(target);
-        }
-    }
+    write_target(exchange, out);
     out.extend_from_slice(b" HTTP/1.1\r\n");
     write_line(out, b"Host", exchange.upstream_host());
     let named = forwarded::ConnectionTokens::of(&request.headers);
@@ -235,6 +227,23 @@ fn write_head(exchange: &Exchange, body: &Body, upgrade: bool, out: &mut Vec<u8>
     let chunked = write_framing(request, body, out);
     out.extend_from_slice(b"\r\n");
     chunked
+}
+
+/// Writes the target as the upstream gets it: what a plugin made of it, or the client's.
+fn write_target(exchange: &Exchange, out: &mut Vec<u8>) {
+    if let Some(uri) = &exchange.upstream.uri {
+        return out.extend_from_slice(uri.as_bytes());
+    }
+    let (request, changed) = (&exchange.request, exchange.query_is_new());
+    let target = if changed { request.path() } else { request.target() };
+    if target.first() == Some(&b'?') {
+        out.push(b'/');
+    }
+    out.extend_from_slice(target);
+    if changed && let Some(query) = exchange.query() {
+        out.push(b'?');
+        out.extend_from_slice(query);
+    }
 }
 
 /// Writes `Content-Length` or `Transfer-Encoding` for a body; says which.
@@ -277,7 +286,9 @@ async fn send_grpc(
 
 fn grpc_head(exchange: &Exchange, target: &Target) -> Result<::http::Request<()>, ::http::Error> {
     let request = &exchange.request;
-    let path = String::from_utf8_lossy(request.target());
+    let mut target_sent = Vec::new();
+    write_target(exchange, &mut target_sent);
+    let path = String::from_utf8_lossy(&target_sent);
     let mut builder = ::http::Request::builder()
         .method(request.method.clone())
         .uri(

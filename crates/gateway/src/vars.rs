@@ -17,7 +17,7 @@ use crate::uri;
 impl Vars for Exchange {
     fn var<'a>(&'a self, name: &VarName) -> Option<Value<'a>> {
         match name {
-            VarName::Arg(name) => argument(self.request.query()?, name.as_bytes()),
+            VarName::Arg(name) => argument(self.query()?, name.as_bytes()),
             VarName::Cookie(name) => cookie(&self.request.headers, name),
             VarName::Http(name) => match Forwarded::of(self).instead(self, name) {
                 Some(seen) => seen.map(owned),
@@ -235,9 +235,9 @@ impl Exchange {
             Builtin::Uri => Some(bytes(self.uri())),
             Builtin::RequestUri => Some(owned(self.request_uri())),
             Builtin::RealRequestUri => Some(bytes(request.target())),
-            Builtin::Args => request.query().map(bytes),
+            Builtin::Args => self.query().map(bytes),
             Builtin::IsArgs => {
-                Some(bytes(if request.query().is_some_and(|q| !q.is_empty()) { b"?" } else { b"" }))
+                Some(bytes(if self.query().is_some_and(|q| !q.is_empty()) { b"?" } else { b"" }))
             }
             Builtin::Request | Builtin::RequestLine => {
                 let mut line = request.method.as_str().as_bytes().to_vec();
@@ -303,6 +303,10 @@ impl Exchange {
             Builtin::Msec => {
                 let now = self.started_at.duration_since(UNIX_EPOCH).unwrap_or_default();
                 Some(owned(seconds(now + self.elapsed())))
+            }
+            Builtin::ConsumerName => self.consumer.as_ref().map(|c| bytes(c.name.as_bytes())),
+            Builtin::ConsumerGroupId => {
+                self.consumer.as_ref()?.group_id.as_ref().map(|id| bytes(id.as_bytes()))
             }
             Builtin::RouteId => self.route.as_ref().map(|r| bytes(r.id.as_bytes())),
             Builtin::RouteName => self.route.as_ref()?.name.as_ref().map(|n| bytes(n.as_bytes())),

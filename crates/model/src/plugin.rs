@@ -39,6 +39,8 @@ pub struct PluginInfo {
     pub auth: Option<Auth>,
     /// Checks a configuration: against the schema, and by compiling it.
     pub check: Check,
+    /// Checks a consumer's configuration, where that is another matter.
+    pub check_consumer: Option<Check>,
 }
 
 /// What is special about a plugin of type `auth`.
@@ -202,7 +204,6 @@ impl Catalog {
 struct Entry {
     info: PluginInfo,
     metadata: Option<Result<Schema, String>>,
-    consumer: Option<Result<Schema, String>>,
 }
 
 impl Entry {
@@ -214,13 +215,12 @@ impl Entry {
             schema.insert("encrypt_fields".to_owned(), json!(info.secrets));
         }
         let metadata = info.metadata_schema.as_ref().map(Schema::compile);
-        let consumer = info.consumer_schema.as_ref().map(Schema::compile);
-        Self { info, metadata, consumer }
+        Self { info, metadata }
     }
 
     fn check(&self, config: &Value, part: Part) -> Result<(), String> {
-        match (&self.consumer, part) {
-            (Some(schema), Part::Consumer) => schema.as_ref().map_err(Clone::clone)?.check(config),
+        match (&self.info.check_consumer, part) {
+            (Some(check), Part::Consumer) => check(config),
             _ => (self.info.check)(config),
         }
     }
@@ -372,7 +372,15 @@ mod tests {
             secrets: &["authorization.apikey"],
             auth: None,
             check: Arc::new(move |config| compiled.check(config)),
+            check_consumer: None,
         };
+        let key = json!({
+            "type": "object",
+            "properties": {"key": {"type": "string"}},
+            "required": ["key"],
+            "encrypt_fields": ["key"],
+        });
+        let of_consumer = Schema::compile(&key).unwrap();
         let auth = PluginInfo {
             name: "key-auth",
             priority: 2500,
@@ -383,15 +391,11 @@ mod tests {
                 "properties": {"master_apikey": {"type": "string"}},
                 "encrypt_fields": ["master_apikey"],
             })),
-            consumer_schema: Some(json!({
-                "type": "object",
-                "properties": {"key": {"type": "string"}},
-                "required": ["key"],
-                "encrypt_fields": ["key"],
-            })),
+            consumer_schema: Some(key),
             secrets: &[],
             auth: Some(Auth { unique: Some("key") }),
             check: Arc::new(|_| Ok(())),
+            check_consumer: Some(Arc::new(move |config| of_consumer.check(config))),
         };
         Catalog::new(vec![lambda, auth], |vars| match vars.as_array().is_some_and(Vec::is_empty) {
             true => Ok(()),

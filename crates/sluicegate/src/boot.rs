@@ -116,6 +116,8 @@ impl Running {
             resolver: Resolver::new(runtime.handle().clone(), &settings::dns(&config)),
             keepalive: settings::keepalive(&config),
             tls: tls.clone(),
+            state: Arc::default(),
+            background: runtime.handle().clone(),
         };
         let keyring = settings::keyring(&config);
         let certificates: Arc<dyn Outside + Send + Sync> = Arc::new(Certificates(keyring.clone()));

@@ -249,6 +249,8 @@ pub fn deps(registry: Registry, runtime: &tokio::runtime::Handle) -> Deps {
             resolver: Resolver::new(runtime.clone(), &Default::default()),
             keepalive: KEEPALIVE,
             tls: Arc::new(TlsClients::new(None)),
+            state: Arc::default(),
+            background: runtime.clone(),
         },
         router: Mode::Uri,
         workers: 1,

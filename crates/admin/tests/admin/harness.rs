@@ -183,13 +183,16 @@ fn catalog() -> Catalog {
     ];
     let auth = auth.map(|(name, priority, unique, properties, secrets)| {
         let required: Vec<_> = properties.as_object().unwrap().keys().cloned().collect();
+        let consumer_schema = json!({
+            "type": "object",
+            "properties": properties,
+            "required": required,
+            "encrypt_fields": secrets,
+        });
+        let of_consumer = Schema::compile(&consumer_schema).unwrap();
         PluginInfo {
-            consumer_schema: Some(json!({
-                "type": "object",
-                "properties": properties,
-                "required": required,
-                "encrypt_fields": secrets,
-            })),
+            consumer_schema: Some(consumer_schema),
+            check_consumer: Some(Arc::new(move |conf| of_consumer.check(conf))),
             auth: Some(Auth { unique: Some(unique) }),
             ..plugin(name, priority, json!({"type": "object"}), None, &[])
         }
@@ -216,6 +219,7 @@ fn plugin(
         secrets,
         auth: None,
         check: Arc::new(move |conf| compiled.check(conf).map_err(|why| why.to_string())),
+        check_consumer: None,
     }
 }
 

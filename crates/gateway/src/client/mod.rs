@@ -135,6 +135,9 @@ pub enum CallError {
     /// The client's body broke off while it was being sent.
     #[error("the request body: {0}")]
     RequestBody(BodyError),
+    /// The answer's body broke off, or is larger than allowed.
+    #[error("the answer's body: {0}")]
+    AnswerBody(BodyError),
     /// HTTP/2 failed.
     #[error("HTTP/2 failed: {0}")]
     H2(#[from] ::h2::Error),

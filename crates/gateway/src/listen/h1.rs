@@ -337,7 +337,7 @@ fn exchange(
     };
     let version = if head.http11 { Version::Http11 } else { Version::Http10 };
     let request = super::request(head.method.clone(), version, headers, body, target);
-    let mut exchange = super::new_exchange(core, connection, request, started, requests);
+    let mut exchange = Exchange::new(core, connection, request, started, requests);
     exchange.bytes_received = head.len as u64;
     exchange
 }

@@ -245,7 +245,7 @@ fn exchange(
         }),
     };
     let request = super::request(parts.method, Version::Http2, headers, body, target);
-    let exchange = super::new_exchange(core, connection, request, started, requests);
+    let exchange = Exchange::new(core, connection, request, started, requests);
     match refused {
         Some((status, why)) => Err((status, why, Box::new(exchange))),
         None => Ok(exchange),

@@ -19,7 +19,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::body::{Body, BodyError};
 use crate::core::{Core, Shared};
-use crate::exchange::{Connection, Exchange, Request, Response, TlsInfo, UpstreamRecord, Version};
+use crate::exchange::{Connection, Exchange, Request, Response, TlsInfo, Version};
 use crate::handle::chains;
 use crate::http::headers::{Headers, Known};
 use crate::io::{Buffer, Stream, within};
@@ -331,46 +331,6 @@ async fn serve(core: &Rc<Core>, listen: &Listen, mut tcp: TcpStream, peer: Socke
         Box::pin(h2::serve(core, stream, connection, Buffer::default())).await;
     } else {
         Box::pin(h1::serve(core, stream, connection, Buffer::default())).await;
-    }
-}
-
-/// The exchange of a request whose head was just read.
-fn new_exchange(
-    core: &Rc<Core>,
-    connection: &Rc<Connection>,
-    request: Request,
-    started: Instant,
-    connection_requests: u64,
-) -> Exchange {
-    let settings = core.settings();
-    let (remote_addr, remote_port) =
-        real_ip::client(&settings.real_ip, connection, &request.headers);
-    Exchange {
-        snapshot: core.snapshot(),
-        core: core.clone(),
-        settings,
-        connection: connection.clone(),
-        remote_addr,
-        remote_port,
-        request,
-        uri: None,
-        route: None,
-        matched: Default::default(),
-        matched_slashes_kept: false,
-        upstream: UpstreamRecord::default(),
-        started,
-        started_at: core.wall_clock(started),
-        ended: None,
-        bytes_sent: 0,
-        body_bytes_sent: 0,
-        bytes_received: 0,
-        status: 0,
-        sent: None,
-        preview: Default::default(),
-        graphql: Default::default(),
-        connection_requests,
-        completed: false,
-        request_id: Default::default(),
     }
 }
 

@@ -23,14 +23,14 @@ use smallvec::SmallVec;
 
 /// A map from keys and key prefixes to values. Cloning is cheap when cloning a value is.
 #[derive(Clone, Debug)]
-pub(super) struct Map<V> {
+pub(crate) struct Map<V> {
     root: Node<V>,
     /// At which lengths there are prefixes, longest first.
     lengths: SmallVec<[Length; 1]>,
 }
 
 /// A value knows its place.
-pub(super) trait Place: Clone {
+pub(crate) trait Place: Clone {
     /// What most prefixes end in: a key is only looked for behind those it has.
     const SEPARATOR: u8;
 
@@ -40,7 +40,7 @@ pub(super) trait Place: Clone {
 
 /// Which of a key's two places is meant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     /// The key itself.
     Exact,
     /// Every key that begins with it, itself included.
@@ -49,7 +49,7 @@ pub(super) enum Kind {
 
 impl<V: Place> Map<V> {
     /// Builds a map at once from values whose places are all different.
-    pub(super) fn build(values: impl IntoIterator<Item = V>) -> Self {
+    pub(crate) fn build(values: impl IntoIterator<Item = V>) -> Self {
         let mut lengths = SmallVec::new();
         let mut values: Vec<_> = values
             .into_iter()
@@ -65,12 +65,12 @@ impl<V: Place> Map<V> {
         Self { root: Node::build(0, &values), lengths }
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.root.slots.is_empty()
     }
 
     /// The one value there is, if there is only one.
-    pub(super) fn only(&self) -> Option<&V> {
+    pub(crate) fn only(&self) -> Option<&V> {
         match &*self.root.slots {
             [Slot::One(_, value)] => Some(value),
             _ => None,
@@ -79,13 +79,13 @@ impl<V: Place> Map<V> {
 
     /// The value at the key itself.
     #[inline]
-    pub(super) fn exact(&self, key: &[u8]) -> Option<&V> {
+    pub(crate) fn exact(&self, key: &[u8]) -> Option<&V> {
         self.root.find(hash(key, Kind::Exact), key, Kind::Exact)
     }
 
     /// The values of all prefixes of a key with their lengths, longest first.
     #[inline]
-    pub(super) fn prefixes(&self, key: &[u8]) -> impl Iterator<Item = (usize, &V)> {
+    pub(crate) fn prefixes(&self, key: &[u8]) -> impl Iterator<Item = (usize, &V)> {
         self.lengths.iter().filter_map(move |length| {
             let start = key.get(..length.bytes as usize)?;
             if length.open == 0 && start.last() != Some(&V::SEPARATOR) {
@@ -97,7 +97,7 @@ impl<V: Place> Map<V> {
     }
 
     /// Puts another value at one place: what `change` makes of the old one.
-    pub(super) fn update(
+    pub(crate) fn update(
         &mut self,
         key: &[u8],
         kind: Kind,

@@ -10,7 +10,7 @@
 //! A router never changes. [`Router::updated`] makes a new one that shares everything the change does
 //! not touch, so that one change among many routes costs microseconds.
 
-mod map;
+pub(crate) mod map;
 mod pattern;
 #[cfg(test)]
 mod tests;

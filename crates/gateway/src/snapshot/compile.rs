@@ -4,6 +4,7 @@
 //! Of a resource only the stored text is kept, mostly in the store's own memory: it is read again
 //! when something it depends on has changed. Services are kept as read, for their routes.
 
+mod consumer;
 mod route;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,7 +19,8 @@ use sluicegate_model::upstream::Upstream as UpstreamConfig;
 use tracing::{error, warn};
 
 use crate::chain::Chain;
-use crate::plugin::Registry;
+use crate::consumer::Consumers;
+use crate::plugin::{Registry, Upstreams};
 use crate::router::{Mode, Router};
 use crate::tls::{Certificates, TlsEntry};
 use crate::upstream::{Upstream, UpstreamDeps};
@@ -27,6 +29,7 @@ use super::counters::Source;
 use super::links::{Links, Node};
 use super::references::{self, References, Refuse};
 use super::{Route, Snapshot, UnknownPlugins};
+use consumer::{ConsumerEntry, CredentialEntries};
 
 /// One resource written or removed. Secrets are in the clear.
 #[derive(Debug, Clone)]
@@ -84,6 +87,10 @@ pub struct Compiler {
     global_rules: BTreeMap<Arc<str>, Stored<Option<Arc<Chain>>>>,
     metadata: BTreeMap<Arc<str>, Stored<Option<Value>>>,
     routes: BTreeMap<Arc<str>, Stored<()>>,
+    consumer_groups: BTreeMap<Arc<str>, Stored<()>>,
+    consumers: BTreeMap<Arc<str>, Stored<ConsumerEntry>>,
+    credentials: BTreeMap<Arc<str>, Stored<CredentialEntries>>,
+    known_consumers: Consumers,
     links: Links,
     router: Router<Arc<Route>>,
     global: Box<[Arc<Chain>]>,
@@ -135,6 +142,10 @@ impl Compiler {
             global_rules: BTreeMap::new(),
             metadata: BTreeMap::new(),
             routes: BTreeMap::new(),
+            consumer_groups: BTreeMap::new(),
+            consumers: BTreeMap::new(),
+            credentials: BTreeMap::new(),
+            known_consumers: Consumers::default(),
             links: Links::default(),
             router: Router::builder(deps.router).build(),
             global: Box::default(),
@@ -199,13 +210,17 @@ impl Compiler {
         all.extend(self.global_rules.keys().map(|id| (Kind::GlobalRules, id.clone())));
         all.extend(self.metadata.keys().map(|id| (Kind::PluginMetadata, id.clone())));
         all.extend(self.routes.keys().map(|id| (Kind::Routes, id.clone())));
+        all.extend(self.consumer_groups.keys().map(|id| (Kind::ConsumerGroups, id.clone())));
+        all.extend(self.consumers.keys().map(|id| (Kind::Consumers, id.clone())));
+        all.extend(self.credentials.keys().map(|id| (Kind::Credentials, id.clone())));
         all
     }
 
     /// Keeps a changed resource and names it, if it is of a kind that is compiled.
     fn store(&mut self, change: Change) -> Option<Node> {
         let Change { kind, id, value, text, created, .. } = change;
-        let uses = value.as_ref().map(|value| self.links.of(kind, value)).unwrap_or_default();
+        let uses = |value| self.links.of(kind, &id, value, &self.deps.registry);
+        let uses = value.as_ref().map(uses).unwrap_or_default();
         let text = value.map(|value| text.unwrap_or_else(|| value.to_string().into_bytes().into()));
         let change = Text { kind, id: id.into(), text, created, uses };
         let links = &mut self.links;
@@ -220,6 +235,17 @@ impl Compiler {
             Kind::GlobalRules => change.put(&mut self.global_rules, links, || None),
             Kind::PluginMetadata => change.put(&mut self.metadata, links, || None),
             Kind::Routes => change.put(&mut self.routes, links, || ()),
+            Kind::ConsumerGroups => change.put(&mut self.consumer_groups, links, || ()),
+            Kind::Consumers => {
+                self.withdraw_consumer(&change);
+                let links = &mut self.links;
+                change.put(&mut self.consumers, links, ConsumerEntry::default)
+            }
+            Kind::Credentials => {
+                self.withdraw_credential(&change);
+                let links = &mut self.links;
+                change.put(&mut self.credentials, links, CredentialEntries::default)
+            }
             // Kinds that later parts of the gateway serve are stored, and nothing here reads them.
             _ => return None,
         };
@@ -255,6 +281,15 @@ impl Compiler {
         if !rules.is_empty() {
             self.global = self.global_rules.values().filter_map(|rule| rule.made.clone()).collect();
         }
+        for id in self.take(Kind::ConsumerGroups, &mut dirty) {
+            self.compile_consumer_group(&id);
+        }
+        for id in self.take(Kind::Consumers, &mut dirty) {
+            self.compile_consumer(&id);
+        }
+        for id in self.take(Kind::Credentials, &mut dirty) {
+            self.compile_credential(&id);
+        }
         let routes = self.take(Kind::Routes, &mut dirty);
         self.compile_routes(&routes);
         self.show_reports();
@@ -262,6 +297,7 @@ impl Compiler {
             revision: self.revision,
             router: self.router.clone(),
             global: self.global.clone(),
+            consumers: self.known_consumers.clone(),
             certificates: self.certificates.clone(),
         })
     }
@@ -398,14 +434,17 @@ impl Compiler {
         self.note(Kind::GlobalRules, id, outcome);
     }
 
-    /// Plugins in the order they run. Consumers and their groups are merged in when a request's
-    /// consumer is known.
+    /// Plugins in the order they run. Those of consumers and their groups are merged in when a
+    /// request's consumer is known.
     fn chain(&mut self, plugins: &Map<String, Value>, owner: &str) -> Result<Arc<Chain>, Broken> {
         if plugins.is_empty() {
             return Ok(self.no_plugins.clone());
         }
-        let Deps { registry, unknown_plugins, plugin_attr, upstream, .. } = &self.deps;
-        let refused = unknown_plugins.refused(plugins, registry, owner, &mut self.warned);
+        let mut warned = std::mem::take(&mut self.warned);
+        let Deps { registry, unknown_plugins, .. } = &self.deps;
+        let refused = unknown_plugins.refused(plugins, registry, owner, &mut warned);
+        self.warned = warned;
+        let Deps { registry, plugin_attr, upstream, .. } = &self.deps;
         let metadata = |name: &str| self.metadata.get(name)?.made.as_ref();
         // Differs: APISIX uses a reference that has no value as the value.
         let refused = refused
@@ -414,7 +453,8 @@ impl Compiler {
             // Nor may the version before serve, which lacks what was asked for.
             return Err(Broken { keeps_good: false, ..unavailable(cause) });
         }
-        let chain = Chain::compile(plugins, registry, plugin_attr, &metadata, owner, upstream);
+        let upstreams: (_, Option<&dyn Upstreams>) = (upstream, Some(self));
+        let chain = Chain::compile(plugins, registry, plugin_attr, &metadata, owner, upstreams);
         chain.map(Arc::new).map_err(unavailable)
     }
 
@@ -452,6 +492,17 @@ impl Compiler {
             cause: cause.clone(),
         });
         self.shown = (Arc::new(shown.collect()), true);
+    }
+}
+
+impl Upstreams for Compiler {
+    fn of_id(&self, id: &str) -> Result<Arc<Upstream>, String> {
+        self.upstream_of_id(id).map_err(|broken| broken.cause)
+    }
+
+    fn compile(&self, key: &str, config: &Value) -> Result<Arc<Upstream>, String> {
+        let config = UpstreamConfig::load(config).map_err(|e| e.to_string())?;
+        self.upstream(&key.into(), &config)
     }
 }
 

@@ -7,8 +7,15 @@ use serde_json::Value;
 use sluicegate_model::check;
 use sluicegate_model::kind::Kind;
 
+use crate::plugin::Registry;
+
 /// A resource.
 pub(super) type Node = (Kind, Arc<str>);
+
+/// The consumer that a credential belongs to, by the credential's id: `jack/credentials/1`.
+pub(super) fn owner_of(credential: &str) -> Option<&str> {
+    credential.split_once("/credentials/").map(|(owner, _)| owner)
+}
 
 /// The users of each resource that has any, whether it exists or not.
 #[derive(Debug, Default)]
@@ -18,13 +25,28 @@ pub(super) struct Links {
 
 impl Links {
     /// Whom a resource uses by its own configuration, each once.
-    pub(super) fn of(&self, kind: Kind, value: &Value) -> Box<[Node]> {
+    pub(super) fn of(
+        &self,
+        kind: Kind,
+        id: &str,
+        value: &Value,
+        registry: &Registry,
+    ) -> Box<[Node]> {
         let references = check::references(kind, value).into_iter();
+        // A consumer's group is looked up by the request.
+        let references = references.filter(|reference| reference.kind != Kind::ConsumerGroups);
         let references = references.map(|reference| (reference.kind, Arc::from(reference.id)));
-        // Plugins are compiled with their metadata.
+        let owner = (kind == Kind::Credentials).then(|| owner_of(id)).flatten();
+        let owner = owner.map(|owner| (Kind::Consumers, Arc::from(owner)));
+        // Plugins are compiled with their metadata, and with upstreams they name.
         let plugins = value.get("plugins").and_then(Value::as_object).into_iter().flatten();
-        let plugins = plugins.map(|(name, _)| (Kind::PluginMetadata, Arc::from(name.as_str())));
-        let mut used: Vec<Node> = references.chain(plugins).collect();
+        let plugins = plugins.flat_map(|(name, config)| {
+            let upstreams = registry.get(name).map(|known| known.upstream_ids(config));
+            let upstreams = upstreams.into_iter().flatten();
+            let upstreams = upstreams.map(|id| (Kind::Upstreams, Arc::from(id)));
+            upstreams.chain([(Kind::PluginMetadata, Arc::from(name.as_str()))])
+        });
+        let mut used: Vec<Node> = references.chain(owner).chain(plugins).collect();
         for node in &mut used {
             // One text serves all who name it.
             if let Some((known, _)) = self.users.get_key_value(node) {

@@ -12,6 +12,7 @@ use ::http::StatusCode;
 
 use crate::chain::Chain;
 use crate::client::Timeouts;
+use crate::consumer::Consumers;
 use crate::router::Router;
 use crate::tls::Certificates;
 use crate::upstream::Upstream;
@@ -29,6 +30,8 @@ pub struct Snapshot {
     pub router: Router<Arc<Route>>,
     /// The plugins of each global rule; they run for every request.
     pub global: Box<[Arc<Chain>]>,
+    /// Who may send requests.
+    pub consumers: Consumers,
     /// Certificates by server name.
     pub certificates: Arc<Certificates>,
 }
@@ -39,6 +42,7 @@ impl Default for Snapshot {
             revision: 0,
             router: Router::builder(Default::default()).build(),
             global: Box::default(),
+            consumers: Consumers::default(),
             certificates: Arc::default(),
         }
     }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use sluicegate_model::upstream as model;
 
 use crate::client::{CallError, Keepalive, Timeouts, TlsClients, TlsRequest, TlsTarget};
+use crate::plugin::PluginState;
 use balance::RoundRobin;
 use resolve::{Name, Resolver};
 
@@ -104,6 +105,10 @@ pub struct UpstreamDeps {
     pub resolver: Arc<Resolver>,
     /// Idle connections where an upstream says nothing.
     pub keepalive: Keepalive,
+    /// What plugins keep whatever becomes of their configurations.
+    pub state: Arc<PluginState>,
+    /// Where work is done that is not a request's: never on a request's thread.
+    pub background: tokio::runtime::Handle,
 }
 
 impl Upstream {

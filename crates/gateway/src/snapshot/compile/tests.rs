@@ -106,6 +106,8 @@ impl Bench {
                 tls: Arc::new(TlsClients::new(None)),
                 resolver: Resolver::new(runtime.handle().clone(), &Default::default()),
                 keepalive,
+                state: Arc::default(),
+                background: runtime.handle().clone(),
             },
             router: Mode::HostUri,
             workers: 1,

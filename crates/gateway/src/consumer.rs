@@ -1,0 +1,230 @@
+//! Consumers: who sends a request, found by what authentication plugins read from it.
+//!
+//! All keys of all consumers lie in one persistent map, so that a look-up costs one hash whatever
+//! their number, and a change of one consumer copies the way to its keys only.
+
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde_json::{Map as JsonMap, Value};
+use smallvec::SmallVec;
+
+use crate::chain::Chain;
+use crate::router::map::{Kind as PlaceKind, Map, Place};
+
+/// A consumer, compiled.
+#[derive(Clone)]
+pub struct Consumer {
+    /// Its name (`consumer_name`), which is its id.
+    pub name: Arc<str>,
+    /// Its group (`consumer_group_id`).
+    pub group_id: Option<Arc<str>>,
+    /// Its labels; `custom_id` goes to the upstream.
+    pub labels: JsonMap<String, Value>,
+    /// Its plugins, those that authenticate left out.
+    pub chain: Arc<Chain>,
+}
+
+impl Consumer {
+    /// The label `custom_id`, as it is sent to the upstream.
+    pub fn custom_id(&self) -> Option<&str> {
+        self.labels.get("custom_id").and_then(Value::as_str)
+    }
+}
+
+/// What a consumer has for one authentication plugin: in its own `plugins` or in a credential.
+#[derive(Clone)]
+pub struct Credential {
+    /// Whose it is.
+    pub consumer: Arc<Consumer>,
+    /// The credential's id; `None`: it stands in the consumer itself.
+    pub id: Option<Arc<str>>,
+    /// What [`Plugin::compile_consumer`](crate::plugin::Plugin::compile_consumer) made of the
+    /// configuration.
+    pub conf: Arc<dyn Any + Send + Sync>,
+    /// The plugin's name, a zero byte, and the key.
+    place: Box<[u8]>,
+}
+
+impl Credential {
+    /// One that is found by `plugin` and `key`.
+    pub fn new(
+        consumer: Arc<Consumer>,
+        id: Option<Arc<str>>,
+        plugin: &str,
+        key: &str,
+        conf: Arc<dyn Any + Send + Sync>,
+    ) -> Self {
+        let place = place(plugin, key.as_bytes()).to_vec().into();
+        Self { consumer, id, conf, place }
+    }
+
+    /// The name of the plugin it is for.
+    pub fn plugin(&self) -> &str {
+        let name = self.place.split(|byte| *byte == 0).next().unwrap_or_default();
+        std::str::from_utf8(name).unwrap_or_default()
+    }
+
+    /// What the plugin made of the configuration, as its own type.
+    pub fn conf<T: 'static>(&self) -> Option<&T> {
+        self.conf.downcast_ref()
+    }
+}
+
+/// Every consumer of a snapshot. Cloning is cheap.
+#[derive(Clone, Default)]
+pub struct Consumers {
+    keys: Map<Keyed>,
+    names: Map<Named>,
+    groups: Arc<BTreeMap<Arc<str>, Arc<Chain>>>,
+    /// How many keys there are of each plugin.
+    counts: Arc<BTreeMap<Box<str>, usize>>,
+}
+
+impl Consumers {
+    /// The credential of `plugin` that has this key.
+    pub fn find(&self, plugin: &str, key: &[u8]) -> Option<&Arc<Credential>> {
+        self.keys.exact(&place(plugin, key)).map(|keyed| &keyed.0)
+    }
+
+    /// Has any consumer something for this plugin?
+    pub fn any(&self, plugin: &str) -> bool {
+        self.counts.contains_key(plugin)
+    }
+
+    /// The consumer of this name.
+    pub fn named(&self, name: &str) -> Option<&Arc<Consumer>> {
+        self.names.exact(name.as_bytes()).map(|named| &named.0)
+    }
+
+    /// The plugins of a consumer group, if there is one of this id.
+    pub fn group(&self, id: &str) -> Option<&Arc<Chain>> {
+        self.groups.get(id)
+    }
+
+    /// Puts a consumer in, or takes it out.
+    pub(crate) fn set_named(&mut self, name: &str, consumer: Option<Arc<Consumer>>) {
+        self.names.update(name.as_bytes(), PlaceKind::Exact, |_| consumer.map(Named));
+    }
+
+    /// Puts a credential in the place of whichever had its key.
+    pub(crate) fn insert(&mut self, credential: Arc<Credential>) {
+        let counts = &mut self.counts;
+        let plugin = credential.plugin().to_owned();
+        let place = credential.place.clone();
+        self.keys.update(&place, PlaceKind::Exact, |before| {
+            if before.is_none() {
+                *Arc::make_mut(counts).entry(plugin.into()).or_default() += 1;
+            }
+            Some(Keyed(credential))
+        });
+    }
+
+    /// Takes a credential out, unless another one has its key by now.
+    pub(crate) fn remove(&mut self, credential: &Arc<Credential>) {
+        let counts = &mut self.counts;
+        self.keys.update(&credential.place, PlaceKind::Exact, |found| {
+            let found = found?;
+            if !Arc::ptr_eq(&found.0, credential) {
+                return Some(found.clone());
+            }
+            let counts = Arc::make_mut(counts);
+            if let Some(count) = counts.get_mut(credential.plugin()) {
+                *count -= 1;
+                if *count == 0 {
+                    counts.remove(credential.plugin());
+                }
+            }
+            None
+        });
+    }
+
+    /// Puts a group's plugins in, or takes them out.
+    pub(crate) fn set_group(&mut self, id: &Arc<str>, chain: Option<Arc<Chain>>) {
+        let groups = Arc::make_mut(&mut self.groups);
+        match chain {
+            Some(chain) => groups.insert(id.clone(), chain),
+            None => groups.remove(id),
+        };
+    }
+}
+
+fn place(plugin: &str, key: &[u8]) -> SmallVec<[u8; 96]> {
+    let mut place = SmallVec::from_slice(plugin.as_bytes());
+    place.push(0);
+    place.extend_from_slice(key);
+    place
+}
+
+#[derive(Clone)]
+struct Keyed(Arc<Credential>);
+
+impl Place for Keyed {
+    const SEPARATOR: u8 = 0;
+
+    fn key(&self) -> (&[u8], PlaceKind) {
+        (&self.0.place, PlaceKind::Exact)
+    }
+}
+
+#[derive(Clone)]
+struct Named(Arc<Consumer>);
+
+impl Place for Named {
+    const SEPARATOR: u8 = 0;
+
+    fn key(&self) -> (&[u8], PlaceKind) {
+        (self.0.name.as_bytes(), PlaceKind::Exact)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn consumer(name: &str) -> Arc<Consumer> {
+        Arc::new(Consumer {
+            name: name.into(),
+            group_id: None,
+            labels: JsonMap::new(),
+            chain: Arc::default(),
+        })
+    }
+
+    fn credential(name: &str, plugin: &str, key: &str) -> Arc<Credential> {
+        Arc::new(Credential::new(consumer(name), None, plugin, key, Arc::new(())))
+    }
+
+    #[test]
+    fn a_key_leads_to_the_one_who_had_it_last_and_goes_with_them() {
+        let mut consumers = Consumers::default();
+        let owner = |consumers: &Consumers, plugin: &str, key: &str| {
+            consumers.find(plugin, key.as_bytes()).map(|found| found.consumer.name.to_string())
+        };
+        let (jack, rose) =
+            (credential("jack", "key-auth", "k"), credential("rose", "key-auth", "k"));
+        consumers.insert(jack.clone());
+        let before = consumers.clone();
+        consumers.insert(rose.clone());
+        assert_eq!(owner(&before, "key-auth", "k").as_deref(), Some("jack"));
+        assert_eq!(owner(&consumers, "key-auth", "k").as_deref(), Some("rose"));
+        assert_eq!(owner(&consumers, "jwt-auth", "k"), None);
+        assert_eq!(owner(&consumers, "key-auth", ""), None);
+        consumers.remove(&jack);
+        assert_eq!(owner(&consumers, "key-auth", "k").as_deref(), Some("rose"));
+        assert!(consumers.any("key-auth") && !consumers.any("key"));
+        consumers.remove(&rose);
+        assert_eq!(owner(&consumers, "key-auth", "k"), None);
+        assert!(!consumers.any("key-auth"));
+    }
+
+    #[test]
+    fn a_name_leads_to_its_consumer() {
+        let mut consumers = Consumers::default();
+        consumers.set_named("jack", Some(consumer("jack")));
+        assert!(consumers.named("jack").is_some() && consumers.named("jac").is_none());
+        consumers.set_named("jack", None);
+        assert!(consumers.named("jack").is_none());
+    }
+}
