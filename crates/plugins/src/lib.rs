@@ -1,14 +1,23 @@
 //! The plugins. This is the one list of them.
 
 mod aws_lambda;
+mod azure_functions;
+mod openfunction;
+mod openwhisk;
 
 pub use aws_lambda::AwsLambda;
+pub use azure_functions::AzureFunctions;
+pub use openfunction::OpenFunction;
+pub use openwhisk::OpenWhisk;
 use sluicegate_gateway::plugin::Registry;
 
 /// Every plugin there is.
 pub fn registry() -> Registry {
     let mut registry = Registry::default();
     registry.add::<AwsLambda>();
+    registry.add::<AzureFunctions>();
+    registry.add::<OpenFunction>();
+    registry.add::<OpenWhisk>();
     registry
 }
 

@@ -16,6 +16,7 @@ mod doors;
 mod encryption;
 mod etcd;
 mod forwarding;
+mod functions;
 mod grpc;
 mod lifecycle;
 mod observe;
