@@ -22,6 +22,7 @@ use crate::real_ip;
 use crate::router::Matched;
 use crate::settings::Settings;
 use crate::snapshot::Route;
+use crate::tls::{ClientAuth, ClientCertificate};
 use crate::upstream::Upstream;
 
 /// A request on its way through the gateway.
@@ -161,6 +162,26 @@ pub struct TlsInfo {
     pub cipher: String,
     /// The server name the client asked for.
     pub sni: Option<String>,
+    /// Which certificates the handshake asked for.
+    pub client_auth: Option<Arc<ClientAuth>>,
+    /// The certificate the client showed.
+    pub client: Option<ClientCertificate>,
+}
+
+impl TlsInfo {
+    /// `ssl_client_verify`, as nginx words it.
+    pub fn client_verify(&self) -> String {
+        match &self.client {
+            None => "NONE".to_owned(),
+            Some(ClientCertificate { failure: None, .. }) => "SUCCESS".to_owned(),
+            Some(ClientCertificate { failure: Some(why), .. }) => format!("FAILED:{why}"),
+        }
+    }
+
+    /// Did the client show a certificate that is believed?
+    pub fn is_client_verified(&self) -> bool {
+        self.client.as_ref().is_some_and(|client| client.failure.is_none())
+    }
 }
 
 impl Connection {

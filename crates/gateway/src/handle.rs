@@ -47,6 +47,9 @@ async fn answer(exchange: &mut Exchange) -> Result<Response, PluginError> {
     if let Some(response) = normalise(exchange) {
         return Ok(response);
     }
+    if let Some(response) = refuse_unverified_client(exchange) {
+        return Ok(response);
+    }
     let snapshot = exchange.snapshot.clone();
     let found = match route(exchange, &snapshot).await {
         Ok(found) => found,
@@ -151,6 +154,35 @@ fn normalise(exchange: &mut Exchange) -> Option<Response> {
             Some(Response::page(StatusCode::BAD_REQUEST))
         }
     }
+}
+
+/// Refuses a request for a name that is served to clients with certificates only, unless the
+/// connection's handshake was about that very name and the client's certificate is believed: a
+/// connection may be used for other names than the one it was made for.
+fn refuse_unverified_client(exchange: &Exchange) -> Option<Response> {
+    let tls = exchange.connection.tls.as_ref()?;
+    let certificates = &exchange.snapshot.certificates;
+    let cause = if let Some(auth) = &tls.client_auth
+        && !tls.is_client_verified()
+        && !auth.skips(exchange.uri())
+    {
+        tls.client_verify()
+    } else if certificates.asks_clients()
+        && let host = exchange.request.host()
+        && let Some(auth) = certificates.client_auth(&host)
+    {
+        let same = tls.sni.as_deref().is_some_and(|sni| sni.eq_ignore_ascii_case(&host));
+        match same {
+            // The certificate was asked for after the connection was made, for example.
+            true if tls.is_client_verified() || auth.skips(exchange.uri()) => return None,
+            true => tls.client_verify(),
+            false => format!("the handshake was about {:?}, the host is {host:?}", tls.sni),
+        }
+    } else {
+        return None;
+    };
+    warn!(client = %exchange.remote_addr, cause, "A client without a certificate that is believed was refused.");
+    Some(Response::page(StatusCode::BAD_REQUEST))
 }
 
 /// Looks for the route. Where a condition asks for the body, reads it and looks again.

@@ -12,6 +12,7 @@ use crate::expr::{Builtin, Value, VarName, Vars};
 use crate::forwarded::Forwarded;
 use crate::graphql::{self, GraphqlError};
 use crate::http::headers::{Headers, Known};
+use crate::tls::CertificateField;
 use crate::uri;
 
 impl Vars for Exchange {
@@ -318,6 +319,11 @@ impl Exchange {
             }
             Builtin::SslProtocol => tls.map(|t| bytes(t.protocol.as_bytes())),
             Builtin::SslCipher => tls.map(|t| bytes(t.cipher.as_bytes())),
+            Builtin::SslClientVerify => tls.map(|t| owned(t.client_verify())),
+            Builtin::SslClientSDn => self.client_certificate(CertificateField::Subject),
+            Builtin::SslClientIDn => self.client_certificate(CertificateField::Issuer),
+            Builtin::SslClientSerial => self.client_certificate(CertificateField::Serial),
+            Builtin::SslClientFingerprint => self.client_certificate(CertificateField::Fingerprint),
             Builtin::SslServerName => tls?.sni.as_ref().map(|s| bytes(s.as_bytes())),
             Builtin::UpstreamAddr => {
                 let text = |addr: &_| self.core.with_address_text(*addr, |text| text.into());
@@ -348,6 +354,10 @@ impl Exchange {
             }
             _ => None,
         }
+    }
+
+    fn client_certificate(&self, field: CertificateField) -> Option<Value<'_>> {
+        self.connection.tls.as_ref()?.client.as_ref()?.field(field).map(owned)
     }
 
     /// The client's address as text.

@@ -327,6 +327,22 @@ fn ssl_beyond_schema(ssl: &Value, outside: &dyn Outside) -> Result<(), String> {
             .cert_pair(ca, None)
             .map_err(|error| format!("failed to validate client_cert: {error}"))?;
     }
+    let skipped = ssl.get("client").and_then(|client| client.get("skip_mtls_uri_regex"));
+    for text in skipped.and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str) {
+        // Differs: APISIX stores a broken expression, which then skips nothing and says so nowhere.
+        fancy_regex::Regex::new(text).map_err(|error| {
+            format!(
+                "property \"client.skip_mtls_uri_regex\" has an invalid regex {text:?}: {error}"
+            )
+        })?;
+    }
+    let versions = list("ssl_protocols");
+    if !versions.is_empty() && versions.iter().all(|version| version == "TLSv1.1") {
+        // Differs: APISIX serves TLS 1.1, which the TLS library here has no code for.
+        return Err(
+            "property \"ssl_protocols\" needs TLSv1.2 or TLSv1.3: TLSv1.1 is not served".into()
+        );
+    }
     Ok(())
 }
 

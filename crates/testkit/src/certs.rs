@@ -51,6 +51,16 @@ impl Authority {
         self.0.pem()
     }
 
+    /// Another authority that it vouches for.
+    pub fn intermediate(&self) -> Self {
+        let mut params = params(&[]);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        params.distinguished_name.push(DnType::CommonName, "testkit intermediate authority");
+        let key = KeyPair::generate().expect("the system has random bytes");
+        Self(CertifiedIssuer::signed_by(params, key, &self.0).expect("the parameters are valid"))
+    }
+
     /// A certificate for `names` that it vouches for.
     pub fn issue(&self, names: &[&str]) -> Pair {
         let key = KeyPair::generate().expect("the system has random bytes");

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
+use tokio_rustls::server::TlsStream;
 use tracing::{debug, error, info, warn};
 
 use crate::body::{Body, BodyError};
@@ -26,6 +27,7 @@ use crate::io::{Buffer, Stream, within};
 use crate::plugin::Phases;
 use crate::real_ip;
 use crate::settings::{Listen, Settings};
+use crate::tls::{ClientAuth, ClientCertificate};
 
 /// The gateway cannot listen.
 #[derive(Debug, thiserror::Error)]
@@ -253,6 +255,23 @@ fn take(core: &Rc<Core>, listen: &Rc<Listen>, tcp: TcpStream, peer: SocketAddr) 
     });
 }
 
+/// The TLS handshake; says which certificates it asked the client for.
+async fn shake(
+    core: &Rc<Core>,
+    tcp: TcpStream,
+    client_auth: &mut Option<Arc<ClientAuth>>,
+) -> io::Result<TlsStream<TcpStream>> {
+    let server = &core.shared.tls_server;
+    if !server.has_special() {
+        return tokio_rustls::TlsAcceptor::from(server.config()).accept(tcp).await;
+    }
+    let start = tokio_rustls::LazyConfigAcceptor::new(Default::default(), tcp).await?;
+    let (config, asked) =
+        server.config_for(start.client_hello().server_name()).map_err(io::Error::other)?;
+    *client_auth = asked;
+    start.into_stream(config).await
+}
+
 /// Serves one client connection from its first byte to its last.
 async fn serve(core: &Rc<Core>, listen: &Listen, mut tcp: TcpStream, peer: SocketAddr) {
     if let Err(error) = tcp.set_nodelay(true) {
@@ -297,8 +316,8 @@ async fn serve(core: &Rc<Core>, listen: &Listen, mut tcp: TcpStream, peer: Socke
         Some(Ok(1)) => return Box::pin(h1::refuse_plain(core, tcp)).await,
         _ => return,
     }
-    let acceptor = tokio_rustls::TlsAcceptor::from(core.shared.tls_server.config());
-    let handshake = within(settings.client_header_timeout, acceptor.accept(tcp));
+    let mut client_auth = None;
+    let handshake = within(settings.client_header_timeout, shake(core, tcp, &mut client_auth));
     let session = match Box::pin(handshake).await {
         Some(Ok(session)) => session,
         Some(Err(error)) => {
@@ -324,6 +343,12 @@ async fn serve(core: &Rc<Core>, listen: &Listen, mut tcp: TcpStream, peer: Socke
             .unwrap_or_default()
             .into(),
         sni: state.server_name().map(str::to_owned),
+        client: client_auth.as_ref().and_then(|auth| {
+            let chain = state.peer_certificates()?;
+            let failure = auth.verify(chain).err();
+            Some(ClientCertificate { der: chain.first()?.clone().into_owned(), failure })
+        }),
+        client_auth,
     });
     let stream = Stream::ServerTls(Box::new(session));
     let connection = Rc::new(connection);

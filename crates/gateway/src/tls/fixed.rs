@@ -45,7 +45,7 @@ pub fn fixed(settings: &TlsSettings, pem: FixedPem<'_>) -> Result<ServerConfig, 
         }
     };
     let mut config = ServerConfig::builder_with_provider(used)
-        .with_protocol_versions(&versions(settings))
+        .with_protocol_versions(&versions(settings.tls12, settings.tls13))
         .map_err(|e| FixedError::Certificate(e.to_string()))?
         .with_client_cert_verifier(clients)
         .with_cert_resolver(Arc::new(SingleCertAndKey::from(key)));

@@ -1,12 +1,13 @@
 //! TLS towards clients: certificates by server name out of the snapshot, so that a changed
 //! `ssls` resource serves the next handshake without a reload.
 
+mod client_auth;
 mod fixed;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use rustls::ServerConfig;
 use rustls::crypto::ring as provider;
 use rustls::server::{ClientHello, ResolvesServerCert};
@@ -14,36 +15,61 @@ use rustls::sign::CertifiedKey;
 use rustls_pki_types::PrivateKeyDer;
 use rustls_pki_types::pem::PemObject;
 use sluicegate_model::ssl::Ssl;
+use smallvec::SmallVec;
+use tracing::warn;
 
+pub use client_auth::{CertificateField, ClientAuth, ClientCertificate};
 pub use fixed::{FixedError, FixedPem, fixed};
 
-use crate::settings::{Settings, TlsSettings};
+use crate::settings::Settings;
 
-/// The certificates of one `ssls` resource.
+/// One `ssls` resource.
 #[derive(Debug)]
 pub struct TlsEntry {
     /// Lower-case names; `*.` for any one label in front.
     names: Vec<String>,
     keys: Vec<Arc<CertifiedKey>>,
+    /// Who may come in.
+    client: Option<Arc<ClientAuth>>,
+    /// Which of TLS 1.2 and 1.3 these names speak, if not what all speak.
+    versions: Option<(bool, bool)>,
+    /// The configuration of its own, and for which settings it was made.
+    config: ArcSwapOption<(u64, Arc<ServerConfig>)>,
 }
 
 impl TlsEntry {
     /// Parses the certificates and keys of a resource and matches them with each other.
     /// A disabled resource, or one that is for upstreams, has no names here.
     pub fn compile(id: &str, ssl: &Ssl) -> Result<Self, String> {
-        if ssl.client.is_some() {
-            // Serving it without asking for the client's certificate would let everybody in.
-            return Err(format!(
-                "ssl {id}: client certificates (client.ca) are not verified by this version, so its names are not served"
-            ));
-        }
         let keys = ssl
             .pairs()
             .map(|(cert, key)| certified(cert, key).map(Arc::new))
             .collect::<Result<Vec<_>, _>>()?;
         let serves = ssl.is_enabled() && ssl.kind != "client";
-        let names = ssl.names().filter(|_| serves).map(str::to_ascii_lowercase).collect();
-        Ok(Self { names, keys })
+        let names = ssl.names().filter(|_| serves);
+        let names = names.map(|name| name.trim_end_matches('.').to_ascii_lowercase()).collect();
+        let versions = (!ssl.ssl_protocols.is_empty()).then(|| {
+            let has = |version: &str| ssl.ssl_protocols.iter().any(|name| name == version);
+            if has("TLSv1.1") {
+                warn!(
+                    ssl = id,
+                    "TLSv1.1 is not served: this gateway speaks TLSv1.2 and TLSv1.3 only."
+                );
+            }
+            (has("TLSv1.2"), has("TLSv1.3"))
+        });
+        if versions == Some((false, false)) {
+            return Err(format!(
+                "ssl {id}: `ssl_protocols` names no version that this gateway speaks: add TLSv1.2 or TLSv1.3"
+            ));
+        }
+        let client = ssl.client.as_ref().map(ClientAuth::compile).transpose()?;
+        Ok(Self { names, keys, client, versions, config: ArcSwapOption::empty() })
+    }
+
+    /// Needs it a configuration of its own?
+    fn is_special(&self) -> bool {
+        self.client.is_some() || self.versions.is_some()
     }
 }
 
@@ -79,11 +105,15 @@ pub fn certified(cert: &str, key: &str) -> Result<CertifiedKey, String> {
 /// All certificates by server name.
 #[derive(Debug, Default)]
 pub struct Certificates {
-    exact: HashMap<String, Vec<Arc<CertifiedKey>>>,
+    exact: HashMap<String, Entries>,
     /// By what follows the `*.`.
-    wildcard: HashMap<String, Vec<Arc<CertifiedKey>>>,
-    any: Vec<Arc<CertifiedKey>>,
+    wildcard: HashMap<String, Entries>,
+    any: Entries,
+    special: bool,
+    asking: bool,
 }
+
+type Entries = SmallVec<[Arc<TlsEntry>; 1]>;
 
 impl Certificates {
     /// Puts the certificates of many resources together.
@@ -98,8 +128,11 @@ impl Certificates {
                 } else {
                     all.exact.entry(name.clone()).or_default()
                 };
-                list.extend(entry.keys.iter().cloned());
+                list.push(entry.clone());
             }
+            let serves = !entry.names.is_empty();
+            all.special |= serves && entry.is_special();
+            all.asking |= serves && entry.client.is_some();
         }
         all
     }
@@ -109,7 +142,17 @@ impl Certificates {
         self.exact.is_empty() && self.wildcard.is_empty() && self.any.is_empty()
     }
 
-    fn find(&self, name: &str) -> &[Arc<CertifiedKey>] {
+    /// Is any name served to clients with certificates only?
+    pub(crate) fn asks_clients(&self) -> bool {
+        self.asking
+    }
+
+    /// Which certificates clients need for a name, if any.
+    pub(crate) fn client_auth(&self, name: &str) -> Option<&Arc<ClientAuth>> {
+        self.find(name).iter().find_map(|entry| entry.client.as_ref())
+    }
+
+    fn find(&self, name: &str) -> &[Arc<TlsEntry>] {
         if let Some(found) = self.exact.get(name) {
             return found;
         }
@@ -120,11 +163,20 @@ impl Certificates {
         }
         &self.any
     }
+
+    /// What has a configuration of its own for a name. Of several, one that asks for certificates.
+    fn special(&self, name: &str) -> Option<&Arc<TlsEntry>> {
+        let found = self.find(name);
+        let asking = found.iter().find(|entry| entry.client.is_some());
+        asking.or_else(|| found.first().filter(|entry| entry.is_special()))
+    }
 }
 
 /// TLS towards clients, replaced as a whole when the static configuration changes.
 pub struct TlsServer {
     config: ArcSwap<ServerConfig>,
+    /// The settings in force, and their number.
+    settings: ArcSwap<(u64, Settings)>,
     resolver: Arc<Resolver>,
 }
 
@@ -142,7 +194,7 @@ impl ResolvesServerCert for Resolver {
         let name = asked.as_deref().or(fallback.as_deref())?;
         let schemes = hello.signature_schemes();
         let fits = |key: &&Arc<CertifiedKey>| key.key.choose_scheme(schemes).is_some();
-        certificates.find(name).iter().find(fits).cloned()
+        certificates.find(name).iter().flat_map(|entry| &entry.keys).find(fits).cloned()
     }
 }
 
@@ -153,13 +205,19 @@ impl TlsServer {
             certificates: ArcSwap::default(),
             fallback: ArcSwap::from_pointee(settings.tls.fallback_sni.clone()),
         });
-        let config = server_config(settings, resolver.clone())?;
-        Ok(Self { config: ArcSwap::from_pointee(config), resolver })
+        let config = server_config(settings, resolver.clone(), None)?;
+        Ok(Self {
+            config: ArcSwap::from_pointee(config),
+            settings: ArcSwap::from_pointee((0, settings.clone())),
+            resolver,
+        })
     }
 
     /// New handshakes follow these settings.
     pub fn reload(&self, settings: &Settings) -> Result<(), String> {
-        let config = server_config(settings, self.resolver.clone())?;
+        let config = server_config(settings, self.resolver.clone(), None)?;
+        let number = self.settings.load().0 + 1;
+        self.settings.store(Arc::new((number, settings.clone())));
         self.resolver.fallback.store(Arc::new(settings.tls.fallback_sni.clone()));
         self.config.store(Arc::new(config));
         Ok(())
@@ -170,25 +228,74 @@ impl TlsServer {
         self.resolver.certificates.store(certificates);
     }
 
-    /// The configuration for a new handshake.
+    /// The configuration for a new handshake, unless the name it asks for has one of its own.
     pub fn config(&self) -> Arc<ServerConfig> {
         self.config.load_full()
     }
+
+    /// Has any name a configuration of its own?
+    pub(crate) fn has_special(&self) -> bool {
+        self.resolver.certificates.load().special
+    }
+
+    /// The configuration for a handshake that asks for this name, and which certificates it asks
+    /// the client for.
+    ///
+    /// # Errors
+    /// The settings and the resource do not go together.
+    pub(crate) fn config_for(
+        &self,
+        name: Option<&str>,
+    ) -> Result<(Arc<ServerConfig>, Option<Arc<ClientAuth>>), String> {
+        let certificates = self.resolver.certificates.load();
+        let fallback = self.resolver.fallback.load();
+        let asked = name.map(str::to_ascii_lowercase);
+        let name = asked.as_deref().or(fallback.as_deref());
+        let Some(entry) = name.and_then(|name| certificates.special(name)) else {
+            return Ok((self.config(), None));
+        };
+        let settings = self.settings.load();
+        if let Some(made) = &*entry.config.load()
+            && made.0 == settings.0
+        {
+            return Ok((made.1.clone(), entry.client.clone()));
+        }
+        let config = Arc::new(server_config(&settings.1, self.resolver.clone(), Some(entry))?);
+        entry.config.store(Some(Arc::new((settings.0, config.clone()))));
+        Ok((config, entry.client.clone()))
+    }
 }
 
-fn server_config(settings: &Settings, resolver: Arc<Resolver>) -> Result<ServerConfig, String> {
+fn server_config(
+    settings: &Settings,
+    resolver: Arc<Resolver>,
+    special: Option<&TlsEntry>,
+) -> Result<ServerConfig, String> {
     let mut provider_used = provider::default_provider();
     provider_used.cipher_suites = cipher_suites(&settings.tls.ciphers);
-    let mut config = ServerConfig::builder_with_provider(Arc::new(provider_used))
-        .with_protocol_versions(&versions(&settings.tls))
-        .map_err(|e| format!("apisix.ssl.ssl_protocols: {e}"))?
-        .with_no_client_auth()
-        .with_cert_resolver(resolver);
+    let (tls12, tls13) = special
+        .and_then(|entry| entry.versions)
+        .unwrap_or((settings.tls.tls12, settings.tls.tls13));
+    let builder = ServerConfig::builder_with_provider(Arc::new(provider_used))
+        .with_protocol_versions(&versions(tls12, tls13))
+        .map_err(|e| format!("apisix.ssl.ssl_protocols: {e}"))?;
+    let client = special.and_then(|entry| entry.client.as_ref());
+    let builder = match client {
+        Some(client) => {
+            builder.with_client_cert_verifier(Arc::new(client_auth::Asking(client.clone())))
+        }
+        None => builder.with_no_client_auth(),
+    };
+    let mut config = builder.with_cert_resolver(resolver);
     config.alpn_protocols = match settings.http2 {
         true => vec![b"h2".to_vec(), b"http/1.1".to_vec()],
         false => vec![b"http/1.1".to_vec()],
     };
-    if settings.tls.session_tickets {
+    if client.is_some() {
+        // A resumed session would bring back a certificate that is no longer trusted.
+        config.send_tls13_tickets = 0;
+        config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
+    } else if settings.tls.session_tickets {
         config.ticketer = provider::Ticketer::new().map_err(|e| e.to_string())?;
     } else {
         config.send_tls13_tickets = 0;
@@ -196,9 +303,8 @@ fn server_config(settings: &Settings, resolver: Arc<Resolver>) -> Result<ServerC
     Ok(config)
 }
 
-fn versions(settings: &TlsSettings) -> Vec<&'static rustls::SupportedProtocolVersion> {
-    let versions =
-        [(settings.tls12, &rustls::version::TLS12), (settings.tls13, &rustls::version::TLS13)];
+fn versions(tls12: bool, tls13: bool) -> Vec<&'static rustls::SupportedProtocolVersion> {
+    let versions = [(tls12, &rustls::version::TLS12), (tls13, &rustls::version::TLS13)];
     versions.into_iter().filter(|(on, _)| *on).map(|(_, version)| version).collect()
 }
 
