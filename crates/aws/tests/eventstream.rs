@@ -42,7 +42,7 @@ fn the_published_frames_are_read_and_the_spoilt_ones_refused() {
 }
 
 #[test]
-fn botocore_reads_our_frames_and_we_read_what_its_tests_hold() {
+fn botocores_parser_reads_our_frames() {
     let Some(python) = python() else { return };
     let mut stream = Vec::new();
     for frame in sample_frames() {
