@@ -1,0 +1,719 @@
+//! What a refusal of AWS means: its kind, whether another try is safe, and one sentence that says
+//! what to look at.
+//!
+//! The errors of the Invoke API: <https://docs.aws.amazon.com/lambda/latest/api/API_Invoke.html>.
+//! The 403 texts of signature checks come from any AWS service, so fronts (API Gateway, function
+//! URLs) are read here, too. A function's own failure is no refusal: it comes with status 200 and
+//! is read by [`function_error`].
+
+use std::borrow::Cow;
+use std::time::{Duration, UNIX_EPOCH};
+
+use serde::Deserialize;
+
+/// Reads an answer whose status is 300 or above.
+///
+/// ```
+/// use sluicegate_aws::lambda::{Answer, ErrorKind, Target, classify};
+///
+/// let answer = Answer {
+///     status: 403,
+///     error_type: Some("InvalidSignatureException:http://internal.amazon.com/coral/"),
+///     date: Some("Sun, 22 Nov 2026 12:00:00 GMT"),
+///     retry_after: None,
+///     body: br#"{"message":"Signature expired: 20261122T110000Z is now earlier than ..."}"#,
+/// };
+/// let failure = classify(&answer, &Target { region: "us-east-1", service: "lambda" });
+/// assert_eq!(failure.kind, ErrorKind::ClockSkew);
+/// assert_eq!(failure.skew_seconds(1_795_345_200), Some(3600));
+/// ```
+pub fn classify(answer: &Answer<'_>, target: &Target<'_>) -> Failure {
+    let said: Said<'_> = serde_json::from_slice(answer.body).unwrap_or_default();
+    let error_type = answer
+        .error_type
+        .map(Cow::Borrowed)
+        .or(said.kind)
+        .map(|kind| bare_type(&kind))
+        .unwrap_or_default();
+    let message = limited(&said.message.unwrap_or_default());
+    let reason = said.reason.map(|reason| limited(&reason)).filter(|reason| !reason.is_empty());
+    let kind = kind_of(answer.status, &error_type, &message);
+    let retry_after = answer
+        .retry_after
+        .or(said.retry_after_seconds.as_deref())
+        .and_then(|seconds| seconds.trim().parse().ok())
+        .map(|seconds: u64| Duration::from_secs(seconds.min(RETRY_AFTER_SECONDS_MAX)));
+    let server_time = answer.date.and_then(|date| {
+        let date = httpdate::parse_http_date(date).ok()?;
+        Some(date.duration_since(UNIX_EPOCH).ok()?.as_secs())
+    });
+    Failure {
+        kind,
+        retry: kind.retry(),
+        likely_cause: likely_cause(kind, &message, target),
+        status: answer.status,
+        error_type,
+        message,
+        reason,
+        retry_after,
+        server_time,
+    }
+}
+
+/// An answer of AWS, as far as it is looked at.
+#[derive(Debug, Clone, Copy)]
+pub struct Answer<'a> {
+    /// The status.
+    pub status: u16,
+    /// `x-amzn-errortype`.
+    pub error_type: Option<&'a str>,
+    /// `date`.
+    pub date: Option<&'a str>,
+    /// `retry-after`.
+    pub retry_after: Option<&'a str>,
+    /// The body, or its beginning.
+    pub body: &'a [u8],
+}
+
+/// What the call was signed for.
+#[derive(Debug, Clone, Copy)]
+pub struct Target<'a> {
+    /// The region.
+    pub region: &'a str,
+    /// The service.
+    pub service: &'a str,
+}
+
+/// A refusal of AWS, read. Its texts are for logs; they come from AWS and are cut to 1 KiB.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// What it is.
+    pub kind: ErrorKind,
+    /// Whether the call may be sent again.
+    pub retry: Retry,
+    /// One sentence: what to look at first.
+    pub likely_cause: String,
+    /// The status of the answer.
+    pub status: u16,
+    /// AWS's name of the error, without what follows a `:`; empty when AWS gave none.
+    pub error_type: String,
+    /// AWS's text.
+    pub message: String,
+    /// Why a call was throttled.
+    pub reason: Option<String>,
+    /// How long AWS asks to wait, at most five minutes.
+    pub retry_after: Option<Duration>,
+    /// What AWS's clock said, in seconds since 1970.
+    pub server_time: Option<u64>,
+}
+
+impl Failure {
+    /// What to add to our clock to get AWS's. Only a clock error tells: elsewhere `Date` may come
+    /// from a cache.
+    pub fn skew_seconds(&self, now: u64) -> Option<i64> {
+        if self.kind != ErrorKind::ClockSkew {
+            return None;
+        }
+        Some(i64::try_from(self.server_time?).ok()? - i64::try_from(now).ok()?)
+    }
+}
+
+/// What a refusal is. [`ErrorKind::name`] is a short label for metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// The request carries no credentials, or the path names nothing at API Gateway.
+    MissingAuthentication,
+    /// The API key is missing, unknown or disabled.
+    ApiKeyRefused,
+    /// Signed for another region.
+    WrongRegion,
+    /// Signed for another service.
+    WrongService,
+    /// The time of the signature is too far from AWS's clock.
+    ClockSkew,
+    /// The signature is not the one AWS computes.
+    SignatureMismatch,
+    /// The access key is unknown, inactive or belongs to another partition.
+    UnknownAccessKey,
+    /// Temporary credentials are over.
+    ExpiredCredentials,
+    /// The identity lacks a permission.
+    AccessDenied,
+    /// Nothing of that name.
+    FunctionNotFound,
+    /// A parameter, a header or the payload is wrong.
+    InvalidRequest,
+    /// The call does not fit how the function is set up.
+    InvalidState,
+    /// The payload is too large.
+    TooLarge,
+    /// The content type is refused.
+    UnsupportedMediaType,
+    /// Too many calls; the function was not run.
+    Throttled,
+    /// A quota of the account is used up.
+    QuotaExceeded,
+    /// The function is being made ready.
+    NotReady,
+    /// A snapshot, a file system or a network device was not there in time; the function was not run.
+    EnvironmentTimeout,
+    /// A snapshot or a file system failed.
+    EnvironmentFailed,
+    /// The key that encrypts the function is disabled, denied or gone.
+    EncryptionKey,
+    /// The function's network, runtime, code or role is misconfigured.
+    Misconfigured,
+    /// The same durable execution runs already, with another payload.
+    AlreadyStarted,
+    /// AWS failed; the function may have run.
+    Service,
+    /// Nothing above.
+    Unknown,
+}
+
+impl ErrorKind {
+    /// A label: lower case, words joined by `_`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::MissingAuthentication => "missing_authentication",
+            Self::ApiKeyRefused => "api_key_refused",
+            Self::WrongRegion => "wrong_region",
+            Self::WrongService => "wrong_service",
+            Self::ClockSkew => "clock_skew",
+            Self::SignatureMismatch => "signature_mismatch",
+            Self::UnknownAccessKey => "unknown_access_key",
+            Self::ExpiredCredentials => "expired_credentials",
+            Self::AccessDenied => "access_denied",
+            Self::FunctionNotFound => "function_not_found",
+            Self::InvalidRequest => "invalid_request",
+            Self::InvalidState => "invalid_state",
+            Self::TooLarge => "too_large",
+            Self::UnsupportedMediaType => "unsupported_media_type",
+            Self::Throttled => "throttled",
+            Self::QuotaExceeded => "quota_exceeded",
+            Self::NotReady => "not_ready",
+            Self::EnvironmentTimeout => "environment_timeout",
+            Self::EnvironmentFailed => "environment_failed",
+            Self::EncryptionKey => "encryption_key",
+            Self::Misconfigured => "misconfigured",
+            Self::AlreadyStarted => "already_started",
+            Self::Service => "service",
+            Self::Unknown => "unknown",
+        }
+    }
+
+    /// Whether a call that ended so may be sent again.
+    pub fn retry(self) -> Retry {
+        match self {
+            Self::ClockSkew => Retry::WithServerTime,
+            Self::ExpiredCredentials | Self::UnknownAccessKey => Retry::WithFreshCredentials,
+            Self::Throttled | Self::NotReady | Self::EnvironmentTimeout => Retry::Safe,
+            Self::Service => Retry::IfIdempotent,
+            _ => Retry::Never,
+        }
+    }
+}
+
+/// Whether a call may be sent again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Retry {
+    /// The answer would be the same.
+    Never,
+    /// The function was not run.
+    Safe,
+    /// The function may have run: only a call that may run twice.
+    IfIdempotent,
+    /// Once, after the credentials were fetched anew.
+    WithFreshCredentials,
+    /// Once, signed with AWS's time ([`Failure::skew_seconds`]).
+    WithServerTime,
+}
+
+/// Reads the payload of an answer with `X-Amz-Function-Error`.
+pub fn function_error(header: &str, payload: &[u8]) -> FunctionError {
+    #[derive(Deserialize, Default)]
+    #[serde(rename_all = "camelCase", default)]
+    struct Payload<'a> {
+        #[serde(borrow)]
+        error_type: Option<Cow<'a, str>>,
+        #[serde(borrow)]
+        error_message: Option<Cow<'a, str>>,
+    }
+    let payload: Payload<'_> = serde_json::from_slice(payload).unwrap_or_default();
+    FunctionError {
+        unhandled: header == "Unhandled",
+        error_type: payload.error_type.map(|text| limited(&text)).unwrap_or_default(),
+        message: payload.error_message.map(|text| limited(&text)).unwrap_or_default(),
+    }
+}
+
+/// How a function failed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct FunctionError {
+    /// The header said exactly `Unhandled`: the function crashed or ran out of time or memory.
+    pub unhandled: bool,
+    /// `errorType`; empty when the function gave none.
+    pub error_type: String,
+    /// `errorMessage`; empty when the function gave none.
+    pub message: String,
+}
+
+impl FunctionError {
+    /// Whether the function ran out of time; Lambda says so in words only.
+    pub fn is_timeout(&self) -> bool {
+        self.error_type == "Sandbox.Timedout" || self.message.contains("Task timed out after")
+    }
+}
+
+/// What the body of a refusal may say, in either case.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Said<'a> {
+    #[serde(borrow, alias = "Message", alias = "errorMessage")]
+    message: Option<Cow<'a, str>>,
+    #[serde(borrow, rename = "__type", alias = "code")]
+    kind: Option<Cow<'a, str>>,
+    #[serde(borrow, rename = "Reason")]
+    reason: Option<Cow<'a, str>>,
+    #[serde(borrow, rename = "retryAfterSeconds")]
+    retry_after_seconds: Option<Cow<'a, str>>,
+}
+
+fn kind_of(status: u16, error_type: &str, message: &str) -> ErrorKind {
+    let named = error_type.strip_suffix("Exception").unwrap_or(error_type);
+    // Both spellings occur in AWS's documents.
+    let named = named.strip_suffix("Error").unwrap_or(named);
+    match named {
+        "InvalidSignature"
+        | "SignatureDoesNotMatch"
+        | "IncompleteSignature"
+        | "RequestTimeTooSkewed"
+        | "RequestExpired" => signature_kind(named, message),
+        "MissingAuthenticationToken" | "MissingAuthentication" => ErrorKind::MissingAuthentication,
+        "UnrecognizedClient" | "InvalidClientTokenId" | "InvalidAccessKeyId" => {
+            ErrorKind::UnknownAccessKey
+        }
+        "ExpiredToken" => ErrorKind::ExpiredCredentials,
+        "AccessDenied" | "NotAuthorized" | "OptInRequired" => ErrorKind::AccessDenied,
+        "Forbidden" if is_signature_text(message) => signature_kind(named, message),
+        "Forbidden" if message.contains("not authorized") => ErrorKind::AccessDenied,
+        "Forbidden" => ErrorKind::ApiKeyRefused,
+        "ResourceNotFound" => ErrorKind::FunctionNotFound,
+        "InvalidParameterValue"
+        | "InvalidRequestContent"
+        | "Validation"
+        | "Serialization"
+        | "RecursiveInvocation" => ErrorKind::InvalidRequest,
+        "NoPublishedVersion"
+        | "ModeNotSupported"
+        | "CodeArtifactUserFailed"
+        | "CodeArtifactUserDeleted"
+        | "RuntimeVersionDeleted"
+        | "ResourceConflict" => ErrorKind::InvalidState,
+        "SnapStart" | "EFSIO" | "EFSMountFailure" | "S3FilesMountFailure" => {
+            ErrorKind::EnvironmentFailed
+        }
+        "ServiceQuotaExceeded" => ErrorKind::QuotaExceeded,
+        "SnapStartTimeout" | "EFSMountTimeout" | "EFSMountConnectivity" => {
+            ErrorKind::EnvironmentTimeout
+        }
+        _ if status == 408 && named.starts_with("S3Files") => ErrorKind::EnvironmentTimeout,
+        "SnapStartNotReady"
+        | "CodeArtifactUserPending"
+        | "ENINotReady"
+        | "EC2Throttled"
+        | "ResourceNotReady" => ErrorKind::NotReady,
+        "DurableExecutionAlreadyStarted" => ErrorKind::AlreadyStarted,
+        "RequestTooLarge" | "SerializedRequestEntityTooLarge" | "RequestEntityTooLarge" => {
+            ErrorKind::TooLarge
+        }
+        "UnsupportedMediaType" => ErrorKind::UnsupportedMediaType,
+        "TooManyRequests" | "Throttling" | "Throttled" | "LimitExceeded" => ErrorKind::Throttled,
+        "Service" | "InternalFailure" | "InternalServer" | "ServiceUnavailable" => {
+            ErrorKind::Service
+        }
+        "ENILimitReached"
+        | "SubnetIPAddressLimitReached"
+        | "InvalidSubnetID"
+        | "InvalidSecurityGroupID"
+        | "InvalidRuntime"
+        | "InvalidZipFile"
+        | "EC2AccessDenied"
+        | "EC2Unexpected" => ErrorKind::Misconfigured,
+        _ if named.starts_with("KMS") => ErrorKind::EncryptionKey,
+        _ => kind_of_status(status, message),
+    }
+}
+
+fn kind_of_status(status: u16, message: &str) -> ErrorKind {
+    match status {
+        401 | 403 if is_signature_text(message) => signature_kind("", message),
+        // A function URL answers a refused caller with this text and no error type.
+        403 if message.starts_with("Forbidden. For troubleshooting Function URL") => {
+            ErrorKind::AccessDenied
+        }
+        403 if message == "Missing Authentication Token" => ErrorKind::MissingAuthentication,
+        403 if message == "Forbidden" => ErrorKind::ApiKeyRefused,
+        403 if message.contains("security token included in the request is expired") => {
+            ErrorKind::ExpiredCredentials
+        }
+        403 if message.contains("security token included in the request is invalid") => {
+            ErrorKind::UnknownAccessKey
+        }
+        401 | 403 => ErrorKind::AccessDenied,
+        400 => ErrorKind::InvalidRequest,
+        402 => ErrorKind::QuotaExceeded,
+        404 => ErrorKind::FunctionNotFound,
+        408 => ErrorKind::EnvironmentTimeout,
+        409 => ErrorKind::InvalidState,
+        413 => ErrorKind::TooLarge,
+        415 => ErrorKind::UnsupportedMediaType,
+        429 => ErrorKind::Throttled,
+        500..=599 => ErrorKind::Service,
+        _ => ErrorKind::Unknown,
+    }
+}
+
+fn is_signature_text(message: &str) -> bool {
+    message.contains("Credential should be scoped")
+        || message.contains("Signature expired")
+        || message.contains("Signature not yet current")
+        || message.contains("signature we calculated")
+}
+
+fn signature_kind(named: &str, message: &str) -> ErrorKind {
+    let skewed = ["Signature expired", "Signature not yet current", "too skewed"];
+    if matches!(named, "RequestTimeTooSkewed" | "RequestExpired")
+        || skewed.iter().any(|text| message.contains(text))
+    {
+        ErrorKind::ClockSkew
+    } else if message.contains("scoped to a valid region") {
+        ErrorKind::WrongRegion
+    } else if message.contains("scoped to correct service") {
+        ErrorKind::WrongService
+    } else {
+        ErrorKind::SignatureMismatch
+    }
+}
+
+fn likely_cause(kind: ErrorKind, message: &str, target: &Target<'_>) -> String {
+    let Target { region, service } = *target;
+    let fixed = match kind {
+        ErrorKind::WrongRegion => {
+            return format!(
+                "The call was signed for region {region:?}, and this address belongs to another one."
+            );
+        }
+        ErrorKind::WrongService => {
+            // AWS names the right one: `... to correct service: 'lambda'.`
+            let named = message.split_once("correct service: '").and_then(|(_, rest)| {
+                let name = rest.split('\'').next()?;
+                (!name.is_empty() && name.len() <= 64).then_some(name)
+            });
+            return match named {
+                Some(right) => format!(
+                    "The call was signed for service {service:?}, and this address is one of {right:?}."
+                ),
+                None => format!(
+                    "The call was signed for service {service:?}, and this address belongs to another one \
+                     (execute-api for API Gateway, lambda for the Invoke API and function URLs)."
+                ),
+            };
+        }
+        ErrorKind::AccessDenied => {
+            let action = message
+                .split_once("perform: ")
+                .and_then(|(_, rest)| rest.split([' ', ',']).next())
+                .filter(|action| action.contains(':') && action.len() <= 64);
+            return match action {
+                Some(action) => format!("The identity lacks the permission {action}."),
+                None => {
+                    "The identity lacks the permission: lambda:InvokeFunction for the Invoke API, \
+                     lambda:InvokeFunctionUrl for a function URL, execute-api:Invoke for API Gateway."
+                        .to_owned()
+                }
+            };
+        }
+        ErrorKind::MissingAuthentication => {
+            "The URL lacks its path or stage, the method has no route there, or the call was not signed."
+        }
+        ErrorKind::ApiKeyRefused => {
+            "The API key is missing, wrong, disabled or in no usage plan of this stage."
+        }
+        ErrorKind::ClockSkew => {
+            "This machine's clock differs from AWS's by more than five minutes."
+        }
+        ErrorKind::SignatureMismatch => {
+            "The secret key is not the access key's, or something between here and AWS changed the request."
+        }
+        ErrorKind::UnknownAccessKey => {
+            "The access key is unknown, inactive, of another partition, or lacks its session token."
+        }
+        ErrorKind::ExpiredCredentials => "The temporary credentials have expired.",
+        ErrorKind::FunctionNotFound => {
+            "No function, version or alias of that name exists in this region and account."
+        }
+        ErrorKind::InvalidRequest => "Lambda cannot read the payload or one of the call's headers.",
+        ErrorKind::InvalidState => {
+            "The function's state does not allow the call: no published version, wrong mode, or being changed."
+        }
+        ErrorKind::TooLarge => "The event is larger than Lambda takes.",
+        ErrorKind::UnsupportedMediaType => "Lambda takes JSON only.",
+        ErrorKind::Throttled => {
+            "The function or the account runs at its limit of concurrent or repeated calls."
+        }
+        ErrorKind::QuotaExceeded => "A quota of the AWS account is used up.",
+        ErrorKind::NotReady => "The function is being made ready; the next call may succeed.",
+        ErrorKind::EnvironmentTimeout => {
+            "The function's snapshot or file system was not there in time; the function was not run."
+        }
+        ErrorKind::EnvironmentFailed => "The function's snapshot or file system failed.",
+        ErrorKind::EncryptionKey => {
+            "The KMS key of the function is disabled, deleted or not allowed to its role."
+        }
+        ErrorKind::Misconfigured => {
+            "The function's network, runtime, code package or role is misconfigured."
+        }
+        ErrorKind::AlreadyStarted => {
+            "A durable execution of that name runs already, with another payload."
+        }
+        ErrorKind::Service => "AWS failed; the function may have run.",
+        ErrorKind::Unknown => "AWS refused the call for a reason that is not known here.",
+    };
+    fixed.to_owned()
+}
+
+/// `Name:uri` and `namespace#Name`, both of which occur, without their surroundings.
+fn bare_type(kind: &str) -> String {
+    let kind = kind.split(':').next().unwrap_or_default();
+    let kind = kind.rsplit('#').next().unwrap_or_default().trim();
+    let fine = kind.len() <= 128 && kind.bytes().all(|byte| byte.is_ascii_graphic());
+    if fine { kind.to_owned() } else { String::new() }
+}
+
+/// The beginning of a text, with nothing in it that breaks a line.
+fn limited(text: &str) -> String {
+    text[..text.floor_char_boundary(TEXT_BYTES_MAX)]
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect()
+}
+
+/// The most of AWS's texts that is kept.
+const TEXT_BYTES_MAX: usize = 1024;
+/// The longest wait that AWS may ask for.
+const RETRY_AFTER_SECONDS_MAX: u64 = 300;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const TARGET: Target<'static> = Target { region: "eu-west-1", service: "lambda" };
+
+    fn read(status: u16, error_type: &str, body: &str) -> Failure {
+        let error_type = (!error_type.is_empty()).then_some(error_type);
+        let answer =
+            Answer { status, error_type, date: None, retry_after: None, body: body.as_bytes() };
+        classify(&answer, &TARGET)
+    }
+
+    #[test]
+    fn every_named_error_has_its_kind_and_its_retry() {
+        use ErrorKind as K;
+        for (status, error_type, kind, retry) in [
+            (400, "InvalidParameterValueException", K::InvalidRequest, Retry::Never),
+            (400, "InvalidRequestContentException", K::InvalidRequest, Retry::Never),
+            (400, "NoPublishedVersionException", K::InvalidState, Retry::Never),
+            (400, "RecursiveInvocationException", K::InvalidRequest, Retry::Never),
+            (400, "ModeNotSupportedException", K::InvalidState, Retry::Never),
+            (400, "SnapStartException", K::EnvironmentFailed, Retry::Never),
+            (402, "ServiceQuotaExceededException", K::QuotaExceeded, Retry::Never),
+            (403, "AccessDeniedException", K::AccessDenied, Retry::Never),
+            (403, "UnrecognizedClientException", K::UnknownAccessKey, Retry::WithFreshCredentials),
+            (403, "ExpiredTokenException", K::ExpiredCredentials, Retry::WithFreshCredentials),
+            (403, "InvalidSignatureException", K::SignatureMismatch, Retry::Never),
+            (403, "MissingAuthenticationTokenException", K::MissingAuthentication, Retry::Never),
+            (403, "EFSMountFailureException", K::EnvironmentFailed, Retry::Never),
+            (404, "ResourceNotFoundException", K::FunctionNotFound, Retry::Never),
+            (408, "SnapStartTimeoutException", K::EnvironmentTimeout, Retry::Safe),
+            (408, "EFSMountTimeoutException", K::EnvironmentTimeout, Retry::Safe),
+            (408, "EFSMountConnectivityException", K::EnvironmentTimeout, Retry::Safe),
+            (408, "S3FilesMountTimeoutException", K::EnvironmentTimeout, Retry::Safe),
+            (403, "S3FilesMountFailureException", K::EnvironmentFailed, Retry::Never),
+            (409, "ResourceConflictException", K::InvalidState, Retry::Never),
+            (409, "SnapStartNotReadyException", K::NotReady, Retry::Safe),
+            (409, "CodeArtifactUserPendingException", K::NotReady, Retry::Safe),
+            (409, "CodeArtifactUserFailedException", K::InvalidState, Retry::Never),
+            (409, "DurableExecutionAlreadyStartedException", K::AlreadyStarted, Retry::Never),
+            (410, "EFSIOException", K::EnvironmentFailed, Retry::Never),
+            (413, "RequestTooLargeException", K::TooLarge, Retry::Never),
+            (413, "SerializedRequestEntityTooLargeException", K::TooLarge, Retry::Never),
+            (415, "UnsupportedMediaTypeException", K::UnsupportedMediaType, Retry::Never),
+            (429, "TooManyRequestsException", K::Throttled, Retry::Safe),
+            (500, "ServiceException", K::Service, Retry::IfIdempotent),
+            (502, "ENINotReadyException", K::NotReady, Retry::Safe),
+            (502, "EC2ThrottledException", K::NotReady, Retry::Safe),
+            (502, "ResourceNotReadyException", K::NotReady, Retry::Safe),
+            (502, "ENILimitReachedException", K::Misconfigured, Retry::Never),
+            (502, "SubnetIPAddressLimitReachedException", K::Misconfigured, Retry::Never),
+            (502, "KMSDisabledException", K::EncryptionKey, Retry::Never),
+            (502, "KMSAccessDeniedException", K::EncryptionKey, Retry::Never),
+            (502, "InvalidSubnetIDException", K::Misconfigured, Retry::Never),
+            (502, "InvalidSecurityGroupIDException", K::Misconfigured, Retry::Never),
+            (502, "InvalidRuntimeException", K::Misconfigured, Retry::Never),
+            (502, "InvalidZipFileException", K::Misconfigured, Retry::Never),
+            (502, "EC2AccessDeniedException", K::Misconfigured, Retry::Never),
+            (502, "EC2UnexpectedException", K::Misconfigured, Retry::Never),
+            (400, "", K::InvalidRequest, Retry::Never),
+            (403, "", K::AccessDenied, Retry::Never),
+            (404, "", K::FunctionNotFound, Retry::Never),
+            (503, "", K::Service, Retry::IfIdempotent),
+            (302, "", K::Unknown, Retry::Never),
+        ] {
+            let plain = read(status, error_type, "{}");
+            assert_eq!((plain.kind, plain.retry), (kind, retry), "{status} {error_type}");
+            let surrounded = format!("com.amazonaws#{error_type}:http://internal.amazon.com/x/");
+            assert_eq!(read(status, &surrounded, "{}").kind, kind, "{surrounded}");
+            let in_body = format!("{{\"__type\":\"{error_type}\"}}");
+            assert_eq!(read(status, "", &in_body).kind, kind, "{in_body}");
+            assert!(!plain.likely_cause.is_empty() && plain.likely_cause.ends_with('.'));
+            assert!(kind.name().bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_'));
+        }
+    }
+
+    #[test]
+    fn the_texts_of_403_tell_the_likely_cause() {
+        for (error_type, message, kind, cause) in [
+            (
+                "InvalidSignatureException",
+                "Credential should be scoped to a valid region, not 'us-east-1'. ",
+                ErrorKind::WrongRegion,
+                "signed for region \"eu-west-1\"",
+            ),
+            (
+                "InvalidSignatureException",
+                "Credential should be scoped to correct service: 'execute-api'. ",
+                ErrorKind::WrongService,
+                "signed for service \"lambda\", and this address is one of \"execute-api\".",
+            ),
+            (
+                "InvalidSignatureException",
+                "Signature expired: 20261122T110000Z is now earlier than 20261122T115500Z",
+                ErrorKind::ClockSkew,
+                "clock",
+            ),
+            (
+                "InvalidSignatureException",
+                "Signature not yet current: 20261122T130000Z is still later than x",
+                ErrorKind::ClockSkew,
+                "clock",
+            ),
+            (
+                "InvalidSignatureException",
+                "The request signature we calculated does not match the signature you provided.",
+                ErrorKind::SignatureMismatch,
+                "secret key",
+            ),
+            (
+                "AccessDeniedException",
+                "User: arn:aws:iam::1:user/x is not authorized to perform: lambda:InvokeFunction on \
+                 resource: y",
+                ErrorKind::AccessDenied,
+                "lacks the permission lambda:InvokeFunction.",
+            ),
+            ("ForbiddenException", "Forbidden", ErrorKind::ApiKeyRefused, "API key"),
+            ("", "Forbidden", ErrorKind::ApiKeyRefused, "API key"),
+            (
+                "",
+                "Forbidden. For troubleshooting Function URL authorization issues, see: x",
+                ErrorKind::AccessDenied,
+                "lambda:InvokeFunctionUrl",
+            ),
+            ("", "Missing Authentication Token", ErrorKind::MissingAuthentication, "path or stage"),
+        ] {
+            for field in ["message", "Message"] {
+                let body = serde_json::json!({ field: message }).to_string();
+                let failure = read(403, error_type, &body);
+                assert_eq!(failure.kind, kind, "{message}");
+                assert!(failure.likely_cause.contains(cause), "{}", failure.likely_cause);
+                assert_eq!(failure.message, message);
+            }
+        }
+    }
+
+    #[test]
+    fn a_throttle_tells_its_reason_and_its_wait() {
+        let body = r#"{"Reason":"ReservedFunctionConcurrentInvocationLimitExceeded","Type":"User",
+            "message":"Rate Exceeded.","retryAfterSeconds":"7"}"#;
+        let failure = read(429, "TooManyRequestsException", body);
+        assert_eq!(
+            failure.reason.as_deref(),
+            Some("ReservedFunctionConcurrentInvocationLimitExceeded")
+        );
+        assert_eq!(failure.retry_after, Some(Duration::from_secs(7)));
+        let answer = Answer {
+            status: 429,
+            error_type: None,
+            date: None,
+            retry_after: Some("999999"),
+            body: b"",
+        };
+        let failure = classify(&answer, &TARGET);
+        assert_eq!(failure.retry_after, Some(Duration::from_secs(RETRY_AFTER_SECONDS_MAX)));
+    }
+
+    #[test]
+    fn only_a_clock_error_tells_the_skew() {
+        let now = 1_795_348_800; // 2026-11-22T12:00:00Z
+        let answer = |error_type| Answer {
+            status: 403,
+            error_type: Some(error_type),
+            date: Some("Sun, 22 Nov 2026 11:00:00 GMT"),
+            retry_after: None,
+            body: b"{\"message\":\"Signature not yet current: x\"}",
+        };
+        let failure = classify(&answer("InvalidSignatureException"), &TARGET);
+        assert_eq!(failure.retry, Retry::WithServerTime);
+        assert_eq!(failure.skew_seconds(now), Some(-3600));
+        assert_eq!(classify(&answer("AccessDeniedException"), &TARGET).skew_seconds(now), None);
+    }
+
+    #[test]
+    fn a_functions_failure_is_read_from_its_payload() {
+        let error = function_error(
+            "Unhandled",
+            br#"{"errorMessage":"2026-11-22 x Task timed out after 3.00 seconds","stackTrace":[]}"#,
+        );
+        assert!(error.unhandled && error.is_timeout());
+        let error = function_error("Handled", br#"{"errorType":"E","errorMessage":"m\n"}"#);
+        assert_eq!((error.unhandled, &*error.error_type, &*error.message), (false, "E", "m "));
+        assert_eq!(function_error("Unhandled", b"\xff").message, "");
+    }
+
+    proptest! {
+        #[test]
+        fn any_answer_is_classified(
+            status in any::<u16>(),
+            error_type in ".{0,40}",
+            date in ".{0,40}",
+            body in prop_oneof![
+                proptest::collection::vec(any::<u8>(), 0..100),
+                ".{0,2000}".prop_map(|text| serde_json::json!({"message": text}).to_string().into_bytes()),
+            ],
+        ) {
+            let answer = Answer {
+                status,
+                error_type: Some(&error_type),
+                date: Some(&date),
+                retry_after: Some(&date),
+                body: &body,
+            };
+            let failure = classify(&answer, &TARGET);
+            prop_assert!(failure.message.len() <= TEXT_BYTES_MAX);
+            prop_assert!(!failure.likely_cause.contains('\n'));
+        }
+    }
+}

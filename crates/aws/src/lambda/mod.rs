@@ -1,0 +1,12 @@
+//! The Invoke API of Lambda: where a function is called ([`FunctionRef`]), and what its refusals
+//! mean ([`classify`]).
+
+mod error;
+mod function;
+
+pub use error::{
+    Answer, ErrorKind, Failure, FunctionError, Retry, Target, classify, function_error,
+};
+pub use function::{
+    AllowedFunctions, ApiCall, Endpoint, FunctionRef, FunctionRefError, FunctionSettings, Scheme,
+};
