@@ -17,6 +17,7 @@ pub mod event;
 pub mod eventstream;
 pub mod lambda;
 pub mod response;
+pub mod credentials;
 pub mod secret;
 pub mod sigv4;
 

@@ -4,16 +4,16 @@
 //! A name may hold slashes, so where it ends is found out by asking, as in APISIX 3.18: the
 //! longest name first; while there is no such secret, a part moves from its end to the key.
 
-use ::http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderName, HeaderValue};
-use ::http::{Request, StatusCode};
 use bytes::Bytes;
+use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderName, HeaderValue};
+use http::{Request, StatusCode};
 use http_body_util::Full;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use sluicegate_aws::sigv4::{Credentials, PayloadHash, RequestToSign, Signed, Signer};
 
-use crate::http::{Endpoint, FetchError, Network, exchange};
 use crate::manager::pick;
+use sluicegate_fetch::{Endpoint, FetchError, Limits, Network, exchange};
 
 pub(crate) struct Aws {
     endpoint: Endpoint,
@@ -69,7 +69,9 @@ impl Aws {
     ) -> Result<String, (FetchError, bool)> {
         let other = |error| (error, false);
         let request = self.request(name, now).map_err(other)?;
-        let answer = exchange(network, &self.endpoint, true, request).await.map_err(other)?;
+        let answer = exchange(network, &self.endpoint, true, request, Limits::default())
+            .await
+            .map_err(other)?;
         let body: Option<Value> = serde_json::from_slice(&answer.body).ok();
         let text = |name: &str| body.as_ref()?.get(name)?.as_str();
         if answer.status != StatusCode::OK {

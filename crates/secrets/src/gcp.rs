@@ -6,11 +6,11 @@
 
 use std::fmt;
 
-use ::http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
-use ::http::{Request, StatusCode};
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use bytes::Bytes;
+use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
+use http::{Request, StatusCode};
 use http_body_util::Full;
 use ring::rand::SystemRandom;
 use ring::signature::{RSA_PKCS1_SHA256, RsaKeyPair};
@@ -22,8 +22,8 @@ use sluicegate_aws::Secret;
 use tokio::io::AsyncReadExt as _;
 use tokio::sync::Mutex;
 
-use crate::http::{Answer, Endpoint, FetchError, Network, exchange, push_segment};
 use crate::manager::pick;
+use sluicegate_fetch::{Answer, Endpoint, FetchError, Limits, Network, exchange, push_segment};
 
 pub(crate) struct Gcp {
     source: Source,
@@ -107,7 +107,7 @@ impl Gcp {
             .header(CONTENT_TYPE, "application/json")
             .body(Full::new(Bytes::new()))
             .map_err(|_| unusable("the secret's name is no part of a URL"))?;
-        exchange(network, endpoint, self.verify, request).await
+        exchange(network, endpoint, self.verify, request, Limits::default()).await
     }
 
     /// A token that is valid now and not the `refused` one, and where to read the secret.
@@ -137,7 +137,7 @@ impl Gcp {
                 }
             }
         };
-        let mut target = format!("{}/projects/", account.entries.path);
+        let mut target = format!("{}/projects/", account.entries.path());
         push_segment(&mut target, &account.project);
         target.push_str("/secrets/");
         push_segment(&mut target, name);
@@ -208,12 +208,13 @@ impl Account {
     ) -> Result<Token, FetchError> {
         let grant = "grant_type=urn%3Aietf%3Aparams%3Aoauth%3Agrant-type%3Ajwt-bearer";
         let form = format!("{grant}&assertion={}", self.assertion(now)?);
-        let path = self.token_endpoint.path.as_str();
+        let path = self.token_endpoint.path();
         let request = Request::post(if path.is_empty() { "/" } else { path })
             .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
             .body(Full::new(Bytes::from(form)))
             .map_err(|_| unusable("token_uri is no URL"))?;
-        let answer = exchange(network, &self.token_endpoint, verify, request).await?;
+        let answer =
+            exchange(network, &self.token_endpoint, verify, request, Limits::default()).await?;
         let body: Option<Value> = serde_json::from_slice(&answer.body).ok();
         let text = |name: &str| body.as_ref()?.get(name)?.as_str();
         if answer.status != StatusCode::OK {

@@ -15,18 +15,17 @@
 
 mod aws;
 mod gcp;
-mod http;
 mod manager;
 mod reference;
 mod resources;
 mod secrets;
 mod vault;
 
-pub use http::{
-    EXCHANGE_TIME_MAX, Endpoint, FetchError, Network, NetworkFuture, RESPONSE_BYTES_MAX,
-};
 pub use reference::{REFERENCE_BYTES_MAX, Reference, ReferenceError};
 pub use resources::{Resource, Resources};
 pub use secrets::{
     Counts, Environment, FETCHES_AT_ONCE, Lookup, REFERENCES_MAX, Secrets, Settings,
+};
+pub use sluicegate_fetch::{
+    EXCHANGE_TIME_MAX, Endpoint, FetchError, Network, NetworkFuture, RESPONSE_BYTES_MAX,
 };

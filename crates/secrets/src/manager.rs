@@ -9,10 +9,10 @@ use sluicegate_model::resource::is_secret_reference;
 
 use crate::aws::Aws;
 use crate::gcp::Gcp;
-use crate::http::{FetchError, Network};
 use crate::reference::Reference;
 use crate::secrets::Environment;
 use crate::vault::Vault;
+use sluicegate_fetch::{FetchError, Network};
 
 /// One manager.
 pub(crate) struct Manager {

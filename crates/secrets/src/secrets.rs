@@ -17,9 +17,9 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
-use crate::http::{FetchError, Network};
 use crate::manager::{Manager, pick};
 use crate::reference::Reference;
+use sluicegate_fetch::{FetchError, Network};
 
 /// Every reference in use, with its value.
 pub struct Secrets {

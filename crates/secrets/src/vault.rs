@@ -2,16 +2,16 @@
 //!
 //! Follows APISIX 3.18, which reads version 1 of the engine: `GET uri/v1/prefix/path`.
 
-use ::http::header::{HeaderName, HeaderValue};
-use ::http::{Request, StatusCode};
 use bytes::Bytes;
+use http::header::{HeaderName, HeaderValue};
+use http::{Request, StatusCode};
 use http_body_util::Full;
 use serde::Deserialize;
 use serde_json::Value;
 use sluicegate_aws::Secret;
 
-use crate::http::{Endpoint, FetchError, Network, exchange, push_segment};
 use crate::manager::scalar;
+use sluicegate_fetch::{Endpoint, FetchError, Limits, Network, exchange, push_segment};
 
 pub(crate) struct Vault {
     endpoint: Endpoint,
@@ -41,7 +41,7 @@ impl Vault {
             Some((_, "")) => return Err(unusable(format!("can't find sub key, key: {path}"))),
             Some(parts) => parts,
         };
-        let mut target = format!("{}/v1", self.endpoint.path);
+        let mut target = format!("{}/v1", self.endpoint.path());
         for segment in self.prefix.split('/').chain(path.split('/')).filter(|s| !s.is_empty()) {
             if matches!(segment, "." | "..") {
                 return Err(unusable("`.` and `..` are no parts of a secret's path".to_owned()));
@@ -57,7 +57,7 @@ impl Vault {
         let request = request
             .body(Full::new(Bytes::new()))
             .map_err(|_| unusable("the secret's path is no URL".to_owned()))?;
-        let answer = exchange(network, &self.endpoint, true, request).await?;
+        let answer = exchange(network, &self.endpoint, true, request, Limits::default()).await?;
         let body: Option<Value> = serde_json::from_slice(&answer.body).ok();
         if answer.status != StatusCode::OK {
             let words: Vec<&str> = body

@@ -1,5 +1,4 @@
-//! One HTTP/1.1 exchange with a manager: a connection of its own, a time limit, a size limit.
-//! Redirects are not followed.
+//! One exchange, its errors, its limits.
 
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
@@ -7,10 +6,10 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ::http::header::{HOST, HeaderValue, USER_AGENT};
-use ::http::uri::Scheme;
-use ::http::{Request, StatusCode, Uri};
 use bytes::Bytes;
+use http::header::{HOST, HeaderValue, USER_AGENT};
+use http::uri::Scheme;
+use http::{HeaderMap, Request, StatusCode, Uri};
 use http_body_util::{BodyExt as _, Full};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -39,7 +38,7 @@ pub trait Network: Send + Sync {
 /// Something a [`Network`] does.
 pub type NetworkFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
-/// Where a manager is.
+/// Where a server is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Endpoint {
     tls: bool,
@@ -49,7 +48,7 @@ pub struct Endpoint {
     /// As it stands in the `Host` header.
     authority: String,
     /// The path of the URL, without a slash at its end.
-    pub(crate) path: String,
+    path: String,
 }
 
 impl Endpoint {
@@ -86,23 +85,51 @@ impl Endpoint {
     pub fn authority(&self) -> &str {
         &self.authority
     }
+
+    /// The path of the URL, without a slash at its end.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
 }
 
 /// An answer, read whole.
-pub(crate) struct Answer {
-    pub(crate) status: StatusCode,
-    pub(crate) body: Vec<u8>,
+pub struct Answer {
+    /// The status.
+    pub status: StatusCode,
+    /// The headers.
+    pub headers: HeaderMap,
+    /// The body.
+    pub body: Vec<u8>,
+}
+
+/// What one exchange may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// From looking up the name to the last byte of the answer.
+    pub time: Duration,
+    /// The body of the answer.
+    pub response_bytes: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { time: EXCHANGE_TIME_MAX, response_bytes: RESPONSE_BYTES_MAX }
+    }
 }
 
 /// Sends `request`, whose URI is path and query only, and reads the answer. The `Host` and
-/// `User-Agent` headers are set here.
-pub(crate) async fn exchange(
+/// `User-Agent` headers are set here. Redirects are not followed.
+///
+/// # Errors
+/// When there is no whole answer within `limits`. An answer of any status is one.
+pub async fn exchange(
     network: &dyn Network,
     endpoint: &Endpoint,
     verify: bool,
     request: Request<Full<Bytes>>,
+    limits: Limits,
 ) -> Result<Answer, FetchError> {
-    let exchanged = tokio::time::timeout(EXCHANGE_TIME_MAX, async {
+    let exchanged = tokio::time::timeout(limits.time, async {
         let unreachable = |cause: String| FetchError::Unreachable {
             authority: endpoint.authority.clone(),
             cause,
@@ -114,16 +141,18 @@ pub(crate) async fn exchange(
         let tcp = TcpStream::connect(SocketAddr::new(ip, endpoint.port)).await;
         let tcp = tcp.map_err(|error| unreachable(error.to_string()))?;
         if !endpoint.tls {
-            return speak(endpoint, tcp, request).await;
+            return speak(endpoint, tcp, request, limits).await;
         }
         let (config, name) = network.tls(&endpoint.host, verify).map_err(unreachable)?;
         let session = TlsConnector::from(config).connect(name, tcp).await;
         let session = session.map_err(|error| unreachable(format!("TLS failed: {error}")))?;
-        speak(endpoint, session, request).await
+        speak(endpoint, session, request, limits).await
     });
     match exchanged.await {
         Ok(outcome) => outcome,
-        Err(_) => Err(FetchError::TimedOut { authority: endpoint.authority.clone() }),
+        Err(_) => {
+            Err(FetchError::TimedOut { authority: endpoint.authority.clone(), limit: limits.time })
+        }
     }
 }
 
@@ -131,6 +160,7 @@ async fn speak<S>(
     endpoint: &Endpoint,
     stream: S,
     mut request: Request<Full<Bytes>>,
+    limits: Limits,
 ) -> Result<Answer, FetchError>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
@@ -149,60 +179,64 @@ where
     let mut connections = JoinSet::new();
     connections.spawn(connection);
     let response = sender.send_request(request).await.map_err(broken)?;
-    let status = response.status();
-    let mut received = response.into_body();
+    let (head, mut received) = response.into_parts();
     let mut body = Vec::new();
     while let Some(frame) = received.frame().await {
         let Ok(data) = frame.map_err(broken)?.into_data() else { continue };
-        if body.len() + data.len() > RESPONSE_BYTES_MAX {
-            return Err(FetchError::TooLarge { authority: endpoint.authority.clone() });
+        let limit = limits.response_bytes;
+        if body.len() + data.len() > limit {
+            return Err(FetchError::TooLarge { authority: endpoint.authority.clone(), limit });
         }
         body.extend_from_slice(&data);
     }
-    Ok(Answer { status, body })
+    Ok(Answer { status: head.status, headers: head.headers, body })
 }
 
-/// Why a secret was not fetched. The text names no value.
+/// Why nothing was fetched, or what was fetched is of no use. The text names no secret.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FetchError {
     /// No connection, or it broke.
     #[error("cannot reach {authority}: {cause}")]
     Unreachable {
-        /// The manager's host.
+        /// The server's host.
         authority: String,
         /// What the network says.
         cause: String,
     },
-    /// Nothing within [`EXCHANGE_TIME_MAX`].
-    #[error("no answer from {authority} within {EXCHANGE_TIME_MAX:?}")]
+    /// Nothing within the time allowed.
+    #[error("no answer from {authority} within {limit:?}")]
     TimedOut {
-        /// The manager's host.
+        /// The server's host.
         authority: String,
+        /// The time.
+        limit: Duration,
     },
-    /// The answer is larger than [`RESPONSE_BYTES_MAX`].
-    #[error("{authority} answered with more than {RESPONSE_BYTES_MAX} bytes")]
+    /// The answer is larger than allowed.
+    #[error("{authority} answered with more than {limit} bytes")]
     TooLarge {
-        /// The manager's host.
+        /// The server's host.
         authority: String,
+        /// The size.
+        limit: usize,
     },
-    /// The manager refused.
+    /// The server refused.
     #[error("{authority} answered {status}{cause}")]
     Refused {
-        /// The manager's host.
+        /// The server's host.
         authority: String,
         /// The status.
         status: u16,
         /// Its own words, if it said any that may be told, with `: ` in front.
         cause: String,
     },
-    /// The answer, or the manager's own settings, cannot be used.
+    /// The answer, or what was asked for, cannot be used.
     #[error("{0}")]
     Unusable(String),
 }
 
 impl FetchError {
     /// A refusal; of `words` only the beginning is kept.
-    pub(crate) fn refused(endpoint: &Endpoint, status: StatusCode, words: &str) -> Self {
+    pub fn refused(endpoint: &Endpoint, status: StatusCode, words: &str) -> Self {
         let words: String = words
             .chars()
             .map(|c| if c.is_control() { ' ' } else { c })
@@ -213,7 +247,7 @@ impl FetchError {
         Self::Refused { authority, status: status.as_u16(), cause }
     }
 
-    /// The manager is down, as far as can be told: others of its secrets will fail too.
+    /// The server is down, as far as can be told: other requests to it will fail too.
     pub fn is_down(&self) -> bool {
         match self {
             Self::Unreachable { .. } | Self::TimedOut { .. } => true,
@@ -225,7 +259,7 @@ impl FetchError {
 
 /// Writes a path segment with everything escaped that could end it. A `%` stays: it may be an
 /// escape already.
-pub(crate) fn push_segment(path: &mut String, segment: &str) {
+pub fn push_segment(path: &mut String, segment: &str) {
     for &byte in segment.as_bytes() {
         match byte {
             b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' => path.push(byte.into()),
@@ -241,13 +275,14 @@ pub(crate) fn push_segment(path: &mut String, segment: &str) {
     }
 }
 
-/// How long one exchange may take, connection and TLS included.
+/// How long one exchange may take by default, connection and TLS included.
 pub const EXCHANGE_TIME_MAX: Duration = Duration::from_secs(5);
 
-/// The largest answer that is read. Managers allow secrets of 64 KiB (AWS, Google) to 1 MiB (Vault).
+/// The largest answer that is read by default: managers allow secrets of 64 KiB (AWS, Google) to
+/// 1 MiB (Vault).
 pub const RESPONSE_BYTES_MAX: usize = 1 << 20;
 
-/// Characters of a manager's refusal that are told.
+/// Characters of a server's refusal that are told.
 const REFUSAL_CHARS_MAX: usize = 200;
 
 const AGENT: HeaderValue =
@@ -258,7 +293,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn urls_of_managers_are_read_whole() {
+    fn urls_are_read_whole() {
         for (url, tls, host, port, authority, path) in [
             ("http://127.0.0.1:8200", false, "127.0.0.1", 8200, "127.0.0.1:8200", ""),
             ("https://vault.test", true, "vault.test", 443, "vault.test", ""),
