@@ -18,6 +18,7 @@ use crate::page;
 use crate::router::Matched;
 use crate::settings::Settings;
 use crate::snapshot::Route;
+use crate::upstream::balance::Hold;
 
 /// A request on its way through the gateway.
 pub struct Exchange {
@@ -46,6 +47,8 @@ pub struct Exchange {
     pub matched_slashes_kept: bool,
     /// What the upstream or the function did.
     pub upstream: UpstreamRecord,
+    /// The node it is with, where the upstream's balancer wants to know.
+    pub(crate) held: Option<Hold>,
     /// When the first byte of the head was read.
     pub started: Instant,
     /// The same moment on the wall clock.

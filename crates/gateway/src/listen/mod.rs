@@ -358,6 +358,7 @@ fn new_exchange(
         matched: Default::default(),
         matched_slashes_kept: false,
         upstream: UpstreamRecord::default(),
+        held: None,
         started,
         started_at: core.wall_clock(started),
         ended: None,
@@ -390,6 +391,12 @@ fn log(exchange: &mut Exchange) {
     exchange.ended = Some(now);
     if exchange.upstream.status.is_some() && exchange.upstream.response_time.is_none() {
         exchange.upstream.response_time = exchange.upstream.began.map(|began| now - began);
+    }
+    if let Some(held) = exchange.held.take() {
+        let record = &exchange.upstream;
+        let took =
+            record.connect_time.unwrap_or_default() + record.response_time.unwrap_or_default();
+        held.done(took, now);
     }
     for chain in chains(exchange, Phases::LOG) {
         chain.log(exchange);

@@ -306,7 +306,7 @@ impl Compiler {
         let Some(stored) = self.upstreams.get(id) else { return };
         let compiled = UpstreamConfig::load(&read(&stored.text))
             .map_err(|e| e.to_string())
-            .and_then(|config| self.upstream(id, &config));
+            .and_then(|config| self.upstream(Kind::Upstreams, id, &config));
         self.note(Kind::Upstreams, id, compiled.clone());
         if let Some(stored) = self.upstreams.get_mut(id)
             && (compiled.is_ok() || stored.made.is_err())
@@ -315,14 +315,14 @@ impl Compiler {
         }
     }
 
-    fn upstream(&self, id: &Arc<str>, config: &UpstreamConfig) -> Result<Arc<Upstream>, String> {
-        if !matches!(config.kind.as_str(), "" | "roundrobin") {
-            warn!(
-                upstream = &**id,
-                kind = config.kind,
-                "This balancer type is not there yet: round robin serves in its place."
-            );
-        }
+    /// An upstream on its own, or inside a route or service of this kind and id.
+    fn upstream(
+        &self,
+        kind: Kind,
+        id: &Arc<str>,
+        config: &UpstreamConfig,
+    ) -> Result<Arc<Upstream>, String> {
+        let key = format!("/{}/{id}", kind.plural());
         if config.checks.is_some() {
             warn!(
                 upstream = &**id,
@@ -336,7 +336,7 @@ impl Compiler {
             let ssl = self.ssls.get(id)?.made.config.as_ref().filter(|s| s.kind == "client")?;
             Some((ssl.cert.clone(), ssl.key.clone()))
         };
-        Upstream::compile(id, config, &self.deps.upstream, &client_cert).map(Arc::new)
+        Upstream::compile(&key, id, config, &self.deps.upstream, &client_cert).map(Arc::new)
     }
 
     /// The upstream that a route or service names.
@@ -368,7 +368,9 @@ impl Compiler {
         let config = stored.made.config.clone();
         let upstream = match config.as_ref().map(|c| (&c.upstream, &c.upstream_id)) {
             Ok((_, Some(used))) => Some(self.upstream_of_id(used)),
-            Ok((Some(upstream), None)) => Some(self.upstream(id, upstream).map_err(unavailable)),
+            Ok((Some(upstream), None)) => {
+                Some(self.upstream(Kind::Services, id, upstream).map_err(unavailable))
+            }
             Ok((None, None)) | Err(_) => None,
         };
         let served = upstream.clone().transpose().map_err(|broken| broken.cause);
