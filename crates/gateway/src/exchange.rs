@@ -24,6 +24,7 @@ use crate::settings::Settings;
 use crate::snapshot::Route;
 use crate::tls::{ClientAuth, ClientCertificate};
 use crate::upstream::Upstream;
+use crate::upstream::balance::Hold;
 
 /// A request on its way through the gateway.
 pub struct Exchange {
@@ -66,6 +67,8 @@ pub struct Exchange {
     pub matched_slashes_kept: bool,
     /// What the upstream or the function did.
     pub upstream: UpstreamRecord,
+    /// The node it is with, where the upstream's balancer wants to know.
+    pub(crate) held: Option<Hold>,
     /// When the first byte of the head was read.
     pub started: Instant,
     /// The same moment on the wall clock.
@@ -468,6 +471,7 @@ impl Exchange {
             matched: Default::default(),
             matched_slashes_kept: false,
             upstream: UpstreamRecord::default(),
+            held: None,
             started,
             started_at: core.wall_clock(started),
             ended: None,

@@ -80,8 +80,9 @@ async fn try_nodes(
         if upstream.retry_timeout.is_some_and(|t| !tried.is_empty() && started.elapsed() >= t) {
             break;
         }
-        let Some(at) = upstream.pick(&tried) else { break };
+        let Some(at) = upstream.pick(&*exchange, &tried) else { break };
         tried.push(at);
+        exchange.held = upstream.hold(at);
         match try_node(exchange, route, upstream, at, timeouts, &mut body).await {
             Ok(received) => return Ok(received),
             Err(Failed { error, again }) => {

@@ -113,6 +113,7 @@ impl Running {
             );
         }
         let upstream_deps = UpstreamDeps {
+            known: Arc::default(),
             resolver: Resolver::new(runtime.handle().clone(), &settings::dns(&config)),
             keepalive: settings::keepalive(&config),
             tls: tls.clone(),

@@ -246,6 +246,7 @@ pub fn deps(registry: Registry, runtime: &tokio::runtime::Handle) -> Deps {
         unknown_plugins: UnknownPlugins::Refuse,
         plugin_attr: Value::Null,
         upstream: UpstreamDeps {
+            known: Arc::default(),
             resolver: Resolver::new(runtime.clone(), &Default::default()),
             keepalive: KEEPALIVE,
             tls: Arc::new(TlsClients::new(None)),

@@ -6,6 +6,7 @@
 //! beforehand (names, numbers, regexes, address sets) is compiled once.
 
 mod ip;
+mod template;
 mod vars;
 
 use std::borrow::Cow;
@@ -15,6 +16,7 @@ use serde_json::Value as Json;
 
 pub use self::{
     ip::IpSet,
+    template::Template,
     vars::{Builtin, Value, VarName, Vars},
 };
 

@@ -376,6 +376,12 @@ fn log(exchange: &mut Exchange) {
     if exchange.upstream.status.is_some() && exchange.upstream.response_time.is_none() {
         exchange.upstream.response_time = exchange.upstream.began.map(|began| now - began);
     }
+    if let Some(held) = exchange.held.take() {
+        let record = &exchange.upstream;
+        let took =
+            record.connect_time.unwrap_or_default() + record.response_time.unwrap_or_default();
+        held.done(took, now);
+    }
     for chain in chains(exchange, Phases::LOG) {
         chain.log(exchange);
     }

@@ -342,7 +342,7 @@ impl Compiler {
         let Some(stored) = self.upstreams.get(id) else { return };
         let compiled = UpstreamConfig::load(&read(&stored.text))
             .map_err(|e| e.to_string())
-            .and_then(|config| self.upstream(id, &config));
+            .and_then(|config| self.upstream(Kind::Upstreams, id, &config));
         self.note(Kind::Upstreams, id, compiled.clone());
         if let Some(stored) = self.upstreams.get_mut(id)
             && (compiled.is_ok() || stored.made.is_err())
@@ -351,14 +351,23 @@ impl Compiler {
         }
     }
 
-    fn upstream(&self, id: &Arc<str>, config: &UpstreamConfig) -> Result<Arc<Upstream>, String> {
-        if !matches!(config.kind.as_str(), "" | "roundrobin") {
-            warn!(
-                upstream = &**id,
-                kind = config.kind,
-                "This balancer type is not there yet: round robin serves in its place."
-            );
-        }
+    /// An upstream on its own, or inside a route or service of this kind and id.
+    fn upstream(
+        &self,
+        kind: Kind,
+        id: &Arc<str>,
+        config: &UpstreamConfig,
+    ) -> Result<Arc<Upstream>, String> {
+        self.upstream_at(&format!("/{}/{id}", kind.plural()), id, config)
+    }
+
+    /// An upstream that is configured at this place.
+    fn upstream_at(
+        &self,
+        key: &str,
+        id: &Arc<str>,
+        config: &UpstreamConfig,
+    ) -> Result<Arc<Upstream>, String> {
         if config.checks.is_some() {
             warn!(
                 upstream = &**id,
@@ -372,7 +381,7 @@ impl Compiler {
             let ssl = self.ssls.get(id)?.made.config.as_ref().filter(|s| s.kind == "client")?;
             Some((ssl.cert.clone(), ssl.key.clone()))
         };
-        Upstream::compile(id, config, &self.deps.upstream, &client_cert).map(Arc::new)
+        Upstream::compile(key, id, config, &self.deps.upstream, &client_cert).map(Arc::new)
     }
 
     /// The upstream that a route or service names.
@@ -404,7 +413,9 @@ impl Compiler {
         let config = stored.made.config.clone();
         let upstream = match config.as_ref().map(|c| (&c.upstream, &c.upstream_id)) {
             Ok((_, Some(used))) => Some(self.upstream_of_id(used)),
-            Ok((Some(upstream), None)) => Some(self.upstream(id, upstream).map_err(unavailable)),
+            Ok((Some(upstream), None)) => {
+                Some(self.upstream(Kind::Services, id, upstream).map_err(unavailable))
+            }
             Ok((None, None)) | Err(_) => None,
         };
         let served = upstream.clone().transpose().map_err(|broken| broken.cause);
@@ -502,7 +513,7 @@ impl Upstreams for Compiler {
 
     fn compile(&self, key: &str, config: &Value) -> Result<Arc<Upstream>, String> {
         let config = UpstreamConfig::load(config).map_err(|e| e.to_string())?;
-        self.upstream(&key.into(), &config)
+        self.upstream_at(key, &key.into(), &config)
     }
 }
 

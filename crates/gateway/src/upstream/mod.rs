@@ -11,7 +11,8 @@ use sluicegate_model::upstream as model;
 
 use crate::client::{CallError, Keepalive, Timeouts, TlsClients, TlsRequest, TlsTarget};
 use crate::plugin::PluginState;
-use balance::RoundRobin;
+use crate::expr::Vars;
+use balance::{Hold, Loads, Plan, Turns};
 use resolve::{Name, Resolver};
 
 /// A compiled upstream.
@@ -20,8 +21,9 @@ pub struct Upstream {
     pub id: Arc<str>,
     /// Its nodes.
     pub nodes: Box<[Node]>,
-    /// Turns, the highest node priority first.
-    groups: Box<[RoundRobin]>,
+    /// How a node is chosen.
+    plan: Plan,
+    turns: Turns,
     /// How to talk to the nodes.
     pub scheme: Scheme,
     /// Which `Host` they get.
@@ -79,6 +81,11 @@ impl Scheme {
         matches!(self, Self::Https | Self::Grpcs)
     }
 
+    /// The port of a node that has none of its own.
+    pub fn default_port(self) -> u16 {
+        if self.is_tls() { 443 } else { 80 }
+    }
+
     /// By HTTP/2?
     pub fn is_h2(self) -> bool {
         matches!(self, Self::Grpc | Self::Grpcs)
@@ -99,6 +106,8 @@ pub enum PassHost {
 /// What upstreams are compiled with.
 #[derive(Clone)]
 pub struct UpstreamDeps {
+    /// What is known of nodes, whatever the configuration that knows them.
+    pub known: Arc<Known>,
     /// TLS configurations.
     pub tls: Arc<TlsClients>,
     /// Names.
@@ -111,9 +120,20 @@ pub struct UpstreamDeps {
     pub background: tokio::runtime::Handle,
 }
 
+/// What is known of nodes by name. It outlives changes of the configuration.
+#[derive(Debug, Default)]
+pub struct Known {
+    /// What they have to do.
+    pub loads: Loads,
+}
+
 impl Upstream {
-    /// Compiles an upstream. `client_cert` resolves `tls.client_cert_id`.
+    /// Compiles an upstream. `key` names it for as long as it exists, among all there are: what
+    /// is known of its nodes is found by it again when the configuration has changed. That is the
+    /// place it is configured at, as `/upstreams/1`; upstreams inside of plugins add to it.
+    /// `client_cert` resolves `tls.client_cert_id`.
     pub fn compile(
+        key: &str,
         id: &Arc<str>,
         config: &model::Upstream,
         deps: &UpstreamDeps,
@@ -157,9 +177,11 @@ impl Upstream {
             idle_timeout: seconds(pool.idle_timeout),
             requests: pool.requests,
         });
+        let plan = Plan::compile(key, config, scheme.default_port(), &deps.known.loads)?;
         let upstream = Self {
             id: id.clone(),
-            groups: groups(config.nodes.as_deref().unwrap_or_default()),
+            turns: plan.turns(|_| true),
+            plan,
             retries: config.retries.map_or(nodes.len().saturating_sub(1), |n| {
                 usize::try_from(n).unwrap_or(usize::MAX)
             }),
@@ -179,9 +201,18 @@ impl Upstream {
         Ok(upstream)
     }
 
-    /// The node whose turn it is, of the highest priority that has one left.
-    pub fn pick(&self, tried: &[usize]) -> Option<usize> {
-        self.groups.iter().find_map(|group| group.pick(tried))
+    /// A node for a request, other than those `tried` before: of the highest priority that has one
+    /// left. An only node is tried as often as it takes.
+    pub fn pick(&self, vars: &dyn Vars, tried: &[usize]) -> Option<usize> {
+        match self.nodes.len() {
+            1 => Some(0),
+            _ => self.turns.pick(vars, tried),
+        }
+    }
+
+    /// Notes that a request is with a node, where the balancer wants to know.
+    pub fn hold(&self, node: usize) -> Option<Hold> {
+        self.plan.hold(node)
     }
 
     /// TLS to a node that is to be called `name`.
@@ -195,22 +226,9 @@ impl Upstream {
     }
 }
 
-fn groups(nodes: &[model::Node]) -> Box<[RoundRobin]> {
-    let mut priorities: Vec<i64> = nodes.iter().map(|n| n.priority).collect();
-    priorities.sort_unstable_by_key(|p| std::cmp::Reverse(*p));
-    priorities.dedup();
-    priorities
-        .into_iter()
-        .map(|priority| {
-            let of = nodes.iter().enumerate().filter(|(_, n)| n.priority == priority);
-            RoundRobin::new(&of.map(|(at, n)| (at, n.weight)).collect::<Vec<_>>())
-        })
-        .collect()
-}
-
 impl Node {
     fn compile(config: &model::Node, scheme: Scheme, resolver: &Arc<Resolver>) -> Self {
-        let port = config.port.unwrap_or(if scheme.is_tls() { 443 } else { 80 });
+        let port = config.port.unwrap_or(scheme.default_port());
         let host = config.host.trim_start_matches('[').trim_end_matches(']');
         let shown = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
         let authority = match config.port {

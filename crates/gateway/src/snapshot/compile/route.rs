@@ -177,7 +177,7 @@ impl Compiler {
         let chain = self.chain(&plugins, &format!("route {id}"))?;
         let upstream = match (&config.upstream_id, &config.upstream) {
             (Some(used), _) => Some(self.upstream_of_id(used)?),
-            (None, Some(own)) => Some(self.upstream(id, own).map_err(unavailable)?),
+            (None, Some(own)) => Some(self.upstream(Kind::Routes, id, own).map_err(unavailable)?),
             (None, None) => {
                 let service = config.service_id.as_deref().and_then(|s| self.services.get(s));
                 let upstream = service.and_then(|service| service.made.upstream.clone());

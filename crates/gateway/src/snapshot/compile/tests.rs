@@ -103,6 +103,7 @@ impl Bench {
             unknown_plugins: UnknownPlugins::Refuse,
             plugin_attr: Value::Null,
             upstream: UpstreamDeps {
+                known: Arc::default(),
                 tls: Arc::new(TlsClients::new(None)),
                 resolver: Resolver::new(runtime.handle().clone(), &Default::default()),
                 keepalive,

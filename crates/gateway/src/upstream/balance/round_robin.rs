@@ -2,9 +2,11 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use super::gcd;
+
 /// The order in which nodes of one priority take turns.
 #[derive(Debug)]
-pub struct RoundRobin {
+pub(super) struct RoundRobin {
     /// Node indexes, one full round.
     order: Box<[u32]>,
     turn: AtomicUsize,
@@ -13,7 +15,7 @@ pub struct RoundRobin {
 impl RoundRobin {
     /// One round over nodes `(index, weight)`. Nodes of weight 0 take no turn, unless all
     /// are of weight 0.
-    pub fn new(nodes: &[(usize, u32)]) -> Self {
+    pub(super) fn new(nodes: &[(usize, u32)]) -> Self {
         let all_zero = nodes.iter().all(|(_, weight)| *weight == 0);
         let weights: Vec<u64> =
             nodes.iter().map(|(_, w)| if all_zero { 1 } else { u64::from(*w) }).collect();
@@ -42,8 +44,8 @@ impl RoundRobin {
         Self { order: order.into(), turn: AtomicUsize::new(0) }
     }
 
-    /// The node whose turn it is, leaving out those `tried`.
-    pub fn pick(&self, tried: &[usize]) -> Option<usize> {
+    /// The node whose turn it is, of those that are `usable`.
+    pub(super) fn pick(&self, usable: impl Fn(usize) -> bool) -> Option<usize> {
         let len = self.order.len();
         if len == 0 {
             return None;
@@ -51,12 +53,8 @@ impl RoundRobin {
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         (0..len)
             .map(|step| self.order[turn.wrapping_add(step) % len] as usize)
-            .find(|node| !tried.contains(node))
+            .find(|node| usable(*node))
     }
-}
-
-fn gcd(a: u64, b: u64) -> u64 {
-    if b == 0 { a } else { gcd(b, a % b) }
 }
 
 /// Turns in one round at most.
@@ -70,7 +68,7 @@ mod tests {
     fn check(weights: &[u32], expected: &[usize]) {
         let nodes: Vec<_> = weights.iter().copied().enumerate().collect();
         let robin = RoundRobin::new(&nodes);
-        let picked: Vec<_> = (0..expected.len()).filter_map(|_| robin.pick(&[])).collect();
+        let picked: Vec<_> = (0..expected.len()).filter_map(|_| robin.pick(|_| true)).collect();
         assert_eq!(picked, expected, "{weights:?}");
     }
 
@@ -88,13 +86,13 @@ mod tests {
     #[test]
     fn a_heavy_node_does_not_starve_a_light_one() {
         let robin = RoundRobin::new(&[(0, 1_000_000), (1, 1)]);
-        assert!((0..5000).filter_map(|_| robin.pick(&[])).any(|n| n == 1));
+        assert!((0..5000).filter_map(|_| robin.pick(|_| true)).any(|n| n == 1));
     }
 
     #[test]
     fn tried_nodes_are_left_out() {
         let robin = RoundRobin::new(&[(0, 1), (1, 1), (2, 1)]);
-        assert_eq!(robin.pick(&[0, 1]), Some(2));
-        assert_eq!(robin.pick(&[0, 1, 2]), None);
+        assert_eq!(robin.pick(|node| ![0, 1].contains(&node)), Some(2));
+        assert_eq!(robin.pick(|_| false), None);
     }
 }
