@@ -15,6 +15,10 @@ use crate::http::headers::{Headers, Known};
 use crate::uri;
 
 impl Vars for Exchange {
+    fn exchange(&self) -> Option<&Exchange> {
+        Some(self)
+    }
+
     fn var<'a>(&'a self, name: &VarName) -> Option<Value<'a>> {
         match name {
             VarName::Arg(name) => argument(self.query()?, name.as_bytes()),
