@@ -49,6 +49,11 @@ pub(crate) async fn check(
             Answer::refused(format!("failed to validate the 'vars' expression: {why}"))
         })?;
     }
+    if let (Kind::Routes, Some(source)) = (kind, value["filter_func"].as_str())
+        && let Some(check) = state.catalog.load_full().filter_check
+    {
+        check(source).map_err(Answer::refused)?;
+    }
     if let Some(protocol) = value.pointer("/protocol/name").and_then(Value::as_str) {
         // Only stream routes have one, and Sluicegate speaks none of them yet.
         return Err(Answer::refused(format!("unknown protocol [{protocol}]")));

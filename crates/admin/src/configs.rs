@@ -82,6 +82,11 @@ pub fn check_declared(
         (catalog.vars_check)(vars)
             .map_err(|why| format!("failed to validate the 'vars' expression: {why}"))?;
     }
+    if let (Kind::Routes, Some(source)) = (key.kind, value["filter_func"].as_str())
+        && let Some(check) = catalog.filter_check
+    {
+        check(source)?;
+    }
     Ok(())
 }
 

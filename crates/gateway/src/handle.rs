@@ -23,9 +23,13 @@ pub async fn handle(exchange: &mut Exchange) -> Response {
         Err(error) => Response::page(error.status),
     };
     if !exchange.response_headers.is_empty() {
-        for (name, value) in std::mem::take(&mut exchange.response_headers).iter() {
-            if let Ok(name) = std::str::from_utf8(name) {
-                response.headers.set(name, value);
+        let headers = std::mem::take(&mut exchange.response_headers);
+        for (at, (name, value)) in headers.iter().enumerate() {
+            let Ok(text) = std::str::from_utf8(name) else { continue };
+            if headers.iter().take(at).any(|(before, _)| before.eq_ignore_ascii_case(name)) {
+                response.headers.append(text, value);
+            } else {
+                response.headers.set(text, value);
             }
         }
     }

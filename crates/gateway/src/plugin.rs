@@ -18,6 +18,7 @@ use sluicegate_model::plugin::{Catalog, Check, PluginInfo};
 use sluicegate_model::schema::Schema;
 
 use crate::exchange::{Exchange, Response};
+use crate::router::FilterFuncs;
 use crate::snapshot::references::first as first_reference;
 use crate::upstream::{Upstream, UpstreamDeps};
 
@@ -108,6 +109,11 @@ pub trait Plugin: Sized + Send + Sync + 'static {
 
     /// Makes the runtime form, or says which field is wrong and why.
     fn compile(config: Self::Config, ctx: &CompileCtx<'_>) -> Result<Self, ConfigError>;
+
+    /// The phases that this configuration takes part in, of those in [`Plugin::PHASES`].
+    fn phases(&self) -> Phases {
+        Self::PHASES
+    }
 
     /// The `rewrite` step.
     fn rewrite(&self, _exchange: &mut Exchange) -> impl Future<Output = Result<Flow, PluginError>> {
@@ -225,7 +231,7 @@ impl<P: Plugin> DynPlugin for P {
         P::NAME
     }
     fn phases(&self) -> Phases {
-        P::PHASES
+        Plugin::phases(self)
     }
     fn rewrite<'a>(&'a self, exchange: &'a mut Exchange) -> Step<'a> {
         Box::pin(Plugin::rewrite(self, exchange))
@@ -302,6 +308,7 @@ pub struct Registry {
     plugins: Vec<Registered>,
     /// Also those that are not enabled.
     known: Vec<&'static str>,
+    filter_funcs: Option<FilterFuncs>,
 }
 
 impl Registry {
@@ -382,7 +389,21 @@ impl Registry {
     pub fn only(&self, names: &[String]) -> Self {
         let plugins =
             self.plugins.iter().filter(|p| names.iter().any(|n| n == p.info.name)).cloned();
-        Self { plugins: plugins.collect(), known: self.known.clone() }
+        Self {
+            plugins: plugins.collect(),
+            known: self.known.clone(),
+            filter_funcs: self.filter_funcs,
+        }
+    }
+
+    /// Has routes' `filter_func`s run by `funcs`. Without it, a route that has one answers 503.
+    pub fn run_filter_funcs(&mut self, funcs: FilterFuncs) {
+        self.filter_funcs = Some(funcs);
+    }
+
+    /// What runs routes' `filter_func`s.
+    pub(crate) fn filter_funcs(&self) -> Option<FilterFuncs> {
+        self.filter_funcs
     }
 
     /// Whether there is a plugin of this name, enabled or not.
@@ -402,8 +423,10 @@ impl Registry {
 
     /// The plain list the Admin API works with.
     pub fn catalog(&self) -> Catalog {
-        Catalog::new(self.plugins.iter().map(|p| p.info.clone()).collect(), |vars| {
-            crate::expr::Expr::compile(vars).map(drop)
-        })
+        let plugins = self.plugins.iter().map(|p| p.info.clone()).collect();
+        let mut catalog =
+            Catalog::new(plugins, |vars| crate::expr::Expr::compile(vars).map(drop));
+        catalog.filter_check = self.filter_funcs.map(|funcs| funcs.check);
+        catalog
     }
 }

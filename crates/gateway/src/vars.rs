@@ -16,6 +16,10 @@ use crate::tls::CertificateField;
 use crate::uri;
 
 impl Vars for Exchange {
+    fn exchange(&self) -> Option<&Exchange> {
+        Some(self)
+    }
+
     fn var<'a>(&'a self, name: &VarName) -> Option<Value<'a>> {
         match name {
             VarName::Arg(name) => argument(self.query()?, name.as_bytes()),

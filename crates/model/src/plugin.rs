@@ -17,6 +17,9 @@ pub type Check = Arc<dyn Fn(&Value) -> Result<(), String> + Send + Sync>;
 /// Checks an expression: a route's `vars` or a plugin's `_meta.filter`.
 pub type VarsCheck = fn(&Value) -> Result<(), String>;
 
+/// Checks the source of a route's `filter_func`.
+pub type FilterCheck = fn(&str) -> Result<(), String>;
+
 /// One plugin, as data.
 #[derive(Clone)]
 pub struct PluginInfo {
@@ -89,6 +92,8 @@ pub struct Catalog {
     by_name: HashMap<&'static str, Arc<Entry>>,
     /// Checks a route's `vars` and a plugin's `_meta.filter`.
     pub vars_check: VarsCheck,
+    /// Checks a route's `filter_func`; `None`: nothing here runs one.
+    pub filter_check: Option<FilterCheck>,
 }
 
 impl Catalog {
@@ -97,7 +102,7 @@ impl Catalog {
         plugins.sort_by_key(|plugin| std::cmp::Reverse(plugin.priority));
         let entries: Vec<_> = plugins.into_iter().map(|info| Arc::new(Entry::new(info))).collect();
         let by_name = entries.iter().map(|entry| (entry.info.name, entry.clone())).collect();
-        Self { entries, by_name, vars_check }
+        Self { entries, by_name, vars_check, filter_check: None }
     }
 
     /// The plugin of this name.

@@ -15,6 +15,11 @@ pub trait Vars {
     fn write_plain(&self, _name: &VarName, _out: &mut Vec<u8>) -> bool {
         false
     }
+
+    /// The request itself, where this is one.
+    fn exchange(&self) -> Option<&crate::exchange::Exchange> {
+        None
+    }
 }
 
 /// The name of a variable, split into its family and what it asks for.

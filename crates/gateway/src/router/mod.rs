@@ -28,6 +28,7 @@ use self::{
     map::{Kind, Map, Place},
     pattern::Pattern,
 };
+use crate::exchange::Exchange;
 use crate::expr::{Expr, IpSet, Vars};
 
 /// Which of APISIX's routers is imitated: `apisix.router.http`.
@@ -54,6 +55,21 @@ impl Mode {
     }
 }
 
+/// A condition that only running code can tell: a route's `filter_func`.
+pub trait Filter: Send + Sync + std::fmt::Debug {
+    /// Whether the route takes this request, whose other conditions hold.
+    fn admits(&self, exchange: &Exchange) -> bool;
+}
+
+/// What runs `filter_func`s; the gateway itself knows no Lua.
+#[derive(Clone, Copy, Debug)]
+pub struct FilterFuncs {
+    /// Says what is wrong with the source of a function, as the Admin API does.
+    pub check: fn(&str) -> Result<(), String>,
+    /// Compiles the source of a function; the second text names its route in logs.
+    pub compile: fn(&str, &str) -> Result<Arc<dyn Filter>, String>,
+}
+
 /// One route as the router wants it. Routes with `status: 0` are left out by the caller.
 #[derive(Clone, Debug)]
 pub struct RouteInput<T> {
@@ -71,6 +87,8 @@ pub struct RouteInput<T> {
     pub remote_addrs: Option<IpSet>,
     /// `vars`.
     pub vars: Option<Expr>,
+    /// `filter_func`.
+    pub filter: Option<Arc<dyn Filter>>,
     /// `priority`, higher first.
     pub priority: i64,
     /// Decides between equals, lower first: APISIX takes the older route.
@@ -88,6 +106,7 @@ impl<T> RouteInput<T> {
             methods: Methods::ANY,
             remote_addrs: None,
             vars: None,
+            filter: None,
             priority: 0,
             order: 0,
         }
@@ -534,6 +553,7 @@ struct Route<T> {
     hosts: Box<[HostPattern]>,
     remote_addrs: Option<Box<IpSet>>,
     vars: Option<Box<Expr>>,
+    filter: Option<Arc<dyn Filter>>,
     id: Arc<str>,
     priority: i64,
     order: u64,
@@ -548,7 +568,10 @@ impl<T> Route<T> {
         Arc::new(Self {
             payload: input.payload,
             methods: input.methods,
-            conditional: hosts_checked || input.remote_addrs.is_some() || input.vars.is_some(),
+            conditional: hosts_checked
+                || input.remote_addrs.is_some()
+                || input.vars.is_some()
+                || input.filter.is_some(),
             hosts_checked,
             patterns: (input.uris.iter())
                 .filter(|uri| uris.insert(*uri))
@@ -560,6 +583,7 @@ impl<T> Route<T> {
                 .collect(),
             remote_addrs: input.remote_addrs.map(Box::new),
             vars: input.vars.map(Box::new),
+            filter: input.filter,
             id: input.id,
             priority: input.priority,
             order: input.order,
@@ -580,6 +604,7 @@ impl<T> Route<T> {
             methods: self.methods,
             remote_addrs: self.remote_addrs.as_deref().cloned(),
             vars: self.vars.as_deref().cloned(),
+            filter: self.filter.clone(),
             priority: self.priority,
             order: self.order,
         }
@@ -603,7 +628,11 @@ impl<T> Route<T> {
             };
             matched.set_host(host.star(), &host.text);
         }
+        // Code comes last: it costs more than all the rest.
         self.vars.as_ref().is_none_or(|expr| expr.eval(vars))
+            && self.filter.as_ref().is_none_or(|filter| {
+                vars.exchange().is_some_and(|exchange| filter.admits(exchange))
+            })
     }
 }
 

@@ -66,6 +66,8 @@ pub struct Route {
     pub timeouts: Option<Box<Timeouts>>,
     /// It cannot serve: what its requests are answered, and why.
     pub broken: Option<Box<(StatusCode, String)>>,
+    /// Its configuration as stored: JSON text.
+    pub text: Arc<[u8]>,
     /// Requests it served, for metrics.
     pub requests: RouteCounters,
 }

@@ -53,6 +53,7 @@ impl Compiler {
     fn compile_route(&mut self, id: &Arc<str>) -> Outcome {
         let Some(stored) = self.routes.get(id) else { return Outcome::Gone };
         let (value, created) = (read(&stored.text), stored.created);
+        let text = stored.text.clone();
         let (config, unreadable) = match RouteConfig::load(&value) {
             Ok(config) => (config, None),
             Err(e) => (conditions(&value), Some(e.to_string())),
@@ -83,13 +84,20 @@ impl Compiler {
         {
             hosts.clone_from(&service.hosts);
         }
+        let filter = config.filter_func.as_ref().and_then(|source| {
+            let compiled = match self.deps.registry.filter_funcs() {
+                Some(funcs) => (funcs.compile)(source, id),
+                None => Err("filter_func needs Lua, which this build does not have".to_owned()),
+            };
+            compiled.map_err(&mut or_broken).ok()
+        });
         let before = self.router.get(id).cloned();
         let requests = match &before {
             Some(route) => route.requests.clone(),
             None => self.counters.counters(),
         };
         let route = match broken {
-            None => self.serving_route(id, &config, service.as_ref(), requests.clone()),
+            None => self.serving_route(id, &config, service.as_ref(), (&text, requests.clone())),
             Some(cause) => Err(unavailable(cause)),
         };
         let outcome = route.as_ref().map(drop).map_err(|broken| broken.cause.clone());
@@ -100,7 +108,7 @@ impl Compiler {
                 return Outcome::Keep;
             }
             // Invariant: a route never vanishes, or its requests would fall through to another.
-            Err(broken) => self.broken_route(id, &config, broken, requests),
+            Err(broken) => self.broken_route(id, &config, broken, (&text, requests)),
         };
         Outcome::Serve(Box::new(RouteInput {
             id: id.clone(),
@@ -110,6 +118,7 @@ impl Compiler {
             methods,
             remote_addrs,
             vars,
+            filter,
             priority: config.priority,
             order: created,
         }))
@@ -120,7 +129,7 @@ impl Compiler {
         id: &Arc<str>,
         config: &RouteConfig,
         Broken { status, cause, .. }: Broken,
-        requests: RouteCounters,
+        (text, requests): (&Arc<[u8]>, RouteCounters),
     ) -> Route {
         Route {
             id: id.clone(),
@@ -131,6 +140,7 @@ impl Compiler {
             enable_websocket: false,
             timeouts: None,
             broken: Some(Box::new((status, self.references.redact(cause)))),
+            text: text.clone(),
             requests,
         }
     }
@@ -140,13 +150,8 @@ impl Compiler {
         id: &Arc<str>,
         config: &RouteConfig,
         service: Option<&Result<Arc<ServiceConfig>, String>>,
-        requests: RouteCounters,
+        (text, requests): (&Arc<[u8]>, RouteCounters),
     ) -> Result<Route, Broken> {
-        if config.filter_func.is_some() {
-            return Err(unavailable(
-                "filter_func needs Lua, which this version does not have".into(),
-            ));
-        }
         let common = match &config.plugin_config_id {
             None => None,
             Some(wanted) => match self.plugin_configs.get(wanted.as_str()) {
@@ -197,6 +202,7 @@ impl Compiler {
                 .unwrap_or(false),
             timeouts: config.timeout.as_ref().map(|t| Box::new(timeouts(Some(t)))),
             broken: None,
+            text: text.clone(),
             requests,
         })
     }

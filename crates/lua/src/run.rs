@@ -1,0 +1,352 @@
+//! Running the functions of a configuration in the phases of a request.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::StatusCode;
+use mlua::{IntoLuaMulti, MultiValue, Table, Value};
+use serde_json::Value as Json;
+use sluicegate_gateway::body::Body;
+use sluicegate_gateway::exchange::{Exchange, Response};
+use sluicegate_gateway::upstream::UpstreamDeps;
+use tracing::{error, warn};
+
+use crate::host::{Host, LuaError, Ran, host, lua_type};
+use crate::json::{self, Marks};
+use crate::limits::Meter;
+use crate::natives::plain;
+use crate::request::{Parts, Phase, Remembered, Step};
+use crate::web;
+
+/// The functions of one configuration. Each core makes its own of the sources when it first runs
+/// them; what they remember lasts as long as this value.
+pub struct Functions {
+    id: u64,
+    alive: Arc<()>,
+    sources: Vec<String>,
+    conf: Json,
+    deps: Option<UpstreamDeps>,
+}
+
+/// What a request does after functions ran.
+pub enum Outcome {
+    /// It goes on.
+    Next,
+    /// It ends with this answer.
+    Respond(Response),
+}
+
+static NEXT: AtomicU64 = AtomicU64::new(1);
+
+impl Functions {
+    /// Functions from sources that each return one, and the first argument they get.
+    ///
+    /// # Errors
+    /// A source is no Lua, fails, or returns something else.
+    pub fn compile(
+        sources: Vec<String>,
+        conf: Json,
+        deps: Option<UpstreamDeps>,
+    ) -> Result<Self, LuaError> {
+        let host = host()?;
+        for source in &sources {
+            let env = host.new_env()?;
+            let mut meter = Meter::new(&host.limits);
+            let mut made = Ok(());
+            host.metered(None, &mut meter, || {
+                made = host.function(source, source, &env).map(drop);
+                Ok(())
+            })?;
+            made?;
+        }
+        let id = NEXT.fetch_add(1, Ordering::Relaxed);
+        Ok(Self { id, alive: Arc::default(), sources, conf, deps })
+    }
+
+    /// Runs them in a phase that may wait and end the request.
+    ///
+    /// # Errors
+    /// A function failed. It is logged.
+    pub async fn run(&self, phase: Phase, exchange: &mut Exchange) -> Result<Outcome, LuaError> {
+        let ran = self.run_all(phase, exchange).await;
+        ran.inspect_err(|error| log(error, exchange))
+    }
+
+    async fn run_all(&self, phase: Phase, exchange: &mut Exchange) -> Result<Outcome, LuaError> {
+        let host = host()?;
+        let mut step = Step::of(Parts::Request(exchange), phase);
+        let loaded =
+            host.loaded(self.id, &self.alive, &self.sources, &self.conf, &mut step)?;
+        let ctx = host.context(&step).map_err(|error| LuaError::State(error.to_string()))?;
+        let remembered = step.remembered.clone();
+        for function in loaded.functions.iter() {
+            let thread = host.start(function)?;
+            let mut meter = Meter::new(&host.limits);
+            let mut arguments = MultiValue::from_vec(vec![
+                loaded.conf.clone(),
+                Value::Table(ctx.clone()),
+            ]);
+            let returned = loop {
+                let mut step = Step::of(Parts::Request(exchange), phase);
+                match host.resume(&thread, &mut step, &mut meter, arguments)? {
+                    Ran::Ended(values) => break values,
+                    Ran::Waits(what, argument) => {
+                        if remembered.exit.get().is_some() {
+                            return exited(&remembered, exchange);
+                        }
+                        arguments = self.wait(&host, &what, argument, exchange, &remembered).await?;
+                    }
+                }
+            };
+            if let Some(outcome) = ended(&host, &returned, &remembered, exchange)? {
+                return Ok(outcome);
+            }
+        }
+        let said = remembered.said.take();
+        if said.is_empty() {
+            return Ok(Outcome::Next);
+        }
+        let status = status(remembered.status.get().map_or(200, i32::from));
+        Ok(Outcome::Respond(spoken(status, said, exchange)))
+    }
+
+    /// Does what a function waits for.
+    async fn wait(
+        &self,
+        host: &Host,
+        what: &str,
+        argument: Value,
+        exchange: &mut Exchange,
+        remembered: &Remembered,
+    ) -> Result<MultiValue, LuaError> {
+        let failed = |error: mlua::Error| LuaError::State(error.to_string());
+        match what {
+            "sleep" => {
+                let seconds = argument.as_number().or(argument.as_integer().map(|n| n as f64));
+                let seconds = seconds.unwrap_or(0.0).clamp(0.0, SLEEP_MAX);
+                tokio::time::sleep(Duration::from_secs_f64(seconds)).await;
+                Ok(MultiValue::new())
+            }
+            "read_body" => {
+                if remembered.body.borrow().is_none() {
+                    let limit = host.limits.body_bytes as u64;
+                    match exchange.peek_body(limit).await {
+                        Ok(Some(body)) => drop(remembered.body.replace(Some(body))),
+                        Ok(None) => warn!(
+                            route = exchange.route_id(),
+                            limit,
+                            "A request body is larger than functions can read (plugin_attr.serverless.body_bytes)."
+                        ),
+                        Err(error) => {
+                            return Err(LuaError::Raised(format!("the request body: {error}")));
+                        }
+                    }
+                }
+                Ok(MultiValue::new())
+            }
+            "http" => {
+                let Value::Table(options) = argument else { return Ok(MultiValue::new()) };
+                let answer = match web::Call::read(&options) {
+                    Ok(call) => {
+                        call.send(&exchange.core, self.deps.as_ref(), host.limits.body_bytes as u64)
+                            .await
+                    }
+                    Err(why) => Err(why),
+                };
+                match answer {
+                    Ok(told) => web::to_lua(&host.lua, &told)
+                        .and_then(|table: Table| table.into_lua_multi(&host.lua))
+                        .map_err(failed),
+                    Err(why) => (Value::Nil, why).into_lua_multi(&host.lua).map_err(failed),
+                }
+            }
+            _ => Ok(MultiValue::new()),
+        }
+    }
+
+    /// Runs them when the head of the answer is known.
+    pub fn header_filter(&self, exchange: &mut Exchange, response: &mut Response) {
+        let outcome = {
+            let mut step = Step::of(Parts::Head(exchange, response), Phase::HeaderFilter);
+            self.run_sync(&mut step)
+        };
+        if let Err(error) = outcome {
+            log(&error, exchange);
+            // Differs: APISIX closes the connection without an answer.
+            let status = StatusCode::INTERNAL_SERVER_ERROR;
+            *response = Response::page(status);
+        }
+    }
+
+    /// Runs them for a piece of the answer's body.
+    pub fn body_filter(&self, exchange: &mut Exchange, piece: &mut Bytes, last: bool) {
+        let (outcome, remembered) = {
+            let mut step = Step::of(Parts::Piece(exchange, piece, last), Phase::BodyFilter);
+            let remembered = step.remembered.clone();
+            if remembered.failed.get() {
+                (Ok(()), remembered)
+            } else {
+                (self.run_sync(&mut step), remembered)
+            }
+        };
+        if let Err(error) = outcome {
+            log(&error, exchange);
+            remembered.failed.set(true);
+        }
+        if remembered.failed.get() {
+            // What the function was to take out of the body must not go out for its failure.
+            *piece = Bytes::new();
+        }
+    }
+
+    /// Runs them when the answer is sent.
+    pub fn log(&self, exchange: &Exchange) {
+        let mut step = Step::of(Parts::Seen(exchange), Phase::Log);
+        if let Err(error) = self.run_sync(&mut step) {
+            log(&error, exchange);
+        }
+    }
+
+    fn run_sync(&self, step: &mut Step<'_>) -> Result<(), LuaError> {
+        let host = host()?;
+        let loaded = host.loaded(self.id, &self.alive, &self.sources, &self.conf, step)?;
+        let ctx = host.context(step).map_err(|error| LuaError::State(error.to_string()))?;
+        for function in loaded.functions.iter() {
+            let returned =
+                host.call(function, step, (loaded.conf.clone(), ctx.clone()))?;
+            let code = returned.iter().next();
+            if let (Parts::Head(_, response), Some(code)) = (&mut step.parts, code)
+                && let Some(code) = number(code)
+            {
+                response.status = status(code);
+            }
+            if code.is_some_and(|code| !code.is_nil()) {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn log(error: &LuaError, exchange: &Exchange) {
+    error!(route = exchange.route_id(), %error, "A Lua function failed.");
+}
+
+fn number(value: &Value) -> Option<i32> {
+    match value {
+        Value::Integer(n) => i32::try_from(*n).ok(),
+        Value::Number(n) => Some(*n as i32),
+        _ => None,
+    }
+}
+
+fn status(code: i32) -> StatusCode {
+    let code = u16::try_from(code).ok().and_then(|code| StatusCode::from_u16(code).ok());
+    code.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+}
+
+/// What `return code, body` makes of the request.
+fn ended(
+    host: &Host,
+    returned: &MultiValue,
+    remembered: &Remembered,
+    exchange: &Exchange,
+) -> Result<Option<Outcome>, LuaError> {
+    let mut values = returned.iter();
+    let code = values.next().unwrap_or(&Value::Nil);
+    let body = values.next().unwrap_or(&Value::Nil);
+    let nothing = |value: &Value| matches!(value, Value::Nil | Value::Boolean(false));
+    if nothing(code) && nothing(body) {
+        return Ok(None);
+    }
+    let code_number = number(code);
+    let mut said = remembered.said.take();
+    for part in [code, body] {
+        if nothing(part) || (code_number.is_some() && std::ptr::eq(part, code)) {
+            continue;
+        }
+        match part {
+            Value::Table(_) => {
+                said.extend(encoded(host, part)?);
+                said.push(b'\n');
+            }
+            Value::String(_) | Value::Integer(_) | Value::Number(_) | Value::Boolean(_) => {
+                said.extend(plain(part));
+            }
+            other => {
+                return Err(LuaError::Raised(format!("a function returned a {}", lua_type(other))));
+            }
+        }
+    }
+    let response = match code_number {
+        Some(code) if said.is_empty() => silent(code, remembered, exchange),
+        Some(code) => spoken(status(code), said, exchange),
+        None => {
+            spoken(status(remembered.status.get().map_or(200, i32::from)), said, exchange)
+        }
+    };
+    Ok(Some(Outcome::Respond(response)))
+}
+
+fn encoded(host: &Host, value: &Value) -> Result<Vec<u8>, LuaError> {
+    let failed = |error: mlua::Error| LuaError::State(error.to_string());
+    let marks = Marks {
+        null: host.null().clone(),
+        empty_array: Value::Boolean(false),
+        array_mt: host.lua.create_table().map_err(failed)?,
+        empty_array_mt: host.lua.create_table().map_err(failed)?,
+        sorted: false,
+    };
+    let text = json::encode(value, &marks);
+    text.map_err(|error| LuaError::Raised(format!("failed to encode data: {error}")))
+}
+
+/// What `ngx.exit` makes of the request.
+fn exited(remembered: &Remembered, exchange: &Exchange) -> Result<Outcome, LuaError> {
+    let code = remembered.exit.take().unwrap_or(0);
+    let said = remembered.said.take();
+    if !said.is_empty() {
+        // The head went out with the first word, as far as a script can tell.
+        let first = remembered.status.get().map_or(200, i32::from);
+        let code = if first == 200 && code >= 200 { code } else { first };
+        return Ok(Outcome::Respond(spoken(status(code), said, exchange)));
+    }
+    match code {
+        // Ends the phase, and the request goes on.
+        0 | -5 => Ok(Outcome::Next),
+        code if code < 0 => Ok(Outcome::Respond(Response::page(StatusCode::INTERNAL_SERVER_ERROR))),
+        code => Ok(Outcome::Respond(silent(code, remembered, exchange))),
+    }
+}
+
+/// An answer without a body of the script's: a page from 300 on.
+fn silent(code: i32, remembered: &Remembered, exchange: &Exchange) -> Response {
+    let code = match remembered.status.get() {
+        Some(before) if (200..300).contains(&code) => i32::from(before),
+        _ => code,
+    };
+    match status(code) {
+        code if code.as_u16() >= 300 => Response::page(code),
+        code => spoken(code, Vec::new(), exchange),
+    }
+}
+
+fn spoken(status: StatusCode, said: Vec<u8>, exchange: &Exchange) -> Response {
+    let mut response = Response::new(status);
+    if !exchange.response_headers.contains("Content-Type") {
+        response.headers.append("Content-Type", b"text/plain; charset=utf-8");
+    }
+    response.body = Body::from_bytes(said);
+    response
+}
+
+/// The longest sleep of a function, in seconds.
+const SLEEP_MAX: f64 = 86_400.0;
+
+impl std::fmt::Debug for Functions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Functions").field("sources", &self.sources.len()).finish_non_exhaustive()
+    }
+}
