@@ -75,6 +75,9 @@ pub trait Plugin: Sized + Send + Sync + 'static {
     const SECRETS: &'static [&'static str] = &[];
     /// Set when the plugin tells who sends a request, by what consumers and credentials say.
     const AUTH: Option<Auth> = None;
+    /// Fields that stand in the place of `function_uri`, which APISIX's plugin of this name asks
+    /// for: an APISIX on the same etcd refuses a configuration that has one and no `function_uri`.
+    const OWN_FIELDS: &'static [&'static str] = &[];
     /// The typed view of a configuration that passed [`Plugin::schema`].
     type Config: DeserializeOwned;
 
@@ -362,6 +365,7 @@ impl Registry {
             consumer_schema,
             secrets: P::SECRETS,
             auth: P::AUTH,
+            own_fields: P::OWN_FIELDS,
             check: Arc::new(check),
         };
         let metadata = info.metadata_schema.as_ref().map(|schema| {

@@ -100,7 +100,7 @@ impl EtcdOptions {
 impl fmt::Debug for EtcdOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("EtcdOptions")
-            .field("hosts", &self.hosts)
+            .field("hosts", &self.hosts.iter().map(|url| client::shown(url)).collect::<Vec<_>>())
             .field("prefix", &self.prefix)
             .field("user", &self.user)
             .field("tls", &self.tls)
