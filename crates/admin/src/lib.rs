@@ -107,6 +107,14 @@ impl AdminState {
         self
     }
 
+    /// Looks up who refers to whom ahead of the first deletion, in the background. Needs a tokio
+    /// runtime.
+    pub fn prepare(&self) {
+        if self.declared.is_none() {
+            self.index.start();
+        }
+    }
+
     /// Calls `reload` on `PUT /apisix/admin/plugins/reload`.
     pub fn reload_plugins(mut self, reload: ReloadPlugins) -> Self {
         self.reload_plugins = Some(reload);

@@ -279,7 +279,6 @@ impl DoorTls {
 
 impl Handshakes {
     fn read(files: &AdminTls, config: &Config, place: &Place) -> anyhow::Result<Self> {
-        const CERT: &str = "deployment.admin.admin_api_mtls.admin_ssl_cert";
         const KEY: &str = "deployment.admin.admin_api_mtls.admin_ssl_cert_key";
         const CA: &str = "deployment.admin.admin_api_mtls.admin_ssl_ca_cert";
         let cert = pem(place, &files.cert, CERT)?;
@@ -314,7 +313,7 @@ impl Handshakes {
 }
 
 // nginx reads the paths of its certificates from the folder of nginx.conf, which is APISIX's conf/.
-fn pem(place: &Place, path: &Path, key: &str) -> anyhow::Result<String> {
+pub(crate) fn pem(place: &Place, path: &Path, key: &str) -> anyhow::Result<String> {
     let path: PathBuf = place.under(Path::new("conf")).join(path);
     let length = std::fs::metadata(&path)
         .with_context(|| format!("{key}: {} cannot be read", path.display()))?
@@ -325,6 +324,9 @@ fn pem(place: &Place, path: &Path, key: &str) -> anyhow::Result<String> {
     std::fs::read_to_string(&path)
         .with_context(|| format!("{key}: {} cannot be read", path.display()))
 }
+
+/// The key of the Admin API's certificate.
+pub(crate) const CERT: &str = "deployment.admin.admin_api_mtls.admin_ssl_cert";
 
 /// How long accepting waits after it failed: files ran out, most likely.
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);

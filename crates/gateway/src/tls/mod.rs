@@ -3,7 +3,8 @@
 
 mod fixed;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -77,31 +78,45 @@ pub fn certified(cert: &str, key: &str) -> Result<CertifiedKey, String> {
 }
 
 /// All certificates by server name.
-#[derive(Debug, Default)]
+///
+/// A change makes a new version that shares everything with the one before but the few parts that
+/// the change is about, so that it costs the same however many there are.
+#[derive(Debug, Clone, Default)]
 pub struct Certificates {
-    exact: HashMap<String, Vec<Arc<CertifiedKey>>>,
+    exact: Names,
     /// By what follows the `*.`.
-    wildcard: HashMap<String, Vec<Arc<CertifiedKey>>>,
-    any: Vec<Arc<CertifiedKey>>,
+    wildcard: Names,
+    any: Holders,
 }
 
+/// Who has certificates for a name, by the resource's id: the first one serves.
+type Holders = BTreeMap<Arc<str>, Arc<TlsEntry>>;
+
 impl Certificates {
-    /// Puts the certificates of many resources together.
-    pub fn build(entries: impl Iterator<Item = Arc<TlsEntry>>) -> Self {
-        let mut all = Self::default();
-        for entry in entries {
-            for name in &entry.names {
-                let list = if name == "*" {
-                    &mut all.any
-                } else if let Some(rest) = name.strip_prefix("*.") {
-                    all.wildcard.entry(rest.to_owned()).or_default()
-                } else {
-                    all.exact.entry(name.clone()).or_default()
-                };
-                list.extend(entry.keys.iter().cloned());
-            }
+    /// Puts the certificates of a resource in the place of those it had before.
+    pub fn change(
+        &mut self,
+        id: &Arc<str>,
+        before: Option<&TlsEntry>,
+        now: Option<&Arc<TlsEntry>>,
+    ) {
+        for name in before.into_iter().flat_map(|entry| &entry.names) {
+            self.holders(name, &mut |holders| drop(holders.remove(id)));
         }
-        all
+        let Some(entry) = now else { return };
+        for name in &entry.names {
+            self.holders(name, &mut |holders| drop(holders.insert(id.clone(), entry.clone())));
+        }
+    }
+
+    fn holders(&mut self, name: &str, change: &mut dyn FnMut(&mut Holders)) {
+        if name == "*" {
+            change(&mut self.any);
+        } else if let Some(rest) = name.strip_prefix("*.") {
+            self.wildcard.change(rest, change);
+        } else {
+            self.exact.change(name, change);
+        }
     }
 
     /// Is there none?
@@ -109,16 +124,47 @@ impl Certificates {
         self.exact.is_empty() && self.wildcard.is_empty() && self.any.is_empty()
     }
 
-    fn find(&self, name: &str) -> &[Arc<CertifiedKey>] {
-        if let Some(found) = self.exact.get(name) {
-            return found;
+    fn find(&self, name: &str) -> impl Iterator<Item = &Arc<CertifiedKey>> {
+        let wildcard = || name.split_once('.').and_then(|(_, rest)| self.wildcard.get(rest));
+        let holders = self.exact.get(name).or_else(wildcard).unwrap_or(&self.any);
+        holders.values().flat_map(|entry| &entry.keys)
+    }
+}
+
+/// Names in parts, of which a change copies one.
+#[derive(Debug, Clone)]
+struct Names {
+    parts: Box<[Arc<HashMap<String, Holders>>]>,
+    hasher: RandomState,
+}
+
+impl Default for Names {
+    fn default() -> Self {
+        Self { parts: vec![Arc::default(); NAME_PARTS].into(), hasher: RandomState::new() }
+    }
+}
+
+impl Names {
+    fn part(&self, name: &str) -> usize {
+        (self.hasher.hash_one(name) % NAME_PARTS as u64) as usize
+    }
+
+    fn get(&self, name: &str) -> Option<&Holders> {
+        self.parts[self.part(name)].get(name)
+    }
+
+    fn change(&mut self, name: &str, change: &mut dyn FnMut(&mut Holders)) {
+        let part = self.part(name);
+        let names = Arc::make_mut(&mut self.parts[part]);
+        let holders = names.entry(name.to_owned()).or_default();
+        change(holders);
+        if holders.is_empty() {
+            names.remove(name);
         }
-        if let Some((_, rest)) = name.split_once('.')
-            && let Some(found) = self.wildcard.get(rest)
-        {
-            return found;
-        }
-        &self.any
+    }
+
+    fn is_empty(&self) -> bool {
+        self.parts.iter().all(|names| names.is_empty())
     }
 }
 
@@ -142,7 +188,7 @@ impl ResolvesServerCert for Resolver {
         let name = asked.as_deref().or(fallback.as_deref())?;
         let schemes = hello.signature_schemes();
         let fits = |key: &&Arc<CertifiedKey>| key.key.choose_scheme(schemes).is_some();
-        certificates.find(name).iter().find(fits).cloned()
+        certificates.find(name).find(fits).cloned()
     }
 }
 
@@ -231,9 +277,55 @@ const OPENSSL_NAMES: [(&str, rustls::CipherSuite); 6] = {
     ]
 };
 
+/// Into how many parts names are split: of 100,000, a change copies some 100.
+const NAME_PARTS: usize = 1024;
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_is_served_by_the_first_resource_that_has_it_however_they_changed() {
+        let key = |name: &str| {
+            let pair = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
+            let (cert, key) = (pair.cert.pem(), pair.signing_key.serialize_pem());
+            Arc::new(certified(&cert, &key).unwrap())
+        };
+        let keys: Vec<_> = ["a", "b", "c", "d"].map(key).into();
+        let entry = |names: &[&str], own: usize| {
+            let names = names.iter().map(|name| (*name).to_owned()).collect();
+            Arc::new(TlsEntry { names, keys: vec![keys[own].clone()] })
+        };
+        let found = |all: &Certificates, name: &str| {
+            let first = all.find(name).next()?.clone();
+            keys.iter().position(|key| Arc::ptr_eq(key, &first))
+        };
+        let id = |id: &str| -> Arc<str> { id.into() };
+        let mut all = Certificates::default();
+        assert!(all.is_empty());
+        let (one, two) = (entry(&["x.test", "*.y.test"], 0), entry(&["x.test", "*"], 1));
+        all.change(&id("2"), None, Some(&two));
+        all.change(&id("1"), None, Some(&one));
+        let before = all.clone();
+        for (name, expected) in [
+            ("x.test", Some(0)),
+            ("a.y.test", Some(0)),
+            ("y.test", Some(1)),
+            ("a.b.y.test", Some(1)),
+            ("z.test", Some(1)),
+        ] {
+            assert_eq!(found(&all, name), expected, "{name}");
+        }
+        let new = entry(&["*.y.test"], 2);
+        all.change(&id("1"), Some(&one), Some(&new));
+        assert_eq!((found(&all, "x.test"), found(&all, "a.y.test")), (Some(1), Some(2)));
+        all.change(&id("2"), Some(&two), None);
+        assert_eq!((found(&all, "x.test"), found(&all, "z.test")), (None, None));
+        all.change(&id("1"), Some(&new), None);
+        assert!(all.is_empty());
+        // What requests hold is not touched.
+        assert_eq!(found(&before, "x.test"), Some(0));
+    }
 
     #[test]
     fn cipher_names_choose_the_suites_of_tls_1_2_only() {
