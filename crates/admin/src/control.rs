@@ -11,7 +11,7 @@ use axum::{
     http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header},
 };
 use serde_json::{Map, Value, json};
-use sluicegate_model::{Kind, encrypt::Keyring, plugin::Catalog};
+use sluicegate_model::{Kind, encrypt::Keyring, plugin::Catalog, schema};
 use sluicegate_store::{Entry, Store};
 
 use crate::{
@@ -114,6 +114,8 @@ impl ControlState {
             .map(|kind| (schema_name(kind), kind.schema_json().clone()))
             .collect();
         main.insert("plugins".to_owned(), plugin_list_schema());
+        main.insert("upstream_hash_header_schema".to_owned(), schema::hash_header());
+        main.insert("upstream_hash_vars_schema".to_owned(), schema::hash_vars());
         let plugins = all_plugins(&self.catalog.load());
         Answer::json(
             StatusCode::OK,

@@ -3,7 +3,7 @@
 //!
 //! The index only names candidates: whoever asks reads them from the store and sees for himself.
 //! That is why it can know targets by their hashes, and need not know the plugins that are enabled.
-//! It is built when it is first asked for, which reads every resource once.
+//! It is built when the Admin API opens, or first asked for, which reads every resource once.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -93,7 +93,8 @@ impl Index {
         Ok(found.cloned().collect())
     }
 
-    fn start(&self) {
+    /// Builds the index in the background, if nobody has asked for that yet.
+    pub(crate) fn start(&self) {
         let mut task = self.task.lock().unwrap_or_else(PoisonError::into_inner);
         if task.is_none() {
             let (store, shared) = (Arc::clone(&self.store), Arc::clone(&self.shared));

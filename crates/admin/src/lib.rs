@@ -107,6 +107,14 @@ impl AdminState {
         self
     }
 
+    /// Looks up who refers to whom ahead of the first deletion, in the background. Needs a tokio
+    /// runtime.
+    pub fn prepare(&self) {
+        if self.declared.is_none() {
+            self.index.start();
+        }
+    }
+
     /// Calls `reload` on `PUT /apisix/admin/plugins/reload`.
     pub fn reload_plugins(mut self, reload: ReloadPlugins) -> Self {
         self.reload_plugins = Some(reload);
@@ -138,6 +146,8 @@ pub struct Settings {
     pub encrypt_fields: bool,
     /// `sluicegate.admin.redact_secrets`: answers show no secrets, not even encrypted ones.
     pub redact_secrets: bool,
+    /// Whether an APISIX may read what is written: the store is an etcd.
+    pub shared_with_apisix: bool,
     /// Whether `apisix.proxy_mode` includes streams; otherwise `stream_routes` are refused.
     pub stream_proxy: bool,
     /// What keys in answers start with: `deployment.etcd.prefix`.
@@ -157,6 +167,7 @@ impl Default for Settings {
             body_bytes_max: BODY_BYTES_MAX,
             encrypt_fields: true,
             redact_secrets: false,
+            shared_with_apisix: false,
             stream_proxy: false,
             key_prefix: "/apisix".to_owned(),
             server: concat!("Sluicegate/", env!("CARGO_PKG_VERSION")).to_owned(),

@@ -147,10 +147,15 @@ async fn put(
         key.id = value["username"].as_str().unwrap_or_default().to_owned();
     }
     family::refuse_without_consumer(state, &key).await?;
-    secrets::encrypt(state, settings, kind, &mut value);
     let text = key.to_string();
+    let sent = value;
     for _ in 0..ATTEMPTS_MAX {
         let old = state.store.get(&text).await.map_err(store_failed)?;
+        let mut value = sent.clone();
+        // What a GET showed as it is stored may come back.
+        let stored = old.as_ref().and_then(|old| parse(old).ok());
+        let sealed = stored.map(|stored| secrets::sealed(state, kind, &stored));
+        secrets::encrypt(state, settings, kind, &mut value, &sealed.unwrap_or_default());
         if kind.has_times() {
             let now = (state.now)();
             let created = old.as_ref().and_then(|old| parse(old).ok()?.get("create_time").cloned());
@@ -190,7 +195,7 @@ async fn post(
 
     secrets::refuse_redacted(state, settings, kind, &value)?;
     check(state, &operation.key(""), &value, Others::MustExist).await?;
-    secrets::encrypt(state, settings, kind, &mut value);
+    secrets::encrypt(state, settings, kind, &mut value, &[]);
     let now = (state.now)();
     value["create_time"] = now.into();
     value["update_time"] = now.into();
@@ -234,6 +239,7 @@ async fn patch(
             family::refuse_second_decoration(state, service, Some(&id), &change).await?;
         }
         let mut value = parse(&old)?;
+        let sealed = secrets::sealed(state, kind, &value);
         secrets::decrypt(state, kind, &mut value);
         if sub_path.is_empty() {
             patch::merge(&mut value, &change);
@@ -254,7 +260,7 @@ async fn patch(
         settle_id(kind, Some(&id), &mut value)?;
         secrets::refuse_redacted(state, settings, kind, &value)?;
         check(state, &key, &value, Others::MustExist).await?;
-        secrets::encrypt(state, settings, kind, &mut value);
+        secrets::encrypt(state, settings, kind, &mut value, &sealed);
         let expect = Expect::Revision(old.modified);
         if let Some(written) = state.write(start, &text, &value, expect, operation.ttl).await? {
             drop(guard);
@@ -362,12 +368,29 @@ impl AdminState {
         written: Written,
         mut value: Value,
     ) -> Answer {
+        if settings.shared_with_apisix {
+            self.warn_of_apisix(&written.entry.key, &value);
+        }
         secrets::hide_plain_private_keys(kind, &mut value);
         secrets::redact(self, settings, kind, &mut value);
         self.wait_until_applied(written.entry.modified).await;
         let status = if written.created { StatusCode::CREATED } else { StatusCode::OK };
         let key = shown_key(settings, &written.entry);
         Answer::json(status, json!({"key": key, "value": value}))
+    }
+
+    /// An APISIX on the same etcd leaves out a resource that it would have refused.
+    fn warn_of_apisix(&self, key: &str, value: &Value) {
+        let Some(plugins) = value.get("plugins").and_then(Value::as_object) else { return };
+        let catalog = self.catalog.load_full();
+        if let Some((plugin, field)) = catalog.refused_by_apisix(plugins) {
+            warn!(
+                key,
+                plugin,
+                field,
+                "A change is stored that an APISIX on the same etcd does not take: it asks for function_uri, and this field is Sluicegate's own."
+            );
+        }
     }
 
     pub(crate) async fn wait_until_applied(&self, revision: u64) {

@@ -1,6 +1,6 @@
 //! Secrets of resources: encrypted where they are stored, private keys never shown.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 
 use serde_json::{Map, Value};
 use sluicegate_model::{
@@ -12,13 +12,46 @@ use sluicegate_model::{
 
 use crate::{AdminState, Settings, answer::Answer};
 
-/// Encrypts everything that is secret in a checked value.
-pub(crate) fn encrypt(state: &AdminState, settings: &Settings, kind: Kind, value: &mut Value) {
+/// Encrypts everything that is secret in a checked value, but for the texts that are
+/// [sealed](sealed) already.
+pub(crate) fn encrypt(
+    state: &AdminState,
+    settings: &Settings,
+    kind: Kind,
+    value: &mut Value,
+    sealed: &[String],
+) {
     if settings.encrypt_fields {
         let catalog = state.catalog.load_full();
-        catalog.each_secret(kind, value, |conf, paths| state.keyring.encrypt_paths(conf, paths));
+        let encrypt = |text: &mut String| {
+            if !sealed.contains(text) {
+                *text = state.keyring.encrypt(text);
+            }
+        };
+        catalog.each_secret(kind, value, |conf, paths| {
+            paths.iter().for_each(|path| at_path(conf, path, &encrypt));
+        });
     }
     each_private_key(kind, value, |key| *key = state.keyring.encrypt_pem(key));
+}
+
+/// The plugins' secrets in a stored value that were encrypted with a key that is gone. They go
+/// through a change as they are: encrypted once more, the key's return would not open them.
+pub(crate) fn sealed(state: &AdminState, kind: Kind, value: &Value) -> Vec<String> {
+    let catalog = state.catalog.load_full();
+    if catalog.sealed_secrets(&state.keyring, kind, value).is_empty() {
+        return Vec::new();
+    }
+    let found = RefCell::new(Vec::new());
+    let keep = |text: &mut String| {
+        if state.keyring.is_sealed(text) {
+            found.borrow_mut().push(text.clone());
+        }
+    };
+    catalog.each_secret(kind, &mut value.clone(), |conf, paths| {
+        paths.iter().for_each(|path| at_path(conf, path, &keep));
+    });
+    found.into_inner()
 }
 
 /// Decrypts everything that is secret in a stored value.

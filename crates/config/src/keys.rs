@@ -145,8 +145,8 @@ pub(crate) const KEYS: &[Key] = &[
     deprecated("apisix.data_encryption.enable", Bool, "use apisix.data_encryption.enable_encrypt_fields, which wins when both are set", "The older name of `enable_encrypt_fields`."),
     // Differs: APISIX falls back to two keys that everybody can read in its sources.
     key("apisix.data_encryption.keyring", OneOrMore(&AesKey), "", "Keys that encrypt secret fields and private keys in the store (16 characters: AES-128, 32: AES-256). The first encrypts, all decrypt: put a new one first and keep the old ones. Left out: secrets are stored as they are, with a warning.").restart().example("[sixteen-letters-]"),
-    key("apisix.status.ip", Ip, "", "Address of the status API; 127.0.0.1 where only the port is set. Without `apisix.status` there is none.").restart().example("127.0.0.1"),
-    key("apisix.status.port", PORT, "", "Port of the status API; 7085 where only the address is set.").restart().example("7085"),
+    key("apisix.status.ip", Ip, "", "Address of the status API; 127.0.0.1 where it is not set. Without `apisix.status`, which may be `{}`, there is none.").restart().example("127.0.0.1"),
+    key("apisix.status.port", PORT, "", "Port of the status API; 7085 where it is not set.").restart().example("7085"),
     known("apisix.disable_upstream_healthcheck", Bool, "false", "Switch every health check off."),
     key("apisix.trusted_addresses", List(&Net), "", "Clients whose `X-Forwarded-*` headers are kept. Left out: nobody's Proto, Host and Port are, and `X-Forwarded-For` is appended to.").example("[127.0.0.1, 172.18.0.0/16]"),
     key("apisix.lru.secret.ttl", COUNT, "300", "Seconds after which a secret kept elsewhere is fetched again; at least 1."),

@@ -69,6 +69,10 @@ impl Config {
             env,
             values: &values,
             etcd_line: root.as_ref().and_then(etcd_line),
+            has_status: root
+                .as_ref()
+                .and_then(|root| root.at(&["apisix", "status"]))
+                .is_some_and(|status| !status.is_null()),
             problems: &mut problems,
             warnings: &mut warnings,
         };
@@ -232,7 +236,7 @@ pub struct Apisix {
     pub ssl: Ssl,
     /// `control`: the control API's address; `None` when `enable_control` is false.
     pub control: Option<SocketAddr>,
-    /// `status`: the status API's address; `None` when neither key of it is set.
+    /// `status`: the status API's address; `None` where there is no `status`.
     pub status: Option<SocketAddr>,
     /// `lru.secret.ttl`: a secret kept elsewhere is fetched again after this time.
     pub secret_ttl: Duration,
@@ -339,7 +343,8 @@ pub enum TrustedCertificate {
 pub struct DataEncryption {
     /// `enable_encrypt_fields`.
     pub enable_encrypt_fields: bool,
-    /// `keyring`: the first encrypts, all decrypt; empty for no encryption.
+    /// `keyring`: the first encrypts, all decrypt; APISIX's default keys where it is not set, and
+    /// empty, where it is empty, for no encryption.
     pub keyring: Vec<Secret>,
 }
 
@@ -509,7 +514,7 @@ pub enum ConfigProvider {
 }
 
 /// `deployment.etcd`, with APISIX's defaults.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Etcd {
     /// `host`: never empty.
     pub host: Vec<String>,
@@ -537,6 +542,24 @@ pub struct Etcd {
     pub tls_verify: bool,
     /// `tls.sni`
     pub tls_sni: Option<String>,
+}
+
+/// Addresses without what somebody may have put before their `@`, and no password.
+impl fmt::Debug for Etcd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let host: Vec<String> = self.host.iter().map(|host| without_userinfo(host)).collect();
+        f.debug_struct("Etcd")
+            .field("host", &host)
+            .field("prefix", &self.prefix)
+            .field("user", &self.user)
+            .finish_non_exhaustive()
+    }
+}
+
+/// An address without the user and password before its `@`.
+fn without_userinfo(url: &str) -> String {
+    let (scheme, rest) = url.split_at(url.find("://").map_or(0, |at| at + 3));
+    format!("{scheme}{}", rest.rsplit('@').next().unwrap_or_default())
 }
 
 /// `deployment.admin`: the Admin API.
@@ -631,6 +654,8 @@ struct Build<'a> {
     values: &'a Values,
     /// Line of `deployment.etcd` where it is present.
     etcd_line: Option<usize>,
+    /// Whether `apisix.status` is present.
+    has_status: bool,
     problems: &'a mut Problems,
     warnings: &'a mut Vec<Warning>,
 }
@@ -691,7 +716,7 @@ impl Build<'_> {
                 },
             },
             control: v.get::<bool>("apisix.enable_control").then_some(control),
-            status: status_addr(v),
+            status: status_addr(v, self.has_status),
             secret_ttl: seconds("apisix.lru.secret.ttl"),
             secret_neg_ttl: seconds("apisix.lru.secret.neg_ttl"),
             data_encryption: self.data_encryption(),
@@ -736,9 +761,15 @@ impl Build<'_> {
             _ => newer,
         };
         let path = "apisix.data_encryption.keyring";
-        let keyring: Vec<Secret> = self.values.opt(path).unwrap_or_default();
+        let keyring: Vec<Secret> = self.values.opt(path).unwrap_or_else(|| {
+            let why = "not set: secrets are encrypted with APISIX's default keys, which everybody \
+                       knows; set keys of your own, and these two behind them while the store \
+                       holds what they encrypted";
+            self.surprise(path, why);
+            KEYRING.map(|key| Secret::new(key.to_owned())).to_vec()
+        });
         if keyring.is_empty() {
-            self.surprise(path, "not set: secrets are kept in the store as they are");
+            self.surprise(path, "empty: secrets are kept in the store as they are");
         }
         DataEncryption { enable_encrypt_fields, keyring }
     }
@@ -941,6 +972,16 @@ impl Build<'_> {
             let reason = "cert and key come together or not at all";
             self.problems.add(v.line(path), path, reason);
         }
+        let verify_path = "deployment.etcd.tls.verify";
+        let tls_verify = v.opt(verify_path).unwrap_or(true);
+        if !tls_verify && host.iter().any(|host| host.starts_with("https://")) {
+            self.surprise(
+                verify_path,
+                "false: whoever answers in etcd's place gets its password and every secret, and \
+                 decides what this gateway does",
+            );
+        }
+        let v = self.values;
         let rest: Option<i64> = v.opt("deployment.etcd.health_check_timeout");
         let rest = rest.and_then(|seconds| u64::try_from(seconds).ok());
         let time = |path, seconds| v.opt(path).unwrap_or(Duration::from_secs(seconds));
@@ -956,7 +997,7 @@ impl Build<'_> {
             password: v.opt("deployment.etcd.password"),
             tls_cert: cert.map(PathBuf::from),
             tls_key: key.map(PathBuf::from),
-            tls_verify: v.opt("deployment.etcd.tls.verify").unwrap_or(true),
+            tls_verify,
             tls_sni: text("deployment.etcd.tls.sni"),
         }
     }
@@ -1051,9 +1092,10 @@ fn admin_key(parsed: &Parsed) -> AdminKey {
     }
 }
 
-fn status_addr(values: &Values) -> Option<SocketAddr> {
+/// Whoever writes `status`, empty or not, wants it, as in APISIX; a null is nothing.
+fn status_addr(values: &Values, is_there: bool) -> Option<SocketAddr> {
     let (ip, port) = (values.opt("apisix.status.ip"), values.opt("apisix.status.port"));
-    (ip.is_some() || port.is_some()).then(|| {
+    is_there.then(|| {
         SocketAddr::new(ip.unwrap_or(Ipv4Addr::LOCALHOST.into()), port.unwrap_or(STATUS_PORT))
     })
 }
@@ -1093,7 +1135,10 @@ const ETCD_PREFIX: &str = "/apisix";
 /// The shortest time that makes sense for a call over a network.
 const ETCD_TIME_MIN: Duration = Duration::from_millis(100);
 
-/// APISIX's port of the status API, where only its address is set.
+/// APISIX's default keys: without them, what an APISIX that has no others wrote could not be read.
+const KEYRING: [&str; 2] = ["qeddd145sfvddff3", "edd1c9f0985e76a2"];
+
+/// APISIX's port of the status API, where it is not set.
 const STATUS_PORT: u16 = 7085;
 
 /// As with APISIX in containers: wins over `nginx_config.worker_processes`.

@@ -379,6 +379,14 @@ fn an_access_log_that_is_off_goes_nowhere() {
 }
 
 #[test]
+fn the_default_keyring_is_that_of_apisix_and_an_empty_one_is_none() {
+    let keyring = |text| parse(text).unwrap().0.apisix.data_encryption.keyring;
+    let default = ["qeddd145sfvddff3", "edd1c9f0985e76a2"].map(Secret::new);
+    assert_eq!(keyring(""), default);
+    assert_eq!(keyring("apisix: {data_encryption: {keyring: []}}"), []);
+}
+
+#[test]
 fn keyring_and_admin_keys_stop_at_their_limits() {
     let keyring =
         |chars: usize| format!("apisix: {{data_encryption: {{keyring: [{}]}}}}", "k".repeat(chars));
@@ -504,7 +512,9 @@ fn what_surprises_is_warned_about() {
     assert_eq!(
         all,
         [Warning::Surprise(
-            "f: apisix.data_encryption.keyring: not set: secrets are kept in the store as they are"
+            "f: apisix.data_encryption.keyring: not set: secrets are encrypted with APISIX's default \
+             keys, which everybody knows; set keys of your own, and these two behind them while the \
+             store holds what they encrypted"
                 .into()
         )]
     );
@@ -550,13 +560,18 @@ fn etcd_has_the_defaults_of_apisix() {
 
     let text = "deployment: {etcd: {host: 'https://e:1', health_check_timeout: -1, timeout: 3, \
                 user: u, password: secret-word, tls: {cert: c.pem, key: k.pem, verify: false, sni: n}}}";
-    let config = config(text);
+    let text = text.replace("https://e:1", "https://user:word@e:1");
+    let (config, warnings) = parse(&text).unwrap();
+    let verify = "f:1: deployment.etcd.tls.verify: false: whoever answers in etcd's place gets its \
+                  password and every secret, and decides what this gateway does";
+    assert_eq!(warnings, [verify]);
     let etcd = &config.deployment.etcd;
-    assert_eq!(etcd.host, ["https://e:1"]);
+    assert_eq!(etcd.host, ["https://user:word@e:1"]);
     assert_eq!((etcd.health_check_timeout.as_secs(), etcd.timeout.as_secs()), (10, 3));
     assert_eq!(etcd.tls_cert.as_deref(), Some("c.pem".as_ref()));
     assert_eq!((etcd.tls_verify, etcd.tls_sni.as_deref()), (false, Some("n")));
-    assert!(!format!("{config:?}").contains("secret-word"));
+    let shown = format!("{config:?}");
+    assert!(shown.contains("https://e:1") && !shown.contains("word"), "{shown}");
 
     let addresses = "expected addresses that start with http:// or https://, at least one";
     for (etcd, error) in [
@@ -603,9 +618,10 @@ fn listeners_that_take_each_others_port_are_named() {
 }
 
 #[test]
-fn the_status_api_listens_where_either_key_is_set() {
+fn the_status_api_listens_where_it_is_asked_for() {
     for (value, expected) in [
-        ("{}", None),
+        ("", None),
+        ("{}", Some("127.0.0.1:7085")),
         ("{port: 7}", Some("127.0.0.1:7")),
         ("{ip: '::1'}", Some("[::1]:7085")),
         ("{ip: 127.0.0.2, port: 8}", Some("127.0.0.2:8")),

@@ -76,6 +76,9 @@ pub trait Plugin: Sized + Send + Sync + 'static {
     const SECRETS: &'static [&'static str] = &[];
     /// Set when the plugin tells who sends a request, by what consumers and credentials say.
     const AUTH: Option<Auth> = None;
+    /// Fields that stand in the place of `function_uri`, which APISIX's plugin of this name asks
+    /// for: an APISIX on the same etcd refuses a configuration that has one and no `function_uri`.
+    const OWN_FIELDS: &'static [&'static str] = &[];
     /// The typed view of a configuration that passed [`Plugin::schema`].
     type Config: DeserializeOwned;
 
@@ -369,6 +372,7 @@ impl Registry {
             consumer_schema,
             secrets: P::SECRETS,
             auth: P::AUTH,
+            own_fields: P::OWN_FIELDS,
             check: Arc::new(check),
         };
         let metadata = info.metadata_schema.as_ref().map(|schema| {
@@ -424,8 +428,7 @@ impl Registry {
     /// The plain list the Admin API works with.
     pub fn catalog(&self) -> Catalog {
         let plugins = self.plugins.iter().map(|p| p.info.clone()).collect();
-        let mut catalog =
-            Catalog::new(plugins, |vars| crate::expr::Expr::compile(vars).map(drop));
+        let mut catalog = Catalog::new(plugins, |vars| crate::expr::Expr::compile(vars).map(drop));
         catalog.filter_check = self.filter_funcs.map(|funcs| funcs.check);
         catalog
     }

@@ -83,17 +83,20 @@ impl Keyring {
         let mut value = value.clone();
         for path in paths {
             let found = std::cell::Cell::new(false);
-            at_path(&mut value, path, &|text| {
-                let blocks = BASE64
-                    .decode(text.as_bytes())
-                    .is_ok_and(|bytes| !bytes.is_empty() && bytes.len() % 16 == 0);
-                found.set(found.get() || (blocks && self.decrypt(text).is_none()));
-            });
+            at_path(&mut value, path, &|text| found.set(found.get() || self.is_sealed(text)));
             if found.get() {
                 sealed.push(*path);
             }
         }
         sealed
+    }
+
+    /// Whether a text looks like what a keyring encrypted and does not open with this one.
+    pub fn is_sealed(&self, text: &str) -> bool {
+        let blocks = BASE64
+            .decode(text.as_bytes())
+            .is_ok_and(|bytes| !bytes.is_empty() && bytes.len() % 16 == 0);
+        !self.is_empty() && blocks && self.decrypt(text).is_none()
     }
 
     /// Encrypts a private key in PEM. Anything else passes through: it is encrypted already, or a

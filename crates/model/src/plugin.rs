@@ -38,6 +38,8 @@ pub struct PluginInfo {
     /// Dotted paths of secrets in a configuration. Those of metadata and of a consumer's
     /// configuration stand in their schemas, as `encrypt_fields`.
     pub secrets: &'static [&'static str],
+    /// Fields that APISIX's plugin of this name does not take in the place of its `function_uri`.
+    pub own_fields: &'static [&'static str],
     /// Set when the plugin tells who sends a request, by what a consumer or a credential says.
     pub auth: Option<Auth>,
     /// Checks a configuration: against the schema, and by compiling it.
@@ -182,6 +184,16 @@ impl Catalog {
         for (name, conf) in plugins.into_iter().flatten() {
             each(conf, &self.secrets(name, part));
         }
+    }
+
+    /// The first plugin of `plugins` that an APISIX would refuse, and its field that stands in the
+    /// place of the `function_uri` that APISIX asks for.
+    pub fn refused_by_apisix(&self, plugins: &Map<String, Value>) -> Option<(&'static str, &str)> {
+        plugins.iter().find_map(|(name, config)| {
+            let info = self.get(name).filter(|_| config.get("function_uri").is_none())?;
+            let own = info.own_fields.iter().find(|field| config.get(**field).is_some())?;
+            Some((info.name, *own))
+        })
     }
 
     /// The dotted paths of a plugin's secrets.
@@ -375,6 +387,7 @@ mod tests {
             metadata_schema: None,
             consumer_schema: None,
             secrets: &["authorization.apikey"],
+            own_fields: &["function_name"],
             auth: None,
             check: Arc::new(move |config| compiled.check(config)),
             check_consumer: None,
@@ -398,6 +411,7 @@ mod tests {
             })),
             consumer_schema: Some(key),
             secrets: &[],
+            own_fields: &[],
             auth: Some(Auth { unique: Some("key") }),
             check: Arc::new(|_| Ok(())),
             check_consumer: Some(Arc::new(move |config| of_consumer.check(config))),
@@ -406,6 +420,21 @@ mod tests {
             true => Ok(()),
             false => Err("invalid operator 'zz'".to_owned()),
         })
+    }
+
+    #[test]
+    fn an_own_field_in_the_place_of_function_uri_is_what_apisix_refuses() {
+        for (config, expected) in [
+            (json!({"function_name": "f"}), Some(("aws-lambda", "function_name"))),
+            (json!({"function_name": "f", "function_uri": "http://x"}), None),
+            (json!({"function_uri": "http://x"}), None),
+            (json!({}), None),
+        ] {
+            let plugins = json!({"key-auth": {"function_name": 1}, "aws-lambda": config});
+            let catalog = catalog();
+            let found = catalog.refused_by_apisix(plugins.as_object().unwrap());
+            assert_eq!(found, expected, "{plugins}");
+        }
     }
 
     #[test]

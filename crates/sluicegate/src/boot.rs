@@ -1,10 +1,10 @@
 //! Putting the rooms together. The only place that knows all of them.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::atomic::Ordering;
-use std::sync::{Arc, OnceLock};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, PoisonError};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use anyhow::{Context, anyhow, bail};
@@ -145,7 +145,12 @@ impl Running {
 
         let (listing, changes) = runtime.block_on(store.snapshot_and_watch("/"))?;
         let revision = listing.revision;
-        let decode = Decoder { catalog: catalog.clone(), keyring: keyring.clone() };
+        let unreadable = Arc::new(Unreadable::default());
+        let decode = Decoder {
+            catalog: catalog.clone(),
+            keyring: keyring.clone(),
+            unreadable: unreadable.clone(),
+        };
         // Managers of secrets come before those who ask them. All is read piece by piece, so that
         // a large configuration is never in memory as a whole in every form it takes.
         let begun = Instant::now();
@@ -212,12 +217,18 @@ impl Running {
         let admin_tls = doors.admin.as_ref().and_then(Door::tls);
         if let Some(door) = doors.admin {
             door.open(&runtime, sluicegate_admin::router(admin.clone()))?;
+            let _entered = runtime.enter();
+            admin.prepare();
         }
+        let staleness = Arc::new(Staleness::default());
+        runtime.spawn(staleness.clone().watch(store.clone()));
         let within = Inside {
             shared: gateway.shared.clone(),
             reports: reports.clone(),
             store: store.clone(),
             references: references.clone(),
+            unreadable,
+            staleness,
         };
         if let Some(door) = doors.control {
             let state = ControlState {
@@ -488,13 +499,15 @@ struct Inside {
     reports: Arc<ArcSwap<Vec<Report>>>,
     store: Arc<dyn Store>,
     references: Arc<References>,
+    unreadable: Arc<Unreadable>,
+    staleness: Arc<Staleness>,
 }
 
 impl Inside {
     fn broken(&self) -> Vec<Broken> {
         let shown =
             |r: &Report| Broken { kind: r.kind.plural(), id: r.id.clone(), cause: r.cause.clone() };
-        self.reports.load().iter().map(shown).collect()
+        self.unreadable.all().chain(self.reports.load().iter().map(shown)).collect()
     }
 
     fn readiness(&self) -> Readiness {
@@ -506,6 +519,50 @@ impl Inside {
             Health::Stale { since, reason } => Some(Stale { since, reason }),
         };
         Readiness::Serving { stale, broken: self.broken() }
+    }
+}
+
+/// Counts how often the store's source was lost. What is lost and back within a moment is not seen.
+#[derive(Default)]
+struct Staleness {
+    count: AtomicU64,
+}
+
+impl Staleness {
+    async fn watch(self: Arc<Self>, store: Arc<dyn Store>) {
+        let mut known = None;
+        loop {
+            if let Health::Stale { since, .. } = store.health()
+                && known.replace(since) != Some(since)
+            {
+                self.count.fetch_add(1, Ordering::Relaxed);
+            }
+            tokio::time::sleep(STALENESS_LOOK).await;
+        }
+    }
+}
+
+/// Stored resources that are no JSON, by their keys.
+#[derive(Default)]
+struct Unreadable(std::sync::Mutex<BTreeMap<Arc<str>, Broken>>);
+
+impl Unreadable {
+    fn change(&self, key: &Arc<str>, broken: Option<Broken>) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match broken {
+            Some(broken) => drop(all.insert(key.clone(), broken)),
+            None if all.is_empty() => {}
+            None => drop(all.remove(key)),
+        }
+    }
+
+    fn clear(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    fn all(&self) -> impl Iterator<Item = Broken> {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.values().cloned().collect::<Vec<_>>().into_iter()
     }
 }
 
@@ -521,8 +578,10 @@ fn look(inside: Arc<OnceLock<Inside>>) -> Arc<dyn Fn() -> Readiness + Send + Syn
 fn status(inside: Inside) -> Status {
     Arc::new(move || {
         let shared = &inside.shared;
-        let counters: serde_json::Map<String, Value> =
+        let mut counters: serde_json::Map<String, Value> =
             shared.counters().into_iter().map(|(name, n)| (name.to_owned(), n.into())).collect();
+        let stale = inside.staleness.count.load(Ordering::Relaxed);
+        counters.insert("store_stale_total".to_owned(), stale.into());
         let broken: Vec<Value> = inside.broken().iter().map(Broken::shown).collect();
         let store = match inside.store.health() {
             Health::Ready => json!({"state": "ready"}),
@@ -548,6 +607,7 @@ fn status(inside: Inside) -> Status {
 struct Decoder {
     catalog: Arc<ArcSwap<Catalog>>,
     keyring: Keyring,
+    unreadable: Arc<Unreadable>,
 }
 
 impl Decoder {
@@ -559,9 +619,13 @@ impl Decoder {
         let Key { kind, parent, id } = Key::parse(&event.key)?;
         let id = parent.map_or_else(|| id.clone(), |parent| format!("{parent}/{id}"));
         let (value, text, created) = match &event.change {
-            StoreChange::Delete => (None, None, 0),
+            StoreChange::Delete => {
+                self.unreadable.change(&event.key, None);
+                (None, None, 0)
+            }
             StoreChange::Put(entry) => match serde_json::from_slice::<Value>(&entry.value) {
                 Ok(mut value) => {
+                    self.unreadable.change(&event.key, None);
                     let catalog = self.catalog.load_full();
                     let sealed = catalog.sealed_secrets(&self.keyring, kind, &value);
                     if !sealed.is_empty() {
@@ -574,6 +638,11 @@ impl Decoder {
                 }
                 Err(error) => {
                     error!(key = %event.key, %error, "A stored resource is not JSON; its previous version serves.");
+                    let cause = format!(
+                        "it is no JSON: {error}; what serves is the version before, if there was one"
+                    );
+                    let broken = Broken { kind: kind.plural(), id, cause };
+                    self.unreadable.change(&event.key, Some(broken));
                     return None;
                 }
             },
@@ -660,6 +729,7 @@ impl Follower {
     async fn start_over(&self) -> Result<(Vec<Event>, Watch), StoreError> {
         let (listing, changes) = self.store.snapshot_and_watch("/").await?;
         let revision = listing.revision;
+        self.decode.unreadable.clear();
         let kept: HashSet<&str> = listing.entries.iter().map(|e| &*e.key).collect();
         let mut known = self.compiler.lock().await.known();
         known.extend(self.references.known());
@@ -754,6 +824,9 @@ pub(crate) fn unix_now() -> u64 {
 
 /// Resources that are read together when the gateway starts.
 const START_PIECE: usize = 1024;
+
+/// How often the store is asked whether it is current.
+const STALENESS_LOOK: Duration = Duration::from_secs(1);
 
 /// How long a store that cannot be read is left alone.
 const STORE_RETRY: Duration = Duration::from_secs(1);

@@ -29,11 +29,13 @@ use sluicegate_model::encrypt::{Keyring, each_private_key};
 use sluicegate_model::plugin::Catalog;
 use sluicegate_model::resource::Key;
 use sluicegate_store::file::{FILE_BYTES_MAX, Format, Item, Variables, items, parse};
-use sluicegate_store::{Bulk, EtcdStore, Store, yaml};
+use sluicegate_store::{Bulk, BulkError, EtcdStore, Store, StoreError, yaml};
 use tempfile::NamedTempFile;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::runtime::Runtime;
 
+use crate::admin_tls;
 use crate::boot::{self, Certificates};
 use crate::cli::Place;
 use crate::settings;
@@ -87,6 +89,12 @@ struct Where {
     /// Address of the running gateway's Admin API [default: as in config.yaml]
     #[arg(long, value_name = "HOST:PORT", conflicts_with = "etcd")]
     admin: Option<SocketAddr>,
+    /// The certificate to show to an Admin API that asks for one (admin_ssl_ca_cert): a PEM file
+    #[arg(long, value_name = "FILE", requires = "admin_cert_key", conflicts_with = "etcd")]
+    admin_cert: Option<PathBuf>,
+    /// The private key of that certificate: a PEM file
+    #[arg(long, value_name = "FILE", requires = "admin_cert")]
+    admin_cert_key: Option<PathBuf>,
 }
 
 /// Runs the command.
@@ -102,6 +110,11 @@ impl Export {
         let rules = Rules::load(&self.from.place)?;
         let mut side = Side::open(&self.from, &rules.config)?;
         let mut all = side.all()?;
+        if matches!(side, Side::Api(_)) && rules.config.redact_secrets {
+            eprintln!(
+                "sluicegate: warning: sluicegate.admin.redact_secrets: the Admin API answers \"***\" for every secret, and so reads the file; stop the gateway to export what is stored"
+            );
+        }
         if self.decrypt {
             for resource in all.values_mut() {
                 rules.open(resource);
@@ -449,7 +462,7 @@ impl Side {
             );
         }
         if config.apisix.enable_admin && (place.admin.is_some() || runs(&place.place)) {
-            return Api::connect(runtime, place.admin, config).map(Self::Api);
+            return Api::connect(runtime, place, config).map(Self::Api);
         }
         if config.deployment.config_provider == ConfigProvider::Etcd {
             return Self::etcd(runtime, stores::etcd(config, &place.place));
@@ -498,9 +511,20 @@ impl Side {
                     changes.push((one.key.to_string().into(), Some(value)));
                 }
                 changes.extend(plan.deleted.iter().map(|key| (key.to_string().into(), None)));
-                runtime
-                    .block_on(store.write_all(changes))
-                    .context("the import stopped in the middle; run it again")
+                let total = changes.len();
+                runtime.block_on(store.write_all(changes)).map_err(|BulkError { made, error }| {
+                    let made = match (made, &error) {
+                        (0, StoreError::OutcomeUnknown { .. } | StoreError::Write { .. }) => {
+                            "it is not certain that nothing was changed".to_owned()
+                        }
+                        (0, _) => "nothing was changed".to_owned(),
+                        (made, StoreError::OutcomeUnknown { .. }) => format!(
+                            "{made} of {total} changes were made, maybe some more: run it again"
+                        ),
+                        (made, _) => format!("{made} of {total} changes were made: run it again"),
+                    };
+                    anyhow::Error::new(error).context(format!("the import stopped, {made}"))
+                })
             }
         }
     }
@@ -577,18 +601,12 @@ struct Api {
 }
 
 impl Api {
-    fn connect(
-        runtime: Runtime,
-        addr: Option<SocketAddr>,
-        config: &Config,
-    ) -> anyhow::Result<Self> {
+    fn connect(runtime: Runtime, at: &Where, config: &Config) -> anyhow::Result<Self> {
         let admin = &config.deployment.admin;
-        if admin.tls.is_some() {
-            bail!(
-                "the Admin API takes TLS only (deployment.admin.https_admin), which this command does not speak: stop the gateway first, or give --etcd"
-            );
-        }
-        let mut addr = addr.unwrap_or(admin.admin_listen);
+        let client = at.admin_cert.as_ref().zip(at.admin_cert_key.as_ref());
+        let tls = admin.tls.as_ref();
+        let tls = tls.map(|files| admin_tls::connector(files, &at.place, client)).transpose()?;
+        let mut addr = at.admin.unwrap_or(admin.admin_listen);
         match addr.ip() {
             IpAddr::V4(ip) if ip.is_unspecified() => addr.set_ip(Ipv4Addr::LOCALHOST.into()),
             IpAddr::V6(ip) if ip.is_unspecified() => addr.set_ip(Ipv6Addr::LOCALHOST.into()),
@@ -597,10 +615,16 @@ impl Api {
         let key = admin.admin_key.iter().find(|key| key.role == AdminRole::Admin);
         let key = key.map(|key| key.key.expose().to_owned()).unwrap_or_default();
         let connected = runtime.block_on(async {
-            let stream = tokio::time::timeout(CONNECT_WAIT, TcpStream::connect(addr)).await??;
-            let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-            tokio::spawn(connection);
-            anyhow::Ok(sender)
+            let connect = async {
+                let stream = TcpStream::connect(addr).await?;
+                let Some(tls) = tls else { return handshake(stream).await };
+                let stream = tls.connect(admin_tls::server_name(), stream).await;
+                let stream = stream.context(
+                    "its TLS handshake failed: its certificate has to be the one in admin_ssl_cert (`sluicegate reload` makes it so), and where admin_ssl_ca_cert is set, --admin-cert one of that authority",
+                )?;
+                handshake(stream).await
+            };
+            tokio::time::timeout(CONNECT_WAIT, connect).await?
         });
         let sender = connected
             .with_context(|| format!("the gateway runs, but its Admin API at {addr} does not answer (--admin gives another address)"))?;
@@ -679,6 +703,14 @@ impl Api {
         }
         Ok(())
     }
+}
+
+async fn handshake(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+) -> anyhow::Result<http1::SendRequest<Body>> {
+    let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    tokio::spawn(connection);
+    Ok(sender)
 }
 
 /// The text of an error.

@@ -3,9 +3,12 @@
 //! They are bound before anything is opened that another gateway might hold, and open when there
 //! is something behind them to answer. Each connection is its own task on the control threads.
 
+use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
@@ -19,10 +22,11 @@ use hyper_util::service::TowerToHyperService;
 use sluicegate_config::{AdminTls, Config};
 use sluicegate_gateway::page::html;
 use sluicegate_gateway::tls::{FixedError, FixedPem, fixed};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
 use tokio::sync::Semaphore;
+use tokio::time::Sleep;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tracing::{debug, info, warn};
@@ -71,7 +75,7 @@ pub(crate) struct Door {
 impl Door {
     fn bind(addr: SocketAddr, tls: Option<DoorTls>, key: &str) -> anyhow::Result<Self> {
         let listener = std::net::TcpListener::bind(addr).map_err(|error| match error.kind() {
-            std::io::ErrorKind::AddrInUse => anyhow!(
+            io::ErrorKind::AddrInUse => anyhow!(
                 "{addr} is taken by another process: stop it, or choose another port ({key})"
             ),
             _ => anyhow!("cannot listen on {addr} ({key}): {error}"),
@@ -81,7 +85,7 @@ impl Door {
     }
 
     /// Where it is, the port filled in.
-    pub(crate) fn addr(&self) -> std::io::Result<SocketAddr> {
+    pub(crate) fn addr(&self) -> io::Result<SocketAddr> {
         self.listener.local_addr()
     }
 
@@ -131,9 +135,85 @@ where
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(MANAGEMENT_HEAD_TIME)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+        .serve_connection(
+            TokioIo::new(PatientlyWritten::new(stream, MANAGEMENT_WRITE_TIME)),
+            TowerToHyperService::new(router),
+        );
     if let Err(error) = served.await {
         debug!(%error, "A connection to a management API ended.");
+    }
+}
+
+/// A stream that gives up when the other side takes nothing of an answer for too long.
+struct PatientlyWritten<S> {
+    stream: S,
+    time: Duration,
+    /// Runs while something waits to be taken.
+    stuck: Option<Pin<Box<Sleep>>>,
+}
+
+impl<S> PatientlyWritten<S> {
+    fn new(stream: S, time: Duration) -> Self {
+        Self { stream, time, stuck: None }
+    }
+
+    /// Passes on what came of writing, unless that waits for too long by now.
+    fn outcome<T>(
+        &mut self,
+        cx: &mut TaskContext<'_>,
+        written: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            self.stuck = None;
+            return written;
+        }
+        let time = self.time;
+        let stuck = self.stuck.get_or_insert_with(|| Box::pin(tokio::time::sleep(time)));
+        stuck.as_mut().poll(cx).map(|()| Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for PatientlyWritten<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut TaskContext<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for PatientlyWritten<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut TaskContext<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.outcome(cx, written)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut TaskContext<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        self.outcome(cx, written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<io::Result<()>> {
+        let flushed = Pin::new(&mut self.stream).poll_flush(cx);
+        self.outcome(cx, flushed)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<io::Result<()>> {
+        let shut = Pin::new(&mut self.stream).poll_shutdown(cx);
+        self.outcome(cx, shut)
     }
 }
 
@@ -199,7 +279,6 @@ impl DoorTls {
 
 impl Handshakes {
     fn read(files: &AdminTls, config: &Config, place: &Place) -> anyhow::Result<Self> {
-        const CERT: &str = "deployment.admin.admin_api_mtls.admin_ssl_cert";
         const KEY: &str = "deployment.admin.admin_api_mtls.admin_ssl_cert_key";
         const CA: &str = "deployment.admin.admin_api_mtls.admin_ssl_ca_cert";
         let cert = pem(place, &files.cert, CERT)?;
@@ -234,7 +313,7 @@ impl Handshakes {
 }
 
 // nginx reads the paths of its certificates from the folder of nginx.conf, which is APISIX's conf/.
-fn pem(place: &Place, path: &Path, key: &str) -> anyhow::Result<String> {
+pub(crate) fn pem(place: &Place, path: &Path, key: &str) -> anyhow::Result<String> {
     let path: PathBuf = place.under(Path::new("conf")).join(path);
     let length = std::fs::metadata(&path)
         .with_context(|| format!("{key}: {} cannot be read", path.display()))?
@@ -246,6 +325,9 @@ fn pem(place: &Place, path: &Path, key: &str) -> anyhow::Result<String> {
         .with_context(|| format!("{key}: {} cannot be read", path.display()))
 }
 
+/// The key of the Admin API's certificate.
+pub(crate) const CERT: &str = "deployment.admin.admin_api_mtls.admin_ssl_cert";
+
 /// How long accepting waits after it failed: files ran out, most likely.
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 
@@ -256,8 +338,39 @@ const MANAGEMENT_CONNECTIONS_MAX: usize = 256;
 /// head, and how long its connection may be idle.
 const MANAGEMENT_HEAD_TIME: Duration = Duration::from_secs(30);
 
+/// How long a client of a management API may take nothing of an answer.
+const MANAGEMENT_WRITE_TIME: Duration = Duration::from_secs(30);
+
 /// The first byte of a TLS record that begins a handshake.
 const TLS_HANDSHAKE: u8 = 0x16;
 
 /// Certificate files are a few KiB; a list of authorities may be some hundred.
 const PEM_BYTES_MAX: u64 = 4 << 20;
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn who_takes_nothing_of_an_answer_is_given_up_and_who_is_slow_is_not() {
+        const TIME: Duration = Duration::from_millis(500);
+        let (ours, mut theirs) = tokio::io::duplex(64);
+        let mut ours = PatientlyWritten::new(ours, TIME);
+        let slow = tokio::spawn(async move {
+            let mut taken = [0; 64];
+            for _ in 0..5 {
+                tokio::time::sleep(TIME / 4).await;
+                theirs.read_exact(&mut taken).await.unwrap();
+            }
+            theirs
+        });
+        ours.write_all(&[b'x'; 6 * 64]).await.unwrap();
+        let _theirs = slow.await.unwrap();
+        let began = tokio::time::Instant::now();
+        let error = ours.write_all(b"more").await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert!(began.elapsed() >= TIME);
+    }
+}

@@ -1,5 +1,6 @@
 //! The `sluicegate` binary.
 
+mod admin_tls;
 mod boot;
 mod cli;
 mod config_cmd;

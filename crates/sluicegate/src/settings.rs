@@ -6,7 +6,8 @@ use std::time::Duration;
 use ipnet::IpNet;
 use sluicegate_admin as admin;
 use sluicegate_config::{
-    AdminRole, Config, LogEscape, LogTarget, RouterHttp, TlsVersion, WorkerProcesses,
+    AdminRole, Config, ConfigProvider, LogEscape, LogTarget, RouterHttp, TlsVersion,
+    WorkerProcesses,
 };
 use sluicegate_gateway::client::Keepalive;
 use sluicegate_gateway::http::head::HeadLimits;
@@ -163,6 +164,7 @@ pub(crate) fn admin(config: &Config) -> admin::Settings {
             false => from.allow_admin.clone(),
         },
         cors: from.enable_admin_cors,
+        shared_with_apisix: config.deployment.config_provider == ConfigProvider::Etcd,
         encrypt_fields: config.apisix.data_encryption.enable_encrypt_fields,
         stream_proxy: config.apisix.stream_proxy,
         redact_secrets: config.redact_secrets,

@@ -31,8 +31,8 @@ use tokio::{
 use tracing::{error, info, warn};
 
 use crate::{
-    BoxFuture, Bulk, Change, Entry, Event, Expect, Listing, Put, Store, StoreError, Watch, Written,
-    check_key, check_value,
+    BoxFuture, Bulk, BulkError, Change, Entry, Event, Expect, Listing, Put, Store, StoreError,
+    Watch, Written, check_key, check_value,
     expiry::{self, Deadlines},
     shared::Shared,
 };
@@ -139,26 +139,19 @@ impl Store for EmbeddedStore {
         Box::pin(self.write(key, |answer| Operation::Delete { answer }, expect.into()))
     }
 
-    fn write_all<'a>(&'a self, changes: Vec<Bulk>) -> BoxFuture<'a, Result<(), StoreError>> {
+    fn write_all<'a>(&'a self, changes: Vec<Bulk>) -> BoxFuture<'a, Result<(), BulkError>> {
         Box::pin(async move {
+            let nothing = |error| BulkError { made: 0, error };
             for (key, value) in &changes {
-                check_key(key)?;
-                check_value(key, value.as_deref().unwrap_or_default())?;
+                check_key(key).map_err(nothing)?;
+                check_value(key, value.as_deref().unwrap_or_default()).map_err(nothing)?;
             }
-            // All of them wait in the queue at once, so that they share commits.
-            let writes = self.writes.as_ref().ok_or(StoreError::Closed)?;
-            let (answer, mut answered) = mpsc::unbounded_channel();
-            for (key, value) in changes {
-                let operation = Operation::Bulk { value, answer: answer.clone() };
-                let write = Write { key, how: Put::default(), operation };
-                writes.send(write).await.map_err(|_| StoreError::Closed)?;
-            }
-            drop(answer);
-            let mut outcome = Ok(());
-            while let Some(done) = answered.recv().await {
-                outcome = outcome.and(done);
-            }
-            outcome
+            let writes = self.writes.as_ref().ok_or(nothing(StoreError::Closed))?;
+            let (answer, answered) = oneshot::channel();
+            let operation = Operation::All { changes, answer };
+            let write = Write { key: "".into(), how: Put::default(), operation };
+            writes.send(write).await.map_err(|_| nothing(StoreError::Closed))?;
+            answered.await.unwrap_or(Err(StoreError::Closed)).map_err(nothing)
         })
     }
 
@@ -205,10 +198,10 @@ enum Operation {
     Delete {
         answer: oneshot::Sender<Result<Option<u64>, StoreError>>,
     },
-    /// One of many, without expectations.
-    Bulk {
-        value: Option<Arc<[u8]>>,
-        answer: mpsc::UnboundedSender<Result<(), StoreError>>,
+    /// Many at once, without expectations. The key says nothing.
+    All {
+        changes: Vec<Bulk>,
+        answer: oneshot::Sender<Result<(), StoreError>>,
     },
     Expire,
 }
@@ -373,7 +366,9 @@ impl Write {
     fn bytes(&self) -> usize {
         match &self.operation {
             Operation::Put { value, .. } => value.len(),
-            Operation::Bulk { value, .. } => value.as_ref().map_or(0, |value| value.len()),
+            Operation::All { changes, .. } => {
+                changes.iter().flat_map(|(_, value)| value).map(|value| value.len()).sum()
+            }
             Operation::Delete { .. } | Operation::Expire => 0,
         }
     }
@@ -443,17 +438,9 @@ impl Plan {
                 // in this very batch.
                 self.answers.push(Box::new(move |done| drop(answer.send(done.map(|()| revision)))));
             }
-            Operation::Bulk { value, answer } => {
-                match value {
-                    Some(value) => {
-                        let modified = next_revision(issued);
-                        let created = old.as_ref().map_or(modified, |old| old.created);
-                        let entry = Entry { key: Arc::clone(&key), value, created, modified };
-                        self.pending.insert(key, Some(entry.clone()));
-                        self.changes.push(Stored::put(entry, None));
-                    }
-                    None if old.is_some() => self.delete(next_revision(issued), key),
-                    None => {}
+            Operation::All { changes, answer } => {
+                for (key, value) in changes {
+                    self.set(key, value, shared, issued);
                 }
                 self.answers.push(Box::new(move |done| drop(answer.send(done))));
             }
@@ -463,6 +450,30 @@ impl Plan {
                     self.delete(next_revision(issued), key);
                 }
             }
+        }
+    }
+
+    fn set(
+        &mut self,
+        key: Arc<str>,
+        value: Option<Arc<[u8]>>,
+        shared: &Shared,
+        issued: &AtomicU64,
+    ) {
+        let old = match self.pending.get(&key) {
+            Some(pending) => pending.clone(),
+            None => shared.get(&key),
+        };
+        match value {
+            Some(value) => {
+                let modified = next_revision(issued);
+                let created = old.map_or(modified, |old| old.created);
+                let entry = Entry { key: Arc::clone(&key), value, created, modified };
+                self.pending.insert(key, Some(entry.clone()));
+                self.changes.push(Stored::put(entry, None));
+            }
+            None if old.is_some() => self.delete(next_revision(issued), key),
+            None => {}
         }
     }
 

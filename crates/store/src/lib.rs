@@ -64,16 +64,16 @@ pub trait Store: Send + Sync + 'static {
     /// Makes many changes, each as [`Store::put`] and [`Store::delete`] (for `None`) would without
     /// expectations. For importing a configuration.
     ///
-    /// Not one step as a whole: readers may see a part of it, and after an error a part may have
-    /// been made. Engines put as much as they can into one commit; etcd takes transactions of at
-    /// most 128 operations.
-    fn write_all<'a>(&'a self, changes: Vec<Bulk>) -> BoxFuture<'a, Result<(), StoreError>> {
+    /// One step as a whole where the engine can: embedded does. etcd takes transactions of at most
+    /// 128 operations, so that readers may see a part of it; the error says how much was made.
+    fn write_all<'a>(&'a self, changes: Vec<Bulk>) -> BoxFuture<'a, Result<(), BulkError>> {
         Box::pin(async move {
-            for (key, value) in changes {
-                match value {
-                    Some(value) => drop(self.put(&key, value, Put::default()).await?),
-                    None => drop(self.delete(&key, Expect::Any).await?),
-                }
+            for (made, (key, value)) in changes.into_iter().enumerate() {
+                let done = match value {
+                    Some(value) => self.put(&key, value, Put::default()).await.map(drop),
+                    None => self.delete(&key, Expect::Any).await.map(drop),
+                };
+                done.map_err(|error| BulkError { made, error })?;
             }
             Ok(())
         })
@@ -104,6 +104,17 @@ pub trait Store: Send + Sync + 'static {
 
 /// One change of [`Store::write_all`]: a key and its new value, `None` to remove it.
 pub type Bulk = (Arc<str>, Option<Arc<[u8]>>);
+
+/// [`Store::write_all`] did not make all changes.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("after {made} changes: {error}")]
+pub struct BulkError {
+    /// How many were made for certain, in their order.
+    pub made: usize,
+    /// What became of the next.
+    #[source]
+    pub error: StoreError,
+}
 
 /// What [`Store::health`] tells.
 #[derive(Debug, Clone, PartialEq, Eq)]

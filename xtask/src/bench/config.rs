@@ -15,8 +15,9 @@ use super::load::{Latency, Load, Random, percentile};
 use super::peers::sluicegate::{Prefix, upstream};
 use super::peers::{Peer, Stand};
 use super::report::{Facts, Report, median};
-use super::server::{Place, Server, ticks_per_second, wait_for};
+use super::server::{Place, Server, free_ports, ticks_per_second, wait_for};
 use super::start::first_answer;
+use crate::command::on_path;
 
 /// How much of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,45 +41,62 @@ pub(crate) fn run(stand: &Stand, amounts: Amounts, report: &mut Report) -> Resul
         ..Setup::new(Peer::Sluicegate, Work::Routes { count: routes, paths: routes })
     };
     let prefix = Prefix::make(stand, setup, "config")?;
-    let server = prefix.start(stand.launcher, setup.place)?;
     let upstream = upstream(stand.origin.http, false);
-    let subject = Subject { admin: &prefix.admin, server, data: prefix.data, amounts, upstream };
+    let subject = |server| Subject {
+        admin: &prefix.admin,
+        server,
+        data: prefix.data,
+        amounts,
+        upstream: upstream.clone(),
+    };
+    let gateway = subject(prefix.start(stand.launcher, setup.place)?);
     let mut add = |what: &str, value, unit: &str, bar| facts.add(report, what, value, unit, bar);
 
     // One request, so that what the first one brings is there.
     Connection::open(prefix.data)?.request("GET", "/", &[], b"")?;
     std::thread::sleep(SETTLE);
-    let empty = subject.rss_kib()?;
+    let empty = gateway.rss_kib()?;
     add("RSS, nothing configured", empty / 1024.0, "MiB", None);
 
-    subject.load_upstreams(0, subject.upstream_of(FEW_ROUTES) + 1)?;
-    subject.load_routes(0, FEW_ROUTES)?;
-    subject.wait_for_route(FEW_ROUTES - 1)?;
-    let few_us = subject.change_cpu_us(FEW_ROUTES)?;
+    gateway.load_upstreams(gateway.upstream_of(FEW_ROUTES) + 1)?;
+    gateway.load_routes(FEW_ROUTES)?;
+    gateway.wait_for_route(FEW_ROUTES - 1)?;
+    let few_us = gateway.change_cpu_us(FEW_ROUTES)?;
     add(&format!("CPU of a PUT among {FEW_ROUTES} routes"), few_us, "µs", None);
 
-    let start = Instant::now();
-    subject.load_upstreams(0, upstreams)?;
-    let what = format!("loading {upstreams} upstreams by {WRITERS} writers");
-    add(&what, start.elapsed().as_secs_f64(), "s", None);
-    std::thread::sleep(SETTLE);
-    let few = subject.rss_kib()?;
-    let what = format!("RSS with them and {FEW_ROUTES} routes");
-    add(&what, few / 1024.0, "MiB", None);
+    let all = gateway.configuration(routes);
+    let few = gateway.configuration(FEW_ROUTES);
+    drop(gateway);
+    prefix.import(&few, &[])?;
+    let start = || first_answer(&prefix, stand.launcher, setup.place, &route_path(FEW_ROUTES - 1));
+    let few = {
+        let gateway = subject(start()?.0);
+        std::thread::sleep(SETTLE);
+        gateway.rss_kib()?
+    };
+    add(
+        &format!("RSS with {upstreams} upstreams and {FEW_ROUTES} routes"),
+        few / 1024.0,
+        "MiB",
+        None,
+    );
 
-    let start = Instant::now();
-    subject.load_routes(FEW_ROUTES, routes)?;
-    let what = format!("loading {} routes by {WRITERS} writers", routes - FEW_ROUTES);
-    add(&what, start.elapsed().as_secs_f64(), "s", None);
-    subject.wait_for_route(routes - 1)?;
+    let begun = Instant::now();
+    prefix.import(&all, &[])?;
+    let what = format!("`config import` of {routes} routes into the store");
+    add(&what, begun.elapsed().as_secs_f64(), "s", None);
+    let (server, embedded_s) = starts(stand, &prefix, setup, routes)?;
+    let what = format!("exec to first answer from the embedded store, median of {STARTS}");
+    add(&what, embedded_s, "s", Some(5.0));
+    let subject = subject(server);
     std::thread::sleep(SETTLE);
     let full = subject.rss_kib()?;
-    add("RSS with all", full / 1024.0, "MiB", None);
+    add("RSS with all, after a start", full / 1024.0, "MiB", None);
     let per_route = (full - few) / f64::from(routes - FEW_ROUTES);
-    add("RSS per plain route, as loaded", per_route, "KiB", Some(2.0));
+    add("RSS per plain route", per_route, "KiB", Some(2.0));
     let all_per_route = |rss: f64| (rss - empty) / f64::from(routes);
     let what = "the same, with the upstreams counted as the routes'";
-    add(what, all_per_route(full), "KiB", None);
+    add(what, all_per_route(full), "KiB", Some(2.0));
 
     let many_us = subject.change_cpu_us(routes)?;
     add(&format!("CPU of a PUT among {routes} routes"), many_us, "µs", Some(few_us * 3.0));
@@ -101,20 +119,58 @@ pub(crate) fn run(stand: &Stand, amounts: Amounts, report: &mut Report) -> Resul
     add("RSS after all that", subject.rss_kib()? / 1024.0, "MiB", None);
 
     drop(subject);
-    let mut times = Vec::new();
-    let mut restarted = 0.0;
-    for _ in 0..STARTS {
-        let (server, time) =
-            first_answer(&prefix, stand.launcher, setup.place, &route_path(routes - 1))?;
-        times.push(time.as_secs_f64());
-        std::thread::sleep(SETTLE);
-        restarted = server.memory()?.rss_kib as f64;
-    }
-    let what = format!("exec to first answer from the store, median of {STARTS}");
-    add(&what, median(times), "s", Some(5.0));
-    let what = "RSS per plain route after a start, upstreams counted as the routes'";
-    add(what, all_per_route(restarted), "KiB", None);
+    let Some((etcd, url)) = start_etcd(stand, setup)? else {
+        eprintln!(
+            "config: no etcd on the path (Debian's etcd-server): starts from it are left out"
+        );
+        return Ok(());
+    };
+    let begun = Instant::now();
+    prefix.import(&all, &["--etcd", &url])?;
+    let what = format!("`config import` of {routes} routes into etcd");
+    add(&what, begun.elapsed().as_secs_f64(), "s", None);
+    prefix.use_etcd(&url)?;
+    let (server, etcd_s) = starts(stand, &prefix, setup, routes)?;
+    let what = format!("exec to first answer from etcd, median of {STARTS}");
+    add(&what, etcd_s, "s", Some(5.0));
+    std::thread::sleep(SETTLE);
+    let rss = server.memory()?.rss_kib as f64;
+    let what = "RSS per plain route from etcd, with the upstreams counted as the routes'";
+    add(what, all_per_route(rss), "KiB", None);
+    drop((server, etcd));
     Ok(())
+}
+
+/// Some starts: the last gateway, and the median of the seconds until each answered.
+fn starts(stand: &Stand, prefix: &Prefix, setup: Setup, routes: u32) -> Result<(Server, f64)> {
+    let mut times = Vec::new();
+    loop {
+        let last = route_path(routes - 1);
+        let (server, time) = first_answer(prefix, stand.launcher, setup.place, &last)?;
+        times.push(time.as_secs_f64());
+        if times.len() == STARTS {
+            return Ok((server, median(times)));
+        }
+        std::thread::sleep(SETTLE);
+    }
+}
+
+/// An etcd of one member and its address; `None` where there is no etcd.
+fn start_etcd(stand: &Stand, setup: Setup) -> Result<Option<(Server, String)>> {
+    if on_path("etcd").is_none() {
+        return Ok(None);
+    }
+    let [client, peer] = free_ports()?;
+    let url = format!("http://127.0.0.1:{client}");
+    let peer = format!("http://127.0.0.1:{peer}");
+    let mut command = stand.launcher.command(setup.place);
+    command.arg("etcd").arg("--data-dir").arg(stand.folder.join("etcd-data"));
+    command.args(["--listen-client-urls", &url, "--advertise-client-urls", &url]);
+    command.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
+    command.args(["--initial-cluster", &format!("default={peer}")]);
+    let mut server = Server::spawn(command, &stand.folder, "etcd")?;
+    server.wait_for_port(client)?;
+    Ok(Some((server, url)))
 }
 
 /// The gateway under change.
@@ -137,14 +193,25 @@ impl Subject<'_> {
         Ok(self.server.memory()?.rss_kib as f64)
     }
 
-    fn load_upstreams(&self, from: u32, to: u32) -> Result<()> {
-        self.admin.put_many(to - from, |index| {
-            (format!("/upstreams/{}", from + index), self.upstream.clone())
-        })
+    fn load_upstreams(&self, count: u32) -> Result<()> {
+        self.admin.put_many(count, |index| (format!("/upstreams/{index}"), self.upstream.clone()))
     }
 
-    fn load_routes(&self, from: u32, to: u32) -> Result<()> {
-        self.admin.put_many(to - from, |index| self.route(from + index, ""))
+    fn load_routes(&self, count: u32) -> Result<()> {
+        self.admin.put_many(count, |index| self.route(index, ""))
+    }
+
+    /// All upstreams and so many routes, in APISIX's standalone form.
+    fn configuration(&self, routes: u32) -> String {
+        let with_id = |id: u32, text: &str| text.replacen('{', &format!(r#"{{"id": "{id}", "#), 1);
+        let upstreams = (0..self.amounts.upstreams).map(|id| with_id(id, &self.upstream));
+        let routes = (0..routes).map(|id| with_id(id, &self.route(id, "").1));
+        let list = |all: Vec<String>| all.join(",\n");
+        format!(
+            r#"{{"upstreams": [{}], "routes": [{}]}}"#,
+            list(upstreams.collect()),
+            list(routes.collect())
+        )
     }
 
     /// Neighbours share one, so that the first routes need few.
@@ -268,5 +335,5 @@ const VISIBLE_TIME_MAX: Duration = Duration::from_secs(10);
 const CHANGES_PER_SECOND: u32 = 1000;
 /// A prime, so that neighbours in time are not neighbours in the configuration.
 const SPREAD: u32 = 7919;
-const STARTS: u32 = 3;
+const STARTS: usize = 3;
 const SETTLE: Duration = Duration::from_secs(1);

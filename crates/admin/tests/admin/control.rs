@@ -74,6 +74,9 @@ async fn the_rest_answers_as_apisix_does() {
     }
     let schema = get(&harness, "/v1/schema").await.assert_ok().json();
     assert_eq!(schema["main"]["route"]["type"], "object");
+    for name in ["upstream_hash_header_schema", "upstream_hash_vars_schema"] {
+        assert_eq!(schema["main"][name]["type"], "string", "{name}");
+    }
     assert_eq!(schema["plugins"]["aws-lambda"]["priority"], -1899);
     for (method, path, status, text) in [
         ("PUT", "/v1/plugins/reload", 200, Some("done")),

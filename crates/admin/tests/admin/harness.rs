@@ -217,6 +217,7 @@ fn plugin(
         metadata_schema,
         consumer_schema: None,
         secrets,
+        own_fields: &["function_name"],
         auth: None,
         check: Arc::new(move |conf| compiled.check(conf).map_err(|why| why.to_string())),
         check_consumer: None,

@@ -1,10 +1,13 @@
 //! Secrets: encrypted where they are stored and in answers to writes, decrypted for readers who
 //! may see them, and private keys never.
 
+use std::sync::Arc;
+
 use axum::{body::Body, http::Request};
 use serde_json::{Value, json};
 use sluicegate_admin::{Settings, configs::Declared};
-use sluicegate_store::DeclaredStore;
+use sluicegate_model::encrypt::Keyring;
+use sluicegate_store::{DeclaredStore, MemoryStore, Put, Store};
 
 use crate::harness::{ADMIN, Harness, Reply, route};
 
@@ -112,6 +115,34 @@ async fn plugins_secrets_are_encrypted_once_and_only_if_that_is_switched_on() {
     harness.state.settings.store(settings.into());
     harness.json("PUT", "/apisix/admin/routes/1", body).await.assert_ok();
     assert_eq!(harness.stored("/routes/1").await.unwrap().pointer(secret).unwrap(), "very-secret");
+}
+
+#[tokio::test]
+async fn a_secret_whose_key_is_lost_goes_through_changes_as_it_is() {
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+    let harness = Harness::build(Arc::clone(&store), |state| state);
+    let lost = Keyring::new(vec!["0123456789abcdef".to_owned()]).encrypt("very-secret");
+    let route = |apikey: &str| {
+        let conf = json!({"function_uri": "http://x", "authorization": {"apikey": apikey}});
+        json!({"id": "1", "uri": "/a", "plugins": {"aws-lambda": conf}})
+    };
+    let bytes = route(&lost).to_string().into_bytes().into();
+    store.put("/routes/1", bytes, Put::default()).await.unwrap();
+    let secret = "/plugins/aws-lambda/authorization/apikey";
+    let stored = async || {
+        let stored = harness.stored("/routes/1").await.unwrap();
+        stored.pointer(secret).and_then(Value::as_str).unwrap().to_owned()
+    };
+    harness.json("PATCH", "/apisix/admin/routes/1", json!({"desc": "d"})).await.assert_ok();
+    assert_eq!(stored().await, lost);
+    // What a GET shows, a client may send back.
+    let read = harness.send("GET", "/apisix/admin/routes/1", "").await.json();
+    assert_eq!(read["value"].pointer(secret).unwrap(), lost.as_str());
+    harness.json("PUT", "/apisix/admin/routes/1", route(&lost)).await.assert_ok();
+    assert_eq!(stored().await, lost);
+    // Another secret in its place is one like any other.
+    harness.json("PUT", "/apisix/admin/routes/1", route("new-secret")).await.assert_ok();
+    assert!(![lost.as_str(), "new-secret"].contains(&stored().await.as_str()));
 }
 
 #[tokio::test]

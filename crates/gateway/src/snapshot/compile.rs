@@ -80,7 +80,7 @@ pub struct Report {
 pub struct Compiler {
     deps: Deps,
     references: Arc<dyn References>,
-    ssls: BTreeMap<Arc<str>, Stored<SslEntry>>,
+    ssls: BTreeMap<Arc<str>, Stored<Option<Arc<Ssl>>>>,
     upstreams: BTreeMap<Arc<str>, Stored<Result<Arc<Upstream>, String>>>,
     services: BTreeMap<Arc<str>, Stored<ServiceEntry>>,
     plugin_configs: BTreeMap<Arc<str>, Stored<Plugins>>,
@@ -94,6 +94,8 @@ pub struct Compiler {
     links: Links,
     router: Router<Arc<Route>>,
     global: Box<[Arc<Chain>]>,
+    /// What is in `certificates`.
+    serving: BTreeMap<Arc<str>, Arc<TlsEntry>>,
     certificates: Arc<Certificates>,
     no_plugins: Arc<Chain>,
     counters: Source,
@@ -110,12 +112,6 @@ struct Stored<T> {
     created: u64,
     uses: Box<[Node]>,
     made: T,
-}
-
-#[derive(Default)]
-struct SslEntry {
-    config: Option<Arc<Ssl>>,
-    tls: Option<Arc<TlsEntry>>,
 }
 
 /// The last version that could be read, or why there is none.
@@ -149,6 +145,7 @@ impl Compiler {
             links: Links::default(),
             router: Router::builder(deps.router).build(),
             global: Box::default(),
+            serving: BTreeMap::new(),
             certificates: Arc::default(),
             no_plugins: Arc::default(),
             counters: Source::new(deps.workers),
@@ -225,7 +222,7 @@ impl Compiler {
         let change = Text { kind, id: id.into(), text, created, uses };
         let links = &mut self.links;
         let id = match kind {
-            Kind::Ssls => change.put(&mut self.ssls, links, SslEntry::default),
+            Kind::Ssls => change.put(&mut self.ssls, links, || None),
             Kind::Upstreams => change.put(&mut self.upstreams, links, not_compiled),
             Kind::Services => change.put(&mut self.services, links, || ServiceEntry {
                 config: not_compiled(),
@@ -265,10 +262,6 @@ impl Compiler {
                     Kind::Upstreams => self.compile_upstream(id),
                     _ => self.compile_plugin_config(id),
                 }
-            }
-            if kind == Kind::Ssls && !ids.is_empty() {
-                let entries = self.ssls.values().filter_map(|ssl| ssl.made.tls.clone());
-                self.certificates = Arc::new(Certificates::build(entries));
             }
         }
         for id in self.take(Kind::Services, &mut dirty) {
@@ -314,14 +307,22 @@ impl Compiler {
     }
 
     fn compile_ssl(&mut self, id: &Arc<str>) {
-        let Some(stored) = self.ssls.get_mut(id) else { return };
+        let Some(stored) = self.ssls.get_mut(id) else {
+            if let Some(before) = self.serving.remove(id) {
+                Arc::make_mut(&mut self.certificates).change(id, Some(&before), None);
+            }
+            return;
+        };
         let compiled = Ssl::load(&read(&stored.text)).map_err(|e| e.to_string()).and_then(|ssl| {
             if let Some(cause) = references::unresolved_ssl(&ssl, &self.references) {
                 return Err(cause);
             }
             let tls = TlsEntry::compile(id, &ssl);
-            stored.made.config = Some(Arc::new(ssl));
-            stored.made.tls = Some(Arc::new(tls?));
+            stored.made = Some(Arc::new(ssl));
+            let tls = Arc::new(tls?);
+            let before = self.serving.insert(id.clone(), tls.clone());
+            let certificates = Arc::make_mut(&mut self.certificates);
+            certificates.change(id, before.as_deref(), Some(&tls));
             Ok(())
         });
         self.note(Kind::Ssls, id, compiled);
@@ -378,7 +379,7 @@ impl Compiler {
             return Err("service discovery is not there yet".into());
         }
         let client_cert = |id: &str| {
-            let ssl = self.ssls.get(id)?.made.config.as_ref().filter(|s| s.kind == "client")?;
+            let ssl = self.ssls.get(id)?.made.as_ref().filter(|s| s.kind == "client")?;
             Some((ssl.cert.clone(), ssl.key.clone()))
         };
         Upstream::compile(key, id, config, &self.deps.upstream, &client_cert).map(Arc::new)

@@ -4,7 +4,8 @@
 mod client_auth;
 mod fixed;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -15,7 +16,6 @@ use rustls::sign::CertifiedKey;
 use rustls_pki_types::PrivateKeyDer;
 use rustls_pki_types::pem::PemObject;
 use sluicegate_model::ssl::Ssl;
-use smallvec::SmallVec;
 use tracing::warn;
 
 pub use client_auth::{CertificateField, ClientAuth, ClientCertificate};
@@ -103,38 +103,57 @@ pub fn certified(cert: &str, key: &str) -> Result<CertifiedKey, String> {
 }
 
 /// All certificates by server name.
-#[derive(Debug, Default)]
+///
+/// A change makes a new version that shares everything with the one before but the few parts that
+/// the change is about, so that it costs the same however many there are.
+#[derive(Debug, Clone, Default)]
 pub struct Certificates {
-    exact: HashMap<String, Entries>,
+    exact: Names,
     /// By what follows the `*.`.
-    wildcard: HashMap<String, Entries>,
-    any: Entries,
-    special: bool,
-    asking: bool,
+    wildcard: Names,
+    any: Holders,
+    /// Resources with a configuration of their own, and those of them that ask for certificates.
+    special: usize,
+    asking: usize,
 }
 
-type Entries = SmallVec<[Arc<TlsEntry>; 1]>;
+/// Who has certificates for a name, by the resource's id: the first one serves.
+type Holders = BTreeMap<Arc<str>, Arc<TlsEntry>>;
 
 impl Certificates {
-    /// Puts the certificates of many resources together.
-    pub fn build(entries: impl Iterator<Item = Arc<TlsEntry>>) -> Self {
-        let mut all = Self::default();
-        for entry in entries {
-            for name in &entry.names {
-                let list = if name == "*" {
-                    &mut all.any
-                } else if let Some(rest) = name.strip_prefix("*.") {
-                    all.wildcard.entry(rest.to_owned()).or_default()
-                } else {
-                    all.exact.entry(name.clone()).or_default()
-                };
-                list.push(entry.clone());
-            }
+    /// Puts the certificates of a resource in the place of those it had before.
+    pub fn change(
+        &mut self,
+        id: &Arc<str>,
+        before: Option<&TlsEntry>,
+        now: Option<&Arc<TlsEntry>>,
+    ) {
+        let counted = |entry: &TlsEntry| {
             let serves = !entry.names.is_empty();
-            all.special |= serves && entry.is_special();
-            all.asking |= serves && entry.client.is_some();
+            let special = usize::from(serves && entry.is_special());
+            (special, usize::from(serves && entry.client.is_some()))
+        };
+        let (gone, come) =
+            (before.map_or((0, 0), counted), now.map_or((0, 0), |entry| counted(entry)));
+        self.special = (self.special + come.0).saturating_sub(gone.0);
+        self.asking = (self.asking + come.1).saturating_sub(gone.1);
+        for name in before.into_iter().flat_map(|entry| &entry.names) {
+            self.holders(name, &mut |holders| drop(holders.remove(id)));
         }
-        all
+        let Some(entry) = now else { return };
+        for name in &entry.names {
+            self.holders(name, &mut |holders| drop(holders.insert(id.clone(), entry.clone())));
+        }
+    }
+
+    fn holders(&mut self, name: &str, change: &mut dyn FnMut(&mut Holders)) {
+        if name == "*" {
+            change(&mut self.any);
+        } else if let Some(rest) = name.strip_prefix("*.") {
+            self.wildcard.change(rest, change);
+        } else {
+            self.exact.change(name, change);
+        }
     }
 
     /// Is there none?
@@ -144,31 +163,61 @@ impl Certificates {
 
     /// Is any name served to clients with certificates only?
     pub(crate) fn asks_clients(&self) -> bool {
-        self.asking
+        self.asking > 0
     }
 
     /// Which certificates clients need for a name, if any.
     pub(crate) fn client_auth(&self, name: &str) -> Option<&Arc<ClientAuth>> {
-        self.find(name).iter().find_map(|entry| entry.client.as_ref())
-    }
-
-    fn find(&self, name: &str) -> &[Arc<TlsEntry>] {
-        if let Some(found) = self.exact.get(name) {
-            return found;
-        }
-        if let Some((_, rest)) = name.split_once('.')
-            && let Some(found) = self.wildcard.get(rest)
-        {
-            return found;
-        }
-        &self.any
+        self.find(name).find_map(|entry| entry.client.as_ref())
     }
 
     /// What has a configuration of its own for a name. Of several, one that asks for certificates.
     fn special(&self, name: &str) -> Option<&Arc<TlsEntry>> {
-        let found = self.find(name);
-        let asking = found.iter().find(|entry| entry.client.is_some());
-        asking.or_else(|| found.first().filter(|entry| entry.is_special()))
+        let asking = self.find(name).find(|entry| entry.client.is_some());
+        asking.or_else(|| self.find(name).next().filter(|entry| entry.is_special()))
+    }
+
+    fn find(&self, name: &str) -> impl Iterator<Item = &Arc<TlsEntry>> {
+        let wildcard = || name.split_once('.').and_then(|(_, rest)| self.wildcard.get(rest));
+        let holders = self.exact.get(name).or_else(wildcard).unwrap_or(&self.any);
+        holders.values()
+    }
+}
+
+/// Names in parts, of which a change copies one.
+#[derive(Debug, Clone)]
+struct Names {
+    parts: Box<[Arc<HashMap<String, Holders>>]>,
+    hasher: RandomState,
+}
+
+impl Default for Names {
+    fn default() -> Self {
+        Self { parts: vec![Arc::default(); NAME_PARTS].into(), hasher: RandomState::new() }
+    }
+}
+
+impl Names {
+    fn part(&self, name: &str) -> usize {
+        (self.hasher.hash_one(name) % NAME_PARTS as u64) as usize
+    }
+
+    fn get(&self, name: &str) -> Option<&Holders> {
+        self.parts[self.part(name)].get(name)
+    }
+
+    fn change(&mut self, name: &str, change: &mut dyn FnMut(&mut Holders)) {
+        let part = self.part(name);
+        let names = Arc::make_mut(&mut self.parts[part]);
+        let holders = names.entry(name.to_owned()).or_default();
+        change(holders);
+        if holders.is_empty() {
+            names.remove(name);
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.parts.iter().all(|names| names.is_empty())
     }
 }
 
@@ -194,7 +243,7 @@ impl ResolvesServerCert for Resolver {
         let name = asked.as_deref().or(fallback.as_deref())?;
         let schemes = hello.signature_schemes();
         let fits = |key: &&Arc<CertifiedKey>| key.key.choose_scheme(schemes).is_some();
-        certificates.find(name).iter().flat_map(|entry| &entry.keys).find(fits).cloned()
+        certificates.find(name).flat_map(|entry| &entry.keys).find(fits).cloned()
     }
 }
 
@@ -235,7 +284,7 @@ impl TlsServer {
 
     /// Has any name a configuration of its own?
     pub(crate) fn has_special(&self) -> bool {
-        self.resolver.certificates.load().special
+        self.resolver.certificates.load().special > 0
     }
 
     /// The configuration for a handshake that asks for this name, and which certificates it asks
@@ -337,9 +386,55 @@ const OPENSSL_NAMES: [(&str, rustls::CipherSuite); 6] = {
     ]
 };
 
+/// Into how many parts names are split: of 100,000, a change copies some 100.
+const NAME_PARTS: usize = 1024;
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_is_served_by_the_first_resource_that_has_it_however_they_changed() {
+        let key = |name: &str| {
+            let pair = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
+            let (cert, key) = (pair.cert.pem(), pair.signing_key.serialize_pem());
+            Arc::new(certified(&cert, &key).unwrap())
+        };
+        let keys: Vec<_> = ["a", "b", "c", "d"].map(key).into();
+        let entry = |names: &[&str], own: usize| {
+            let names = names.iter().map(|name| (*name).to_owned()).collect();
+            Arc::new(TlsEntry { names, keys: vec![keys[own].clone()] })
+        };
+        let found = |all: &Certificates, name: &str| {
+            let first = all.find(name).next()?.clone();
+            keys.iter().position(|key| Arc::ptr_eq(key, &first))
+        };
+        let id = |id: &str| -> Arc<str> { id.into() };
+        let mut all = Certificates::default();
+        assert!(all.is_empty());
+        let (one, two) = (entry(&["x.test", "*.y.test"], 0), entry(&["x.test", "*"], 1));
+        all.change(&id("2"), None, Some(&two));
+        all.change(&id("1"), None, Some(&one));
+        let before = all.clone();
+        for (name, expected) in [
+            ("x.test", Some(0)),
+            ("a.y.test", Some(0)),
+            ("y.test", Some(1)),
+            ("a.b.y.test", Some(1)),
+            ("z.test", Some(1)),
+        ] {
+            assert_eq!(found(&all, name), expected, "{name}");
+        }
+        let new = entry(&["*.y.test"], 2);
+        all.change(&id("1"), Some(&one), Some(&new));
+        assert_eq!((found(&all, "x.test"), found(&all, "a.y.test")), (Some(1), Some(2)));
+        all.change(&id("2"), Some(&two), None);
+        assert_eq!((found(&all, "x.test"), found(&all, "z.test")), (None, None));
+        all.change(&id("1"), Some(&new), None);
+        assert!(all.is_empty());
+        // What requests hold is not touched.
+        assert_eq!(found(&before, "x.test"), Some(0));
+    }
 
     #[test]
     fn cipher_names_choose_the_suites_of_tls_1_2_only() {

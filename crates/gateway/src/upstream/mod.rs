@@ -10,8 +10,8 @@ use std::time::Duration;
 use sluicegate_model::upstream as model;
 
 use crate::client::{CallError, Keepalive, Timeouts, TlsClients, TlsRequest, TlsTarget};
-use crate::plugin::PluginState;
 use crate::expr::Vars;
+use crate::plugin::PluginState;
 use balance::{Hold, Loads, Plan, Turns};
 use resolve::{Name, Resolver};
 

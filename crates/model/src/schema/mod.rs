@@ -17,6 +17,8 @@ mod compile;
 mod number;
 mod pattern;
 pub(crate) mod resources;
+
+pub use resources::{hash_header, hash_vars};
 mod run;
 
 use serde_json::Value;

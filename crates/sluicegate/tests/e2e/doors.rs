@@ -316,6 +316,112 @@ fn a_gateway_that_waits_for_its_store_is_alive_and_not_ready() {
 }
 
 /// A gateway with `changes` to `deployment.admin`, not started yet.
+#[test]
+fn a_configuration_is_exported_and_imported_through_an_admin_api_with_tls() {
+    let authority = Authority::new();
+    let mut gateway =
+        prepare(json!({"https_admin": true, "admin_api_mtls": mtls(Some("clients.crt"))}));
+    write_pair(&gateway, "admin", &certs::self_signed(&["elsewhere.test"]));
+    fs::write(gateway.path("conf/clients.crt"), authority.pem()).unwrap();
+    write_pair(&gateway, "ours", &authority.issue(&["ours.test"]));
+    gateway.launch();
+    let addr = gateway.admin.to_string();
+    let [file, cert, key] = ["all.yaml", "conf/ours.crt", "conf/ours.key"]
+        .map(|name| gateway.path(name).display().to_string());
+    let run = |words: &[&str]| {
+        let words = [&["config"], words, &["--admin", addr.as_str()]].concat();
+        let output = gateway.command(&words);
+        let text = [&output.stdout[..], &output.stderr[..]].concat();
+        (output.status.success(), String::from_utf8_lossy(&text).into_owned())
+    };
+    let ours = ["--admin-cert", cert.as_str(), "--admin-cert-key", key.as_str()];
+    fs::write(
+        &file,
+        "upstreams:\n  - id: u\n    type: roundrobin\n    nodes: {'127.0.0.1:1': 1}\n#END\n",
+    )
+    .unwrap();
+    let (done, told) = run(&[&["import", &file][..], &ours].concat());
+    assert!(done && told.contains("1 created"), "{told}");
+    let (done, told) = run(&[&["export", &file][..], &ours].concat());
+    assert!(done && told.contains("exported 1 resources"), "{told}");
+    assert!(fs::read_to_string(&file).unwrap().contains("127.0.0.1:1"));
+    // Without a certificate the Admin API answers 400 to everything.
+    let (done, told) = run(&["export", &file]);
+    assert!(!done && told.contains("400"), "{told}");
+    // Whoever answers with another certificate gets no key.
+    write_pair(&gateway, "admin", &certs::self_signed(&["elsewhere.test"]));
+    let (done, told) = run(&[&["export", &file][..], &ours].concat());
+    assert!(!done && told.contains("has to be the one in admin_ssl_cert"), "{told}");
+}
+
+#[test]
+fn plugins_are_loaded_anew_by_the_admin_api_after_config_yaml_changed() {
+    let with = |plugins: &[&str]| config(json!({"plugins": plugins})).to_string();
+    let mut gateway = GatewayProcess::prepare(BINARY, &with(&["key-auth"]));
+    gateway.launch();
+    let origin = Origin::text("called");
+    let function = json!({"function_uri": origin.url("/")});
+    let route = json!({"uri": "/f", "plugins": {"aws-lambda": function}});
+    let listed = |gateway: &GatewayProcess| {
+        let (_, list) = gateway.get("/plugins/list");
+        list.as_array().is_some_and(|list| list.contains(&json!("aws-lambda")))
+    };
+    let reload = |gateway: &GatewayProcess| {
+        let answer = gateway.admin_raw("PUT", "/plugins/reload", &[("X-API-KEY", ADMIN_KEY)], "");
+        assert_eq!((answer.status, answer.text().as_str()), (200, "done"));
+    };
+    assert!(!listed(&gateway));
+    let (status, answer) = gateway.put("/routes/1", &route);
+    assert_eq!((status, &answer["error_msg"]), (400, &json!("unknown plugin [aws-lambda]")));
+
+    gateway.write_config(&with(&["key-auth", "aws-lambda"]));
+    // The file alone changes nothing.
+    assert!(!listed(&gateway));
+    reload(&gateway);
+    wait::until("the plugin to be there", || listed(&gateway).then_some(()));
+    gateway.set("/routes/1", &route);
+    assert_eq!(client::get(gateway.http, "/f").text(), "called");
+
+    gateway.write_config(&with(&["key-auth"]));
+    reload(&gateway);
+    wait::until("the plugin to be gone", || (!listed(&gateway)).then_some(()));
+    // A route whose plugin is gone never goes on without it.
+    wait::until("the route to answer 503", || {
+        (client::get(gateway.http, "/f").status == 503).then_some(())
+    });
+    assert_eq!(origin.requests().len(), 1);
+}
+
+#[test]
+fn a_stored_resource_that_is_no_json_is_named_until_it_is_gone() {
+    let mut gateway = GatewayProcess::prepare(
+        BINARY,
+        &config(json!({"apisix": {"status": {"port": free_port()}}})).to_string(),
+    );
+    gateway.launch();
+    gateway.kill();
+    let put = |key: &'static str, value: &'static str| {
+        let store = EmbeddedStore::open(&gateway.path("data/sluicegate.redb")).unwrap();
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let value = value.as_bytes().into();
+        runtime.block_on(store.put(key, value, Expect::Any.into())).unwrap();
+    };
+    put("/routes/bad", "{uri: /a}");
+    gateway.launch();
+    let status = door(&gateway, "status=");
+    let ready = || {
+        let answer = client::get(status, "/status/ready");
+        assert_eq!(answer.status, 200);
+        serde_json::from_str::<Value>(&answer.text()).unwrap()
+    };
+    let told = ready();
+    assert_eq!((&told["broken_total"], &told["broken"][0]["id"]), (&json!(1), &json!("bad")));
+    let cause = told["broken"][0]["cause"].as_str().unwrap();
+    assert!(cause.starts_with("it is no JSON: "), "{cause}");
+    assert_eq!(gateway.delete("/routes/bad").0, 200);
+    assert_eq!(ready(), json!({"status": "ok"}));
+}
+
 fn prepare(changes: Value) -> GatewayProcess {
     let config = config(json!({"deployment": {"admin": changes}}));
     GatewayProcess::prepare(BINARY, &config.to_string())

@@ -418,6 +418,21 @@ async fn what_expired_while_the_store_was_closed_is_gone_when_it_opens() {
 }
 
 #[tokio::test]
+async fn many_changes_at_once_are_one_commit() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = EmbeddedStore::open(&folder.path().join("store.redb")).unwrap();
+    let (_, mut watch) = store.snapshot_and_watch("/").await.unwrap();
+    let many = 3 * BATCH_WRITES_MAX;
+    let put = |n| (Arc::from(format!("/routes/{n}")), Some(Arc::from(*b"{}")));
+    store.write_all((0..many).map(put).collect::<Vec<Bulk>>()).await.unwrap();
+    assert_eq!(watch.changes().await.unwrap().len(), many, "nobody sees a part of them");
+    let bad = vec![put(many), (Arc::from("no-key"), None)];
+    let failed = store.write_all(bad).await.unwrap_err();
+    assert_eq!(failed.made, 0);
+    assert_eq!(store.list("/").await.unwrap().entries.len(), many);
+}
+
+#[tokio::test]
 async fn a_file_much_larger_than_its_entries_is_compacted_when_it_is_opened() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("store.redb");

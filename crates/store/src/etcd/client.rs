@@ -482,7 +482,7 @@ impl Client {
 
 impl Host {
     fn parse(url: &str, sni: Option<&str>) -> Result<Self, String> {
-        let bad = |why: &str| format!("deployment.etcd.host: {url:?} {why}");
+        let bad = |why: &str| format!("deployment.etcd.host: {:?} {why}", shown(url));
         let uri: http::Uri = url.parse().map_err(|_| bad("is no address"))?;
         let tls = match uri.scheme_str() {
             Some("http") => false,
@@ -519,6 +519,13 @@ impl Host {
     fn rest(&self, until: Option<Instant>) {
         *lock(&self.resting_until) = until;
     }
+}
+
+/// An address for people: without the user and password somebody may have put before an `@`.
+pub(super) fn shown(url: &str) -> String {
+    let (scheme, rest) = url.split_at(url.find("://").map_or(0, |at| at + 3));
+    // A slash may stand in a password that was not escaped, so that the last @ counts.
+    format!("{scheme}{}", rest.rsplit('@').next().unwrap_or_default())
 }
 
 async fn handshake(
@@ -642,6 +649,19 @@ mod tests {
         ] {
             assert_eq!(failure.nothing_happened(), nothing_happened, "{failure}");
             assert_eq!(failure.worth_another_try(), again, "{failure}");
+        }
+    }
+
+    #[test]
+    fn an_address_is_shown_without_what_stands_before_its_at() {
+        for url in ["https://u:secret@exa mple:1", "ftp://u:secr/et@h", "u:secret@h"] {
+            let error = Host::parse(url, None).err().unwrap_or_default();
+            assert!(
+                error.starts_with("deployment.etcd.host") && !error.contains("secr"),
+                "{error}"
+            );
+            let options = EtcdOptions::new(vec![url.to_owned()]);
+            assert!(!format!("{options:?}").contains("secr"), "{options:?}");
         }
     }
 

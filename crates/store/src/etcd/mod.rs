@@ -39,8 +39,8 @@ use self::{
     wire::{Kv, Range, Target, Txn, compare, text},
 };
 use crate::{
-    BoxFuture, Bulk, Entry, Expect, Health, Listing, Put, Store, StoreError, Watch, Written,
-    check_key, check_value, shared::Shared,
+    BoxFuture, Bulk, BulkError, Entry, Expect, Health, Listing, Put, Store, StoreError, Watch,
+    Written, check_key, check_value, shared::Shared,
 };
 
 /// Where etcd is, and how to use it: `deployment.etcd`.
@@ -100,7 +100,7 @@ impl EtcdOptions {
 impl fmt::Debug for EtcdOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("EtcdOptions")
-            .field("hosts", &self.hosts)
+            .field("hosts", &self.hosts.iter().map(|url| client::shown(url)).collect::<Vec<_>>())
             .field("prefix", &self.prefix)
             .field("user", &self.user)
             .field("tls", &self.tls)
@@ -445,16 +445,18 @@ impl EtcdStore {
     }
 
     /// One transaction after the other, each of as many changes as etcd takes at once.
-    async fn write_all_now(&self, changes: Vec<Bulk>) -> Result<(), StoreError> {
-        self.check_writable()?;
+    async fn write_all_now(&self, changes: Vec<Bulk>) -> Result<(), BulkError> {
+        let nothing = |error| BulkError { made: 0, error };
+        self.check_writable().map_err(nothing)?;
         for (key, value) in &changes {
-            check_key(key)?;
-            check_value(key, value.as_deref().unwrap_or_default())?;
+            check_key(key).map_err(nothing)?;
+            check_value(key, value.as_deref().unwrap_or_default()).map_err(nothing)?;
         }
         let mut rest = &changes[..];
         while !rest.is_empty() {
             let count = bulk(rest);
             let bytes: usize = rest[..count].iter().map(bulk_bytes).sum();
+            let made = changes.len() - rest.len();
             let (now, later) = rest.split_at(count);
             rest = later;
             let operations: Vec<Value> = now
@@ -470,7 +472,8 @@ impl EtcdStore {
             let deadline = self.deadline(bytes);
             let (compare, failure) = (Vec::new(), Vec::new());
             let change = Transaction { compare, success: operations, failure, bytes };
-            let revision = match self.write(&change, deadline).await? {
+            let written = self.write(&change, deadline).await;
+            let revision = match written.map_err(|error| BulkError { made, error })? {
                 Outcome::Answered(answer) => answer.header.revision,
                 Outcome::Made(revision) => revision,
             };
@@ -519,7 +522,7 @@ impl Store for EtcdStore {
         Box::pin(self.delete_now(key, expect))
     }
 
-    fn write_all<'a>(&'a self, changes: Vec<Bulk>) -> BoxFuture<'a, Result<(), StoreError>> {
+    fn write_all<'a>(&'a self, changes: Vec<Bulk>) -> BoxFuture<'a, Result<(), BulkError>> {
         Box::pin(self.write_all_now(changes))
     }
 

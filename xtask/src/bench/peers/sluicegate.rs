@@ -11,6 +11,7 @@ use super::super::cases::{Log, Setup, Work};
 use super::super::origin::{ACCESS_KEY, API_KEY, REGION, SECRET_KEY, SERVICE};
 use super::super::server::{Launcher, Place, Server, free_ports};
 use super::{Gateway, POOL, Stand};
+use crate::command::output;
 
 pub(super) fn start(stand: &Stand, setup: Setup, name: &str) -> Result<Gateway> {
     let prefix = Prefix::make(stand, setup, name)?;
@@ -56,6 +57,25 @@ impl Prefix {
         server.wait_for_port(self.data)?;
         server.wait_for_port(self.admin.port)?;
         Ok(server)
+    }
+
+    /// Stores a configuration, in APISIX's standalone form, while no gateway runs: in its own store,
+    /// or where `to` says.
+    pub(crate) fn import(&self, configuration: &str, to: &[&str]) -> Result<()> {
+        let file = self.folder.join("import.json");
+        fs::write(&file, configuration)?;
+        let mut command = Command::new(&self.binary);
+        command.args(["config", "import"]).arg(&file).arg("-p").arg(&self.folder).args(to);
+        output(&mut command)?;
+        Ok(())
+    }
+
+    /// The next start reads the configuration from this etcd.
+    pub(crate) fn use_etcd(&self, host: &str) -> Result<()> {
+        let file = self.folder.join("conf/config.yaml");
+        let embedded = "    config_provider: embedded\n";
+        let etcd = format!("    config_provider: etcd\n  etcd:\n    host: ['{host}']\n");
+        Ok(fs::write(&file, fs::read_to_string(&file)?.replace(embedded, &etcd))?)
     }
 
     pub(crate) fn parent(&self) -> &std::path::Path {

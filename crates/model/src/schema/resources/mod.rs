@@ -27,4 +27,5 @@ pub(crate) use self::secret::{aws, gcp, vault};
 pub(crate) use self::service::service;
 pub(crate) use self::ssl::ssl;
 pub(crate) use self::stream_route::stream_route;
-pub(crate) use self::upstream::{hash_header, hash_vars, hash_vars_combinations, upstream};
+pub use self::upstream::{hash_header, hash_vars};
+pub(crate) use self::upstream::{hash_vars_combinations, upstream};

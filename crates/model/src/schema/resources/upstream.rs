@@ -53,16 +53,16 @@ pub(crate) fn upstream() -> Value {
     })
 }
 
-/// The key of `chash` by `vars`.
-pub(crate) fn hash_vars() -> Value {
+/// The schema of the key of `chash` by `vars`.
+pub fn hash_vars() -> Value {
     json!({"type": "string", "pattern": concat!(
         "^((uri|server_name|server_addr|request_uri|remote_port|remote_addr",
         "|query_string|host|hostname|mqtt_client_id)|arg_[0-9a-zA-z_-]+)$",
     )})
 }
 
-/// The key of `chash` by `header` or `cookie`.
-pub(crate) fn hash_header() -> Value {
+/// The schema of the key of `chash` by `header` or `cookie`.
+pub fn hash_header() -> Value {
     json!({"type": "string", "pattern": "^[a-zA-Z0-9-_]+$"})
 }
 
