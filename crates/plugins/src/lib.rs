@@ -1,14 +1,18 @@
 //! The plugins. This is the one list of them.
 
+mod auth;
 mod aws_lambda;
+mod key_auth;
 
 pub use aws_lambda::AwsLambda;
+pub use key_auth::KeyAuth;
 use sluicegate_gateway::plugin::Registry;
 
 /// Every plugin there is.
 pub fn registry() -> Registry {
     let mut registry = Registry::default();
     registry.add::<AwsLambda>();
+    registry.add::<KeyAuth>();
     registry
 }
 
