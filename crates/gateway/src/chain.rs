@@ -15,6 +15,9 @@ use crate::upstream::UpstreamDeps;
 pub struct Chain {
     phases: Phases,
     entries: Box<[Entry]>,
+    /// Plugins that `_meta.disable` switches off: where this chain is a consumer's or a group's,
+    /// also those of the route.
+    disabled: Box<[Box<str>]>,
 }
 
 /// A plugin, for which requests it runs, and what its refusals say.
@@ -76,7 +79,7 @@ impl Chain {
     fn of(mut entries: Vec<Entry>) -> Self {
         entries.sort_by_key(|entry| std::cmp::Reverse(entry.priority));
         let phases = entries.iter().fold(Phases::NONE, |all, entry| all.and(entry.phases));
-        Self { phases, entries: entries.into() }
+        Self { phases, entries: entries.into(), disabled: Box::default() }
     }
 
     /// Has it a plugin in this phase?
@@ -89,11 +92,17 @@ impl Chain {
         self.entries.is_empty()
     }
 
+    /// Does it change nothing in a chain that it is merged into?
+    pub(crate) fn changes_nothing(&self) -> bool {
+        self.entries.is_empty() && self.disabled.is_empty()
+    }
+
     /// This chain with a consumer's plugins over its group's over those of the route. Each plugin
     /// is taken whole.
     pub(crate) fn merged(&self, group: Option<&Self>, consumer: &Self) -> Self {
         let mut entries = self.entries.to_vec();
         for over in group.into_iter().chain([consumer]) {
+            entries.retain(|below| !over.disabled.iter().any(|off| **off == *below.plugin.name()));
             for entry in &over.entries {
                 let name = entry.plugin.name();
                 match entries.iter_mut().find(|below| below.plugin.name() == name) {
@@ -120,10 +129,12 @@ impl Chain {
         (deps, upstreams): (&UpstreamDeps, Option<&dyn Upstreams>),
     ) -> Result<Self, String> {
         let mut entries = Vec::new();
+        let mut disabled = Vec::new();
         for (name, config) in plugins {
             let Some(known) = registry.get(name) else { continue };
             let meta = config.get("_meta");
             if meta.and_then(|m| m.get("disable")).and_then(Value::as_bool) == Some(true) {
+                disabled.push(name.as_str().into());
                 continue;
             }
             let priority = meta
@@ -151,7 +162,7 @@ impl Chain {
             let phases = plugin.phases();
             entries.push(Entry { plugin, phases, from_consumer: false, priority, meta });
         }
-        Ok(Self::of(entries))
+        Ok(Self { disabled: disabled.into(), ..Self::of(entries) })
     }
 
     /// Is this the chain that answers 503 in the place of a global rule?

@@ -78,6 +78,8 @@ pub struct Consumers {
     keys: Map<Keyed>,
     names: Map<Named>,
     groups: Arc<BTreeMap<Arc<str>, Arc<Chain>>>,
+    /// Credentials whose key another one has since; the last is the first to have it back.
+    shadowed: Arc<BTreeMap<Box<[u8]>, Vec<Arc<Credential>>>>,
     /// How many keys there are of each plugin.
     counts: Arc<BTreeMap<Box<str>, usize>>,
 }
@@ -108,26 +110,44 @@ impl Consumers {
         self.names.update(name.as_bytes(), PlaceKind::Exact, |_| consumer.map(Named));
     }
 
-    /// Puts a credential in the place of whichever had its key.
-    pub(crate) fn insert(&mut self, credential: Arc<Credential>) {
-        let counts = &mut self.counts;
-        let plugin = credential.plugin().to_owned();
+    /// Puts a credential in the place of whichever had its key. Says whose that was.
+    ///
+    /// The Admin API sees to it that no two have the same key; other writers of a store may not.
+    pub(crate) fn insert(&mut self, credential: Arc<Credential>) -> Option<Arc<Consumer>> {
         let place = credential.place.clone();
-        self.keys.update(&place, PlaceKind::Exact, |before| {
-            if before.is_none() {
-                *Arc::make_mut(counts).entry(plugin.into()).or_default() += 1;
-            }
-            Some(Keyed(credential))
+        let mut before = None;
+        self.keys.update(&place, PlaceKind::Exact, |found| {
+            before = found.map(|keyed| keyed.0.clone());
+            Some(Keyed(credential.clone()))
         });
+        match before {
+            None => {
+                let plugin = credential.plugin().into();
+                *Arc::make_mut(&mut self.counts).entry(plugin).or_default() += 1;
+                None
+            }
+            Some(before) => {
+                let owner = before.consumer.clone();
+                Arc::make_mut(&mut self.shadowed).entry(place).or_default().push(before);
+                Some(owner)
+            }
+        }
     }
 
-    /// Takes a credential out, unless another one has its key by now.
+    /// Takes a credential out; one that had its key before has it again.
     pub(crate) fn remove(&mut self, credential: &Arc<Credential>) {
+        let heir = match self.shadowed.contains_key(&credential.place) {
+            true => self.unshadow(credential),
+            false => None,
+        };
         let counts = &mut self.counts;
         self.keys.update(&credential.place, PlaceKind::Exact, |found| {
             let found = found?;
             if !Arc::ptr_eq(&found.0, credential) {
                 return Some(found.clone());
+            }
+            if let Some(heir) = heir {
+                return Some(Keyed(heir));
             }
             let counts = Arc::make_mut(counts);
             if let Some(count) = counts.get_mut(credential.plugin()) {
@@ -138,6 +158,26 @@ impl Consumers {
             }
             None
         });
+    }
+
+    /// Takes a credential out of those whose key another one has; or, if it has its key itself,
+    /// takes out and gives the one to have it next.
+    fn unshadow(&mut self, credential: &Arc<Credential>) -> Option<Arc<Credential>> {
+        let has_key = self.keys.exact(&credential.place);
+        let has_key = has_key.is_some_and(|keyed| Arc::ptr_eq(&keyed.0, credential));
+        let shadowed = Arc::make_mut(&mut self.shadowed);
+        let all = shadowed.get_mut(&credential.place)?;
+        let heir = match has_key {
+            true => all.pop(),
+            false => {
+                all.retain(|other| !Arc::ptr_eq(other, credential));
+                None
+            }
+        };
+        if all.is_empty() {
+            shadowed.remove(&credential.place);
+        }
+        heir
     }
 
     /// Puts a group's plugins in, or takes them out.
@@ -197,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_leads_to_the_one_who_had_it_last_and_goes_with_them() {
+    fn a_key_leads_to_the_one_who_got_it_last_and_then_to_the_one_before() {
         let mut consumers = Consumers::default();
         let owner = |consumers: &Consumers, plugin: &str, key: &str| {
             consumers.find(plugin, key.as_bytes()).map(|found| found.consumer.name.to_string())
@@ -211,9 +251,16 @@ mod tests {
         assert_eq!(owner(&consumers, "key-auth", "k").as_deref(), Some("rose"));
         assert_eq!(owner(&consumers, "jwt-auth", "k"), None);
         assert_eq!(owner(&consumers, "key-auth", ""), None);
+        assert!(consumers.any("key-auth") && !consumers.any("key"));
+        let mut both = consumers.clone();
+        both.remove(&rose);
+        assert_eq!(owner(&both, "key-auth", "k").as_deref(), Some("jack"));
+        assert!(both.any("key-auth"));
+        both.remove(&jack);
+        assert_eq!(owner(&both, "key-auth", "k"), None);
+        assert!(!both.any("key-auth"));
         consumers.remove(&jack);
         assert_eq!(owner(&consumers, "key-auth", "k").as_deref(), Some("rose"));
-        assert!(consumers.any("key-auth") && !consumers.any("key"));
         consumers.remove(&rose);
         assert_eq!(owner(&consumers, "key-auth", "k"), None);
         assert!(!consumers.any("key-auth"));

@@ -25,6 +25,7 @@ use crate::snapshot::Route;
 use crate::tls::{ClientAuth, ClientCertificate};
 use crate::upstream::Upstream;
 use crate::upstream::balance::Hold;
+use crate::vars;
 
 /// A request on its way through the gateway.
 pub struct Exchange {
@@ -504,6 +505,17 @@ impl Exchange {
     /// Puts a raw query in the place of the client's; an empty one takes it away.
     pub fn set_query(&mut self, query: &[u8]) {
         self.query = Some(query.into());
+    }
+
+    /// Takes every argument of this name out of the query. The others stay as they were sent.
+    pub fn remove_argument(&mut self, name: &[u8]) {
+        let Some(query) = self.query() else { return };
+        let kept: Vec<&[u8]> =
+            query.split(|b| *b == b'&').filter(|part| !vars::names(part, name)).collect();
+        let kept = kept.join(&b"&"[..]);
+        if kept.len() != query.len() {
+            self.set_query(&kept);
+        }
     }
 
     /// Did a plugin change the query?

@@ -105,7 +105,8 @@ async fn merge_consumer(exchange: &mut Exchange) -> Result<Option<Response>, Plu
             }
         },
     };
-    if consumer.chain.is_empty() && group.as_ref().is_none_or(|group| group.is_empty()) {
+    let idle = |chain: &Arc<Chain>| chain.changes_nothing();
+    if idle(&consumer.chain) && group.as_ref().is_none_or(idle) {
         return Ok(None);
     }
     let merged = exchange.core.merged(&route.chain, group.as_ref(), &consumer.chain);

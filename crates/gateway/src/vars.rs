@@ -122,6 +122,12 @@ pub(crate) fn argument<'a>(query: &'a [u8], name: &[u8]) -> Option<Value<'a>> {
     })
 }
 
+/// Has this part of a query, `key` or `key=value`, the name?
+pub(crate) fn names(part: &[u8], name: &[u8]) -> bool {
+    let end = memchr::memchr(b'=', part).unwrap_or(part.len());
+    !part.is_empty() && *decoded(&part[..end]) == *name
+}
+
 /// Percent-decoded, `+` as a space.
 fn decoded(text: &[u8]) -> Cow<'_, [u8]> {
     if memchr::memchr2(b'%', b'+', text).is_none() {

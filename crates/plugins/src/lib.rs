@@ -1,5 +1,6 @@
 //! The plugins. This is the one list of them.
 
+mod auth;
 mod aws_lambda;
 mod azure_functions;
 mod openfunction;
@@ -9,6 +10,10 @@ pub use aws_lambda::AwsLambda;
 pub use azure_functions::AzureFunctions;
 pub use openfunction::OpenFunction;
 pub use openwhisk::OpenWhisk;
+mod key_auth;
+
+pub use aws_lambda::AwsLambda;
+pub use key_auth::KeyAuth;
 use sluicegate_gateway::plugin::Registry;
 
 /// Every plugin there is.
@@ -18,6 +23,7 @@ pub fn registry() -> Registry {
     registry.add::<AzureFunctions>();
     registry.add::<OpenFunction>();
     registry.add::<OpenWhisk>();
+    registry.add::<KeyAuth>();
     registry
 }
 

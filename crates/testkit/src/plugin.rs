@@ -40,6 +40,7 @@ use crate::origin::{Answer, Origin, Received};
 pub struct PluginTest<P> {
     config: Value,
     metadata: Option<Value>,
+    resources: Vec<(Kind, &'static str, Value)>,
     route_uri: String,
     method: String,
     target: String,
@@ -57,6 +58,7 @@ impl<P: Plugin> PluginTest<P> {
         Self {
             config: json!({}),
             metadata: None,
+            resources: Vec::new(),
             route_uri: "/*".to_owned(),
             method: "GET".to_owned(),
             target: "/".to_owned(),
@@ -76,6 +78,12 @@ impl<P: Plugin> PluginTest<P> {
     /// The plugin's metadata.
     pub fn metadata(mut self, metadata: Option<&Value>) -> Self {
         self.metadata = metadata.cloned();
+        self
+    }
+
+    /// Other resources (kind, id, value): consumers, say.
+    pub fn resources(mut self, resources: Vec<(Kind, &'static str, Value)>) -> Self {
+        self.resources = resources;
         self
     }
 
@@ -219,7 +227,7 @@ impl InProcess {
         registry.add::<P>();
         let config = test.config.to_string().replace(FUNCTION_HOST, &origin.to_string());
         let config: Value = serde_json::from_str(&config).expect("the origin's address is text");
-        let mut resources = Vec::new();
+        let mut resources = test.resources.clone();
         if let Some(metadata) = &test.metadata {
             resources.push((Kind::PluginMetadata, P::NAME, metadata.clone()));
         }

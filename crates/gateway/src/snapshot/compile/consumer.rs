@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 use sluicegate_model::kind::Kind;
+use tracing::warn;
 
 use super::super::links::owner_of;
 use super::super::references;
@@ -96,7 +97,14 @@ impl Compiler {
             self.known_consumers.remove(credential);
         }
         for credential in now {
-            self.known_consumers.insert(credential);
+            if let Some(owner) = self.known_consumers.insert(credential.clone()) {
+                warn!(
+                    plugin = credential.plugin(),
+                    consumer = &*credential.consumer.name,
+                    before = &*owner.name,
+                    "Two credentials have the same key: the one written last counts."
+                );
+            }
         }
     }
 
@@ -159,9 +167,16 @@ impl Compiler {
         for (name, config) in auth {
             let Some(known) = self.deps.registry.get(name) else { continue };
             let Some(unique) = known.info.auth.and_then(|auth| auth.unique) else { continue };
-            let conf = known.compile_consumer(config).map_err(|e| {
-                unavailable(format!("failed to check the configuration of plugin {name} err: {e}"))
-            })?;
+            let conf = match known.compile_consumer(config) {
+                Ok(conf) => conf,
+                // Like the Admin API, which takes what is switched off whatever is wrong with it.
+                Err(_) if config["_meta"]["disable"] == true => continue,
+                Err(error) => {
+                    return Err(unavailable(format!(
+                        "failed to check the configuration of plugin {name} err: {error}"
+                    )));
+                }
+            };
             let Some(key) = config.get(unique).and_then(Value::as_str) else { continue };
             made.push(Arc::new(Credential::new(consumer.clone(), id.clone(), name, key, conf)));
         }
