@@ -2,12 +2,15 @@
 
 mod aws_lambda;
 mod azure_functions;
+mod limit;
+mod limit_count;
 mod openfunction;
 mod openwhisk;
 pub mod template;
 
 pub use aws_lambda::AwsLambda;
 pub use azure_functions::AzureFunctions;
+pub use limit_count::LimitCount;
 pub use openfunction::OpenFunction;
 pub use openwhisk::OpenWhisk;
 use sluicegate_gateway::plugin::Registry;
@@ -19,6 +22,7 @@ pub fn registry() -> Registry {
     registry.add::<AzureFunctions>();
     registry.add::<OpenFunction>();
     registry.add::<OpenWhisk>();
+    registry.add::<LimitCount>();
     registry
 }
 

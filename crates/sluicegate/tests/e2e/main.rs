@@ -19,6 +19,7 @@ mod forwarding;
 mod functions;
 mod grpc;
 mod lifecycle;
+mod limits;
 mod observe;
 mod openapi;
 mod proxying;
