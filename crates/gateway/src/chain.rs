@@ -119,13 +119,13 @@ impl Chain {
 
     /// Compiles plugin configurations: sorted by priority (`_meta.priority` overrides),
     /// disabled ones left out, unknown or not enabled ones left out as APISIX does. `metadata`
-    /// finds that of a plugin.
-    pub fn compile<'m>(
+    /// finds that of a plugin, `owner_of` the resource its configuration stands in.
+    pub fn compile<'m, 'o>(
         plugins: &Map<String, Value>,
         registry: &Registry,
         attrs: &Value,
         metadata: &dyn Fn(&str) -> Option<&'m Value>,
-        owner: &str,
+        owner_of: &dyn Fn(&str) -> &'o str,
         (deps, upstreams): (&UpstreamDeps, Option<&dyn Upstreams>),
     ) -> Result<Self, String> {
         let mut entries = Vec::new();
@@ -144,7 +144,7 @@ impl Chain {
             let ctx = CompileCtx {
                 metadata: metadata(name),
                 attr: attrs.get(name),
-                owner,
+                owner: owner_of(name),
                 deps: Some(deps),
                 upstreams,
             };

@@ -3,11 +3,15 @@
 mod auth;
 mod aws_lambda;
 mod azure_functions;
+mod limit;
+mod limit_count;
 mod openfunction;
 mod openwhisk;
+pub mod template;
 
 pub use aws_lambda::AwsLambda;
 pub use azure_functions::AzureFunctions;
+pub use limit_count::LimitCount;
 pub use openfunction::OpenFunction;
 pub use openwhisk::OpenWhisk;
 mod key_auth;
@@ -24,6 +28,7 @@ pub fn registry() -> Registry {
     registry.add::<OpenFunction>();
     registry.add::<OpenWhisk>();
     registry.add::<KeyAuth>();
+    registry.add::<LimitCount>();
     registry
 }
 

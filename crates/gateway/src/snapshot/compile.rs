@@ -449,6 +449,16 @@ impl Compiler {
     /// Plugins in the order they run. Those of consumers and their groups are merged in when a
     /// request's consumer is known.
     fn chain(&mut self, plugins: &Map<String, Value>, owner: &str) -> Result<Arc<Chain>, Broken> {
+        self.chain_of(plugins, owner, &|_| owner)
+    }
+
+    /// As [`Compiler::chain`]; `owner_of` knows in which resource a plugin's configuration stands.
+    fn chain_of<'o>(
+        &mut self,
+        plugins: &Map<String, Value>,
+        owner: &str,
+        owner_of: &dyn Fn(&str) -> &'o str,
+    ) -> Result<Arc<Chain>, Broken> {
         if plugins.is_empty() {
             return Ok(self.no_plugins.clone());
         }
@@ -466,7 +476,7 @@ impl Compiler {
             return Err(Broken { keeps_good: false, ..unavailable(cause) });
         }
         let upstreams: (_, Option<&dyn Upstreams>) = (upstream, Some(self));
-        let chain = Chain::compile(plugins, registry, plugin_attr, &metadata, owner, upstreams);
+        let chain = Chain::compile(plugins, registry, plugin_attr, &metadata, owner_of, upstreams);
         chain.map(Arc::new).map_err(unavailable)
     }
 

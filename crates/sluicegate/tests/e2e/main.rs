@@ -20,6 +20,7 @@ mod forwarding;
 mod functions;
 mod grpc;
 mod lifecycle;
+mod limits;
 mod observe;
 mod openapi;
 mod proxying;

@@ -179,7 +179,18 @@ impl Compiler {
             return Err(unavailable("script is not served: use plugins".into()));
         }
         let plugins = merged([service.map(|s| &s.plugins), common, Some(&config.plugins)]);
-        let chain = self.chain(&plugins, &format!("route {id}"))?;
+        let owner = format!("route {id}");
+        let common_owner =
+            format!("plugin config {}", config.plugin_config_id.as_deref().unwrap_or_default());
+        let service_owner = format!("service {}", config.service_id.as_deref().unwrap_or_default());
+        let common_names: Vec<String> =
+            common.into_iter().flat_map(|c| c.keys().cloned()).collect();
+        let owner_of = |name: &str| match () {
+            () if config.plugins.contains_key(name) => owner.as_str(),
+            () if common_names.iter().any(|common| common == name) => &common_owner,
+            () => &service_owner,
+        };
+        let chain = self.chain_of(&plugins, &owner, &owner_of)?;
         let upstream = match (&config.upstream_id, &config.upstream) {
             (Some(used), _) => Some(self.upstream_of_id(used)?),
             (None, Some(own)) => Some(self.upstream(Kind::Routes, id, own).map_err(unavailable)?),

@@ -164,6 +164,27 @@ fn upstream(port: u16) -> Value {
 }
 
 #[test]
+fn a_plugin_is_told_in_which_resource_its_configuration_stands() {
+    let mut bench = Bench::new();
+    let with = |n: i32| json!({"plugins": {"picky": {"n": n}}});
+    bench.put(Kind::Services, "s", with(1));
+    bench.put(Kind::PluginConfigs, "p", with(2));
+    compiled();
+    for (route, owner) in [
+        (json!({"uri": "/a", "service_id": "s"}), "service s 1 none"),
+        (json!({"uri": "/a", "plugin_config_id": "p"}), "plugin config p 2 none"),
+        (
+            json!({"uri": "/a", "service_id": "s", "plugin_config_id": "p"}),
+            "plugin config p 2 none",
+        ),
+        (json!({"uri": "/a", "service_id": "s", "plugins": {"picky": {"n": 3}}}), "route r 3 none"),
+    ] {
+        bench.put(Kind::Routes, "r", route.clone());
+        assert_eq!(compiled().last().map(String::as_str), Some(owner), "{route}");
+    }
+}
+
+#[test]
 fn a_change_reaches_every_route_that_depends_on_it() {
     let mut bench = Bench::new();
     bench.put(Kind::Upstreams, "u", upstream(1));

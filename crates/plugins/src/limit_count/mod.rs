@@ -1,0 +1,268 @@
+//! `limit-count`: so many requests in a window of time.
+//!
+//! Follows the plugin of the same name in Apache APISIX 3.18:
+//! <https://apisix.apache.org/docs/apisix/plugins/limit-count/>
+//!
+//! With `policy: local` a gateway counts by itself, exactly over all its cores; with the others a
+//! Redis counts for all gateways that ask it.
+
+mod config;
+mod window;
+
+use std::cell::RefCell;
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use http::StatusCode;
+use serde_json::Value;
+use sluicegate_gateway::exchange::{Exchange, Response};
+use sluicegate_gateway::plugin::{CompileCtx, ConfigError, Flow, Phases, Plugin, PluginError};
+use tracing::error;
+
+use self::config::{Config, GroupInUse};
+use self::window::{Counted, SharedWindows};
+use crate::limit::amount::{Amount, AmountError};
+use crate::limit::key::{Name, Source};
+use crate::limit::{Refusal, bare, now_ms};
+
+/// The plugin, compiled.
+pub struct LimitCount {
+    rules: Box<[Rule]>,
+    /// Only those of `rules` apply that find a variable of their key.
+    optional: bool,
+    name: Name,
+    refusal: Refusal,
+    show: bool,
+    degrade: bool,
+    counters: Counters,
+    _group: Option<Arc<GroupInUse>>,
+}
+
+/// One limit.
+struct Rule {
+    count: Amount,
+    window: Amount,
+    source: Source,
+    headers: Headers,
+}
+
+/// The names of the headers that tell a client about its quota.
+#[derive(Debug, PartialEq, Eq)]
+struct Headers {
+    limit: Box<str>,
+    remaining: Box<str>,
+    reset: Box<str>,
+}
+
+/// Where requests are counted.
+enum Counters {
+    /// Nowhere: the configuration is only checked.
+    Trial,
+    /// On this gateway.
+    Local { windows: SharedWindows, sliding: bool },
+}
+
+impl Plugin for LimitCount {
+    const NAME: &'static str = "limit-count";
+    const PRIORITY: i32 = 1002;
+    const VERSION: f64 = 0.5;
+    const PHASES: Phases = Phases::ACCESS;
+    const SECRETS: &'static [&'static str] = &["redis_password", "sentinel_password"];
+    type Config = Value;
+
+    fn schema() -> Value {
+        config::schema()
+    }
+
+    fn metadata_schema() -> Option<Value> {
+        Some(config::metadata_schema())
+    }
+
+    fn compile(config: Value, ctx: &CompileCtx<'_>) -> Result<Self, ConfigError> {
+        Self::of(config, ctx, None)
+    }
+
+    async fn access(&self, exchange: &mut Exchange) -> Result<Flow, PluginError> {
+        self.limit(exchange).await
+    }
+}
+
+impl LimitCount {
+    /// Compiles a configuration; `action` is its place among the actions of `workflow`, if it
+    /// stands there.
+    pub(crate) fn of(
+        value: Value,
+        ctx: &CompileCtx<'_>,
+        action: Option<usize>,
+    ) -> Result<Self, ConfigError> {
+        let config = Config::read(&value)?;
+        config.check(action.is_some())?;
+        let group = match (&config.group, ctx.deps) {
+            (None, _) => None,
+            (Some(group), None) => {
+                GroupInUse::check(group, &value)?;
+                None
+            }
+            (Some(group), Some(_)) => Some(GroupInUse::note(group, &value)),
+        };
+        let metadata = config::Metadata::read(ctx.metadata)?;
+        let name = match &config.group {
+            Some(group) => Name::of_group(group),
+            None => Name::of(ctx.owner, &value, action),
+        };
+        let (rules, optional) = match &config.rules {
+            Some(rules) => {
+                let rule = |(at, rule): (usize, &config::RuleConfig)| {
+                    let index = (at + 1).to_string();
+                    Rule {
+                        count: Amount::compile(&rule.count, 1),
+                        window: Amount::compile(&rule.time_window, 1),
+                        source: Source::compile(&rule.key, "var_combination"),
+                        headers: metadata
+                            .headers(Some(rule.header_prefix.as_ref().unwrap_or(&index))),
+                    }
+                };
+                (rules.iter().enumerate().map(rule).collect(), true)
+            }
+            None => {
+                let rule = Rule {
+                    count: Amount::compile(&config.count, 1),
+                    window: Amount::compile(&config.time_window, 1),
+                    source: Source::compile(&config.key, &config.key_type),
+                    headers: metadata.headers(None),
+                };
+                (Box::from([rule]), false)
+            }
+        };
+        let counters = match ctx.deps {
+            None => Counters::Trial,
+            Some(deps) => {
+                Counters::Local { windows: deps.state.get(), sliding: config.is_sliding() }
+            }
+        };
+        Ok(Self {
+            rules,
+            optional,
+            name,
+            refusal: Refusal::compile(config.rejected_code, config.rejected_msg)?,
+            show: config.show_limit_quota_header,
+            degrade: config.allow_degradation,
+            counters,
+            _group: group,
+        })
+    }
+
+    /// Counts a request, and answers it when it is beyond a limit.
+    pub(crate) async fn limit(&self, exchange: &mut Exchange) -> Result<Flow, PluginError> {
+        let mut name = NAME.take();
+        let flow = self.run(exchange, &mut name).await;
+        NAME.set(name);
+        Ok(flow)
+    }
+
+    async fn run(&self, exchange: &mut Exchange, name: &mut Vec<u8>) -> Flow {
+        let mut applied = false;
+        for rule in &self.rules {
+            name.clear();
+            if !self.optional {
+                self.name.write_or_addr(&rule.source, exchange, name);
+            } else if !self.name.write(&rule.source, exchange, name) {
+                continue;
+            }
+            applied = true;
+            let (limit, window_s) = match rule.amounts(exchange) {
+                Ok(amounts) => amounts,
+                Err((field, error)) => {
+                    error!(route = exchange.route_id(), field, %error, "A limit of limit-count cannot be made out for a request.");
+                    return self.without_limit(|| bare(StatusCode::INTERNAL_SERVER_ERROR));
+                }
+            };
+            let counted = match &self.counters {
+                Counters::Trial => continue,
+                Counters::Local { windows, sliding: false } => {
+                    windows.fixed(name, now_ms(), (limit, window_s), 1)
+                }
+                Counters::Local { windows, sliding: true } => {
+                    let _ = write!(Text(name), ":{window_s}");
+                    windows.sliding(name, now_ms(), (limit, window_s), 1)
+                }
+            };
+            let (remaining, reset) = match counted {
+                Counted::Within { remaining, reset } => (Some(remaining), reset),
+                Counted::Beyond { reset } => (None, reset),
+            };
+            if self.show {
+                rule.headers.set(exchange, limit, remaining.unwrap_or(0), reset);
+            }
+            if remaining.is_none() {
+                return Flow::Respond(self.refusal.response());
+            }
+        }
+        if applied {
+            return Flow::Continue;
+        }
+        error!(route = exchange.route_id(), "No rule of limit-count applies to a request.");
+        self.without_limit(|| bare(StatusCode::INTERNAL_SERVER_ERROR))
+    }
+
+    /// What becomes of a request that cannot be counted.
+    fn without_limit(&self, refuse: impl FnOnce() -> Response) -> Flow {
+        if self.degrade { Flow::Continue } else { Flow::Respond(refuse()) }
+    }
+}
+
+impl Rule {
+    /// Limit and window for a request, or which of them cannot be made out.
+    fn amounts(&self, exchange: &Exchange) -> Result<(u64, u64), (&'static str, AmountError)> {
+        let limit = self.count.of(exchange).map_err(|error| ("count", error))?;
+        let window_s = self.window.of(exchange).map_err(|error| ("time_window", error))?;
+        Ok((limit, window_s))
+    }
+}
+
+impl Headers {
+    fn set(&self, exchange: &mut Exchange, limit: u64, remaining: u64, reset: f64) {
+        let headers = &mut exchange.response_headers;
+        let mut digits = itoa::Buffer::new();
+        headers.set(&self.limit, digits.format(limit).as_bytes());
+        headers.set(&self.remaining, digits.format(remaining).as_bytes());
+        let mut text = [0; 32];
+        headers.set(&self.reset, cents(reset, &mut text));
+    }
+}
+
+/// Writes seconds with two decimals at most, as Lua does.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "casts saturate")]
+fn cents(seconds: f64, text: &mut [u8; 32]) -> &[u8] {
+    // A little more than nothing makes up for decimals that binary fractions fall short of.
+    let cents = (seconds * 100.0 + 1e-6).floor().max(0.0) as u64;
+    let mut digits = itoa::Buffer::new();
+    let whole = digits.format(cents / 100).as_bytes();
+    let mut len = whole.len();
+    text[..len].copy_from_slice(whole);
+    let rest = cents % 100;
+    if rest > 0 {
+        let digit = |n: u64| b'0' + u8::try_from(n).unwrap_or(0);
+        text[len..len + 3].copy_from_slice(&[b'.', digit(rest / 10), digit(rest % 10)]);
+        len += if rest.is_multiple_of(10) { 2 } else { 3 };
+    }
+    &text[..len]
+}
+
+/// Appends text to bytes.
+struct Text<'a>(&'a mut Vec<u8>);
+
+impl std::fmt::Write for Text<'_> {
+    fn write_str(&mut self, text: &str) -> std::fmt::Result {
+        self.0.extend_from_slice(text.as_bytes());
+        Ok(())
+    }
+}
+
+thread_local! {
+    /// The memory names are written in: a request that waits keeps it, and others get their own.
+    static NAME: RefCell<Vec<u8>> = RefCell::default();
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,245 @@
+//! What clients of a route with `limit-count` see.
+
+use serde_json::json;
+use sluicegate_gateway::plugin::Registry;
+use sluicegate_model::kind::Kind;
+use sluicegate_testkit::client::{Client, Response};
+use sluicegate_testkit::{InProcess, Origin, PluginTest};
+
+use super::*;
+
+/// A gateway with these routes (uri, plugin configuration), each in front of the same origin.
+struct Setup {
+    gateway: InProcess,
+    _origin: Origin,
+}
+
+impl Setup {
+    #[track_caller]
+    fn with(routes: &[(&str, Value)], metadata: Option<Value>) -> Self {
+        let origin = Origin::text("through");
+        let mut registry = Registry::default();
+        registry.add::<LimitCount>();
+        let metadata = metadata.map(|metadata| (Kind::PluginMetadata, LimitCount::NAME, metadata));
+        let route = |(uri, config): &(&'static str, Value)| {
+            let route = json!({
+                "id": uri[1..],
+                "uri": uri,
+                "plugins": {LimitCount::NAME: config},
+                "upstream": {"type": "roundrobin", "nodes": {origin.addr.to_string(): 1}},
+            });
+            (Kind::Routes, &uri[1..], route)
+        };
+        let routes: Vec<(&'static str, Value)> =
+            routes.iter().map(|(uri, config)| (leaked(uri), config.clone())).collect();
+        let resources = metadata.into_iter().chain(routes.iter().map(route)).collect();
+        Self { gateway: InProcess::start(registry, resources), _origin: origin }
+    }
+
+    fn one(config: Value) -> Self {
+        Self::with(&[("/a", config)], None)
+    }
+
+    #[track_caller]
+    fn get(&self, target: &str, headers: &[(&str, &str)]) -> Response {
+        let mut client = Client::connect(self.gateway.addr);
+        client.send(sluicegate_testkit::client::request_bytes("GET", target, headers, b""));
+        client.response()
+    }
+
+    #[track_caller]
+    fn statuses(&self, targets: &[(&str, &[(&str, &str)])]) -> Vec<u16> {
+        targets.iter().map(|(target, headers)| self.get(target, headers).status).collect()
+    }
+}
+
+fn leaked(text: &str) -> &'static str {
+    Box::leak(text.to_owned().into_boxed_str())
+}
+
+fn quota(response: &Response) -> [Option<&str>; 2] {
+    ["X-RateLimit-Limit", "X-RateLimit-Remaining"].map(|name| response.header(name))
+}
+
+#[test]
+fn requests_beyond_the_limit_are_refused_and_every_answer_tells_the_quota() {
+    for window_type in ["fixed", "sliding"] {
+        // A window that does not turn while the test runs.
+        let setup =
+            Setup::one(json!({"count": 2, "time_window": 86_400_000, "window_type": window_type}));
+        for (status, remaining) in [(200, "1"), (200, "0"), (503, "0"), (503, "0")] {
+            let response = setup.get("/a", &[]);
+            assert_eq!(response.status, status, "{window_type}");
+            assert_eq!(quota(&response), [Some("2"), Some(remaining)], "{window_type}");
+            let reset: f64 = response.header("X-RateLimit-Reset").unwrap_or("").parse().unwrap();
+            assert!(reset > 0.0 && reset <= 86_400_000.0, "{reset}");
+        }
+    }
+}
+
+#[test]
+fn a_refusal_says_what_is_configured() {
+    let refusing = |extra: Value| {
+        let mut config = json!({"count": 1, "time_window": 3600});
+        config.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        let setup = Setup::one(config);
+        assert_eq!(setup.get("/a", &[]).status, 200);
+        setup.get("/a", &[])
+    };
+    let response = refusing(json!({"rejected_code": 429, "rejected_msg": "too many"}));
+    assert_eq!((response.status, response.json()), (429, json!({"error_msg": "too many"})));
+    let response = refusing(json!({"rejected_code": 429}));
+    assert_eq!(response.status, 429);
+    assert!(response.text().contains("429 Too Many Requests"), "{}", response.text());
+    let response = refusing(json!({"rejected_code": 200, "show_limit_quota_header": false}));
+    assert_eq!((response.status, response.text().as_str()), (200, ""));
+    assert_eq!(quota(&response), [None, None]);
+}
+
+#[test]
+fn requests_are_counted_by_what_the_key_finds_and_else_by_address() {
+    let one: &[(&str, &str)] = &[("x-one", "1")];
+    let other: &[(&str, &str)] = &[("x-one", "2"), ("x-two", "2")];
+    for (key, key_type, statuses) in [
+        ("http_x_one", "var", [200, 503, 200, 503, 200, 503]),
+        ("$http_x_one-$http_x_two", "var_combination", [200, 503, 200, 503, 200, 503]),
+        ("$http_x_two", "var_combination", [200, 503, 200, 503, 503, 503]),
+        ("remote_addr", "var", [200, 503, 503, 503, 503, 503]),
+        ("fixed", "constant", [200, 503, 503, 503, 503, 503]),
+        // Nothing tells requests apart where there is no variable.
+        ("fixed", "var_combination", [200, 503, 503, 503, 503, 503]),
+    ] {
+        let setup =
+            Setup::one(json!({"count": 1, "time_window": 3600, "key": key, "key_type": key_type}));
+        let got = setup.statuses(&[
+            ("/a", one),
+            ("/a", one),
+            ("/a", other),
+            ("/a", other),
+            ("/a", &[]),
+            ("/a", &[]),
+        ]);
+        assert_eq!(got, statuses, "{key_type} {key}");
+    }
+}
+
+#[test]
+fn limits_may_be_made_of_variables_and_what_cannot_be_one_is_refused() {
+    let config = json!({"count": "${http_x_count ?? 1}", "time_window": "$http_x_window"});
+    let window = ("x-window", "3600");
+    let setup = Setup::one(config.clone());
+    let response = setup.get("/a", &[window, ("x-count", "3")]);
+    assert_eq!((response.status, quota(&response)), (200, [Some("3"), Some("2")]));
+    let response = setup.get("/a", &[window]);
+    assert_eq!((response.status, quota(&response)), (503, [Some("1"), Some("0")]));
+    for wrong in ["0", "-1", "1.5", "ten", "9007199254740992"] {
+        assert_eq!(setup.get("/a", &[window, ("x-count", wrong)]).status, 500, "{wrong}");
+    }
+    assert_eq!(setup.get("/a", &[]).status, 500, "there is no window");
+    let mut degrading = config;
+    degrading["allow_degradation"] = json!(true);
+    assert_eq!(Setup::one(degrading).get("/a", &[]).status, 200);
+}
+
+#[test]
+fn each_rule_that_finds_its_key_limits_by_itself() {
+    let setup = Setup::one(json!({"rejected_code": 429, "rules": [
+        {"key": "$http_user", "count": 1, "time_window": 3600},
+        {"key": "$http_team", "count": 2, "time_window": 3600, "header_prefix": "Team"},
+    ]}));
+    let both: &[(&str, &str)] = &[("user", "a"), ("team", "t")];
+    let response = setup.get("/a", both);
+    assert_eq!(response.status, 200);
+    assert_eq!(response.header("X-1-RateLimit-Remaining"), Some("0"));
+    assert_eq!(response.header("X-Team-RateLimit-Remaining"), Some("1"));
+    assert_eq!(response.header("X-RateLimit-Remaining"), None);
+    let got = setup.statuses(&[
+        ("/a", both),
+        ("/a", &[("team", "t")]),
+        ("/a", &[("team", "t")]),
+        ("/a", &[("user", "b")]),
+        // No rule applies.
+        ("/a", &[]),
+    ]);
+    assert_eq!(got, [429, 200, 429, 200, 500]);
+}
+
+#[test]
+fn routes_of_a_group_share_their_quota_and_others_do_not() {
+    let grouped = json!({"count": 1, "time_window": 3600, "group": "shared-by-two-routes"});
+    let alone = json!({"count": 1, "time_window": 3600});
+    let routes = [("/a", grouped.clone()), ("/b", grouped), ("/c", alone.clone()), ("/d", alone)];
+    let setup = Setup::with(&routes, None);
+    let got = setup.statuses(&[("/a", &[]), ("/b", &[]), ("/c", &[]), ("/d", &[]), ("/c", &[])]);
+    assert_eq!(got, [200, 503, 200, 200, 503]);
+}
+
+#[test]
+fn metadata_names_the_headers() {
+    let metadata = json!({"limit_header": "X-Custom-RateLimit-Limit", "remaining_header": "Left"});
+    let rules = json!({"rules": [{"key": "$uri", "count": 5, "time_window": 60}]});
+    let plain = json!({"count": 5, "time_window": 60});
+    let setup = Setup::with(&[("/a", plain), ("/b", rules)], Some(metadata));
+    let response = setup.get("/a", &[]);
+    assert_eq!(response.header("X-Custom-RateLimit-Limit"), Some("5"));
+    assert_eq!(response.header("Left"), Some("4"));
+    assert_eq!(response.header("X-RateLimit-Reset"), Some("60"));
+    let response = setup.get("/b", &[]);
+    assert_eq!(response.header("X-Custom-1-RateLimit-Limit"), Some("5"));
+}
+
+#[test]
+fn the_schema_and_the_config_speak_of_the_same_fields() {
+    PluginTest::<LimitCount>::check_schema(&json!({"count": 1, "time_window": 1}));
+}
+
+#[test]
+fn a_configuration_that_cannot_work_is_refused_in_apisix_words() {
+    let mut registry = Registry::default();
+    registry.add::<LimitCount>();
+    let check = |config: &Value| (registry.get("limit-count").unwrap().info.check)(config);
+    let rule = json!({"count": 1, "time_window": 1, "key": "$uri"});
+    for (config, error) in [
+        (json!({"count": 1}), "value should match only one schema, but matches none"),
+        (
+            json!({"count": 0, "time_window": 1}),
+            "property \"count\" validation failed: value should match only one schema, but matches none",
+        ),
+        (
+            json!({"count": 1, "time_window": 1, "rules": [rule]}),
+            "count/time_window and rules cannot be specified at the same time",
+        ),
+        (
+            json!({"count": 1, "rules": [rule]}),
+            "count/time_window and rules cannot be specified at the same time",
+        ),
+        (
+            json!({"group": "g", "rules": [rule]}),
+            "group and rules cannot be specified at the same time",
+        ),
+        (json!({"rules": [rule, rule]}), "duplicate key '$uri' in rules"),
+        (json!({"count": 1, "time_window": 1, "policy": "redis"}), "then clause did not match"),
+        (
+            json!({"count": 1, "time_window": 1, "policy": "redis", "redis_host": "h1",
+                "sync_interval": 0.05}),
+            "sync_interval should not be smaller than 0.1",
+        ),
+        (
+            json!({"count": 1, "time_window": 1, "policy": "redis", "redis_host": "h1",
+                "sync_interval": 1}),
+            "sync_interval should be smaller than time_window",
+        ),
+    ] {
+        let got = check(&config).expect_err(&config.to_string());
+        assert_eq!(got, error, "{config}");
+    }
+}
+
+#[test]
+fn seconds_are_written_as_lua_writes_them() {
+    for (seconds, text) in
+        [(60.0, "60"), (59.98, "59.98"), (59.9, "59.9"), (0.001, "0"), (0.05, "0.05"), (-1.0, "0")]
+    {
+        assert_eq!(cents(seconds, &mut [0; 32]), text.as_bytes(), "{seconds}");
+    }
+}
