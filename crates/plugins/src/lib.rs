@@ -4,6 +4,7 @@ mod aws_lambda;
 mod azure_functions;
 mod openfunction;
 mod openwhisk;
+pub mod template;
 
 pub use aws_lambda::AwsLambda;
 pub use azure_functions::AzureFunctions;
