@@ -10,6 +10,19 @@ pub use aws_lambda::AwsLambda;
 pub use azure_functions::AzureFunctions;
 pub use openfunction::OpenFunction;
 pub use openwhisk::OpenWhisk;
+mod cors;
+mod headers;
+pub mod pcre;
+mod proxy_rewrite;
+mod redirect;
+mod request_id;
+pub mod template;
+
+pub use aws_lambda::AwsLambda;
+pub use cors::Cors;
+pub use proxy_rewrite::ProxyRewrite;
+pub use redirect::Redirect;
+pub use request_id::RequestId;
 use sluicegate_gateway::plugin::Registry;
 
 /// Every plugin there is.
@@ -19,6 +32,10 @@ pub fn registry() -> Registry {
     registry.add::<AzureFunctions>();
     registry.add::<OpenFunction>();
     registry.add::<OpenWhisk>();
+    registry.add::<ProxyRewrite>();
+    registry.add::<Redirect>();
+    registry.add::<Cors>();
+    registry.add::<RequestId>();
     registry
 }
 
@@ -26,7 +43,18 @@ pub fn registry() -> Registry {
 mod tests {
     use std::path::Path;
 
+    use sluicegate_gateway::plugin::Plugin;
+
     use super::*;
+
+    /// What a plugin says against a configuration.
+    #[track_caller]
+    pub(crate) fn refusal<P: Plugin>(config: &serde_json::Value) -> String {
+        let mut registry = Registry::default();
+        registry.add::<P>();
+        let plugin = registry.get(P::NAME).unwrap();
+        (plugin.info.check)(config).expect_err(&config.to_string())
+    }
 
     #[test]
     fn plugins_run_in_the_order_of_the_golden_list() {
