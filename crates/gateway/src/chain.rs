@@ -43,7 +43,7 @@ impl Entry {
         let runs = self.phases.has(phase)
             && self.filter().is_none_or(|filter| filter.eval(exchange))
             && !exchange.skips(self.plugin.name())
-            && !(phase == Phases::BODY_FILTER && exchange.leaves_body(self.plugin.name()));
+            && !(phase == Phases::BODY_FILTER && exchange.leaves_body(&*self.plugin));
         runs.then_some(&*self.plugin)
     }
 

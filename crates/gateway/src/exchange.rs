@@ -16,8 +16,11 @@ use crate::chain::Chain;
 use crate::consumer::Consumer;
 use crate::core::{Core, Held};
 use crate::graphql;
+use crate::io::within;
+use crate::listen::{DISCARD_MAX, discard};
 use crate::http::headers::{Headers, Known};
 use crate::page;
+use crate::plugin::{DynPlugin, Plugin};
 use crate::real_ip;
 use crate::router::Matched;
 use crate::settings::Settings;
@@ -61,8 +64,8 @@ pub struct Exchange {
     pub encodings: smallvec::SmallVec<[Arc<dyn Encode>; 2]>,
     /// The one that encodes it.
     pub(crate) encoder: Option<Box<dyn Encoder>>,
-    /// Plugins whose `body_filter` leaves this response as it is.
-    unfiltered: smallvec::SmallVec<[&'static str; 2]>,
+    /// Where the plugins lie whose `body_filter` leaves this response as it is.
+    unfiltered: smallvec::SmallVec<[usize; 2]>,
     /// The client's method, where [`Exchange::set_method`] put another in its place.
     client_method: Option<Method>,
     /// The `Host` for the upstream in place of the client's; the upstream's `pass_host` comes first.
@@ -441,6 +444,18 @@ impl Response {
         response
     }
 
+    /// Puts another body in the place of this one. What is left of an upstream's short body is read
+    /// all the same, so that its connection can be kept.
+    pub fn replace_body(&mut self, body: Body) {
+        let mut before = std::mem::replace(&mut self.body, body);
+        let short = before.remaining().is_some_and(|n| (1..=DISCARD_MAX).contains(&n));
+        if short && matches!(before, Body::Stream(_)) {
+            tokio::task::spawn_local(async move {
+                let _ = within(DISCARD_TIME, discard(&mut before)).await;
+            });
+        }
+    }
+
     /// This response with another body: a text as it stands, anything else as JSON.
     pub(crate) fn saying(mut self, body: &serde_json::Value) -> Self {
         let other = match body {
@@ -566,15 +581,16 @@ impl Exchange {
         self.skipped.push(name);
     }
 
-    /// The plugin of this name leaves the body of this response as it is. To be said in
-    /// `header_filter`: a body that nobody changes keeps its length and is not copied.
-    pub fn skip_body_filter(&mut self, name: &'static str) {
-        self.unfiltered.push(name);
+    /// This plugin leaves the body of this response as it is. To be said in `header_filter`: a body
+    /// that nobody changes keeps its length and is not copied.
+    pub fn skip_body_filter<P: Plugin>(&mut self, plugin: &P) {
+        self.unfiltered.push(std::ptr::from_ref(plugin).addr());
     }
 
-    /// Does the plugin of this name leave the response's body as it is?
-    pub(crate) fn leaves_body(&self, name: &str) -> bool {
-        !self.unfiltered.is_empty() && self.unfiltered.contains(&name)
+    /// Does this plugin leave the response's body as it is?
+    pub(crate) fn leaves_body(&self, plugin: &dyn DynPlugin) -> bool {
+        let at = std::ptr::from_ref(plugin).addr();
+        !self.unfiltered.is_empty() && self.unfiltered.contains(&at)
     }
 
     /// Sends the request on with another method. The client's stays what decides about its answer.
@@ -634,6 +650,9 @@ impl Exchange {
         })
     }
 }
+
+/// How long the rest of a body that was replaced may take to come.
+const DISCARD_TIME: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
 mod tests {

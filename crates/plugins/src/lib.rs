@@ -10,12 +10,14 @@ pub use aws_lambda::AwsLambda;
 pub use azure_functions::AzureFunctions;
 pub use openfunction::OpenFunction;
 pub use openwhisk::OpenWhisk;
+mod coding;
 mod cors;
 mod headers;
 pub mod pcre;
 mod proxy_rewrite;
 mod redirect;
 mod request_id;
+mod response_rewrite;
 pub mod template;
 
 pub use aws_lambda::AwsLambda;
@@ -23,6 +25,7 @@ pub use cors::Cors;
 pub use proxy_rewrite::ProxyRewrite;
 pub use redirect::Redirect;
 pub use request_id::RequestId;
+pub use response_rewrite::ResponseRewrite;
 use sluicegate_gateway::plugin::Registry;
 
 /// Every plugin there is.
@@ -36,6 +39,7 @@ pub fn registry() -> Registry {
     registry.add::<Redirect>();
     registry.add::<Cors>();
     registry.add::<RequestId>();
+    registry.add::<ResponseRewrite>();
     registry
 }
 

@@ -204,12 +204,7 @@ mod tests {
             (json!({"uri": "https://$host.x${uri}"}), "/p", 302, Some("https://127.0.0.1.x/p")),
             (json!({"uri": "$uri/a"}), "/p%0D%0AX", 302, Some("/p%0D%0AX/a")),
             (json!({"uri": "/a b", "encode_uri": true}), "/", 302, Some("/a%20b")),
-            (
-                json!({"uri": "/\u{e9}?%41", "encode_uri": true}),
-                "/",
-                302,
-                Some("/%C3%A9?%41"),
-            ),
+            (json!({"uri": "/\u{e9}?%41", "encode_uri": true}), "/", 302, Some("/%C3%A9?%41")),
             (json!({"uri": "/a", "append_query_string": true}), "/?x=1", 302, Some("/a?x=1")),
             (json!({"uri": "/a?b", "append_query_string": true}), "/?x=1", 302, Some("/a?b&x=1")),
             (json!({"uri": "/a", "append_query_string": true}), "/?", 302, Some("/a")),
