@@ -23,6 +23,8 @@ pub trait Source {
     fn consume(&mut self, n: usize);
     /// Bytes still to come, where that is known.
     fn remaining(&self) -> Option<u64>;
+    /// The most bytes it may have in all, where that can still be said: the body of a client.
+    fn set_limit(&mut self, _limit: Option<u64>) {}
     /// The fields after the body, once it has ended.
     fn take_trailers(&mut self) -> Option<Headers> {
         None
@@ -120,6 +122,13 @@ impl Body {
             Self::Empty => Some(0),
             Self::Bytes(bytes) => Some(bytes.len() as u64),
             Self::Stream(source) => source.remaining(),
+        }
+    }
+
+    /// See [`Source::set_limit`].
+    pub fn set_limit(&mut self, limit: Option<u64>) {
+        if let Self::Stream(source) = self {
+            source.set_limit(limit);
         }
     }
 

@@ -45,7 +45,8 @@ impl Entry {
     fn of(&self, phase: Phases, exchange: &Exchange) -> Option<&dyn DynPlugin> {
         let runs = self.phases.has(phase)
             && self.filter().is_none_or(|filter| filter.eval(exchange))
-            && !exchange.skips(self.plugin.name());
+            && !exchange.skips(self.plugin.name())
+            && !(phase == Phases::BODY_FILTER && exchange.leaves_body(&*self.plugin));
         runs.then_some(&*self.plugin)
     }
 
@@ -226,6 +227,12 @@ impl Chain {
                 plugin.header_filter(exchange, response);
             }
         }
+    }
+
+    /// Has it a plugin that looks at the body of this response?
+    pub(crate) fn filters_body(&self, exchange: &Exchange) -> bool {
+        self.runs(Phases::BODY_FILTER)
+            && self.entries.iter().any(|entry| entry.of(Phases::BODY_FILTER, exchange).is_some())
     }
 
     /// Runs the `body_filter` phase for one piece.

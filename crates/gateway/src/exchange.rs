@@ -16,8 +16,11 @@ use crate::chain::Chain;
 use crate::consumer::Consumer;
 use crate::core::{Core, Held};
 use crate::graphql;
+use crate::io::within;
+use crate::listen::{DISCARD_MAX, discard};
 use crate::http::headers::{Headers, Known};
 use crate::page;
+use crate::plugin::{DynPlugin, Plugin};
 use crate::real_ip;
 use crate::router::Matched;
 use crate::settings::Settings;
@@ -58,6 +61,18 @@ pub struct Exchange {
     query: Option<Box<[u8]>>,
     /// Header fields that the response will have, whoever makes it.
     pub response_headers: Headers,
+    /// Compressions and the like that offer to encode the response's body, first come first.
+    pub encodings: smallvec::SmallVec<[Arc<dyn Encode>; 2]>,
+    /// The one that encodes it.
+    pub(crate) encoder: Option<Box<dyn Encoder>>,
+    /// Where the plugins lie whose `body_filter` leaves this response as it is.
+    unfiltered: smallvec::SmallVec<[usize; 2]>,
+    /// The client's method, where [`Exchange::set_method`] put another in its place.
+    client_method: Option<Method>,
+    /// The `Host` for the upstream in place of the client's; the upstream's `pass_host` comes first.
+    pub host_for_upstream: Option<Arc<str>>,
+    /// The variable `apisix_request_id`, where a plugin gave the request an id.
+    pub apisix_request_id: Option<Box<str>>,
     /// What plugins remember about this request.
     pub notes: Notes,
     /// Plugins that do not run for this request any more.
@@ -387,6 +402,21 @@ pub struct Response {
     pub(crate) tunnel: Option<Box<crate::client::Tunnel>>,
 }
 
+/// A way to encode the bodies of responses, offered by a plugin in `header_filter` through
+/// [`Exchange::encodings`]. It comes after every plugin's `header_filter` and `body_filter`.
+pub trait Encode {
+    /// Looks at the head of a response that has a body. Takes it, and changes the head accordingly
+    /// (the length is taken out by who sends it), or leaves it with `None`.
+    fn begin(&self, exchange: &Exchange, response: &mut Response) -> Option<Box<dyn Encoder>>;
+}
+
+/// Encodes one body, piece by piece.
+pub trait Encoder {
+    /// Replaces a piece by its encoded form, so that all that came so far can be read from all that
+    /// was sent. `last` comes once.
+    fn piece(&mut self, piece: &mut Bytes, last: bool);
+}
+
 impl Response {
     /// A response without a body.
     pub fn new(status: StatusCode) -> Self {
@@ -413,6 +443,18 @@ impl Response {
         response.headers.append("Content-Type", b"text/plain; charset=utf-8");
         response.body = Body::from_bytes(text);
         response
+    }
+
+    /// Puts another body in the place of this one. What is left of an upstream's short body is read
+    /// all the same, so that its connection can be kept.
+    pub fn replace_body(&mut self, body: Body) {
+        let mut before = std::mem::replace(&mut self.body, body);
+        let short = before.remaining().is_some_and(|n| (1..=DISCARD_MAX).contains(&n));
+        if short && matches!(before, Body::Stream(_)) {
+            tokio::task::spawn_local(async move {
+                let _ = within(DISCARD_TIME, discard(&mut before)).await;
+            });
+        }
     }
 
     /// This response with another body: a text as it stands, anything else as JSON.
@@ -467,6 +509,12 @@ impl Exchange {
             chosen_upstream: None,
             query: None,
             response_headers: Headers::new(),
+            encodings: Default::default(),
+            encoder: None,
+            unfiltered: Default::default(),
+            client_method: None,
+            host_for_upstream: None,
+            apisix_request_id: None,
             notes: Notes::default(),
             skipped: Vec::new(),
             matched: Default::default(),
@@ -545,6 +593,29 @@ impl Exchange {
         self.skipped.push(name);
     }
 
+    /// This plugin leaves the body of this response as it is. To be said in `header_filter`: a body
+    /// that nobody changes keeps its length and is not copied.
+    pub fn skip_body_filter<P: Plugin>(&mut self, plugin: &P) {
+        self.unfiltered.push(std::ptr::from_ref(plugin).addr());
+    }
+
+    /// Does this plugin leave the response's body as it is?
+    pub(crate) fn leaves_body(&self, plugin: &dyn DynPlugin) -> bool {
+        let at = std::ptr::from_ref(plugin).addr();
+        !self.unfiltered.is_empty() && self.unfiltered.contains(&at)
+    }
+
+    /// Sends the request on with another method. The client's stays what decides about its answer.
+    pub fn set_method(&mut self, method: Method) {
+        let before = std::mem::replace(&mut self.request.method, method);
+        self.client_method.get_or_insert(before);
+    }
+
+    /// The method as the client sent it.
+    pub fn client_method(&self) -> &Method {
+        self.client_method.as_ref().unwrap_or(&self.request.method)
+    }
+
     /// Does the plugin of this name not run any more?
     pub(crate) fn skips(&self, name: &str) -> bool {
         !self.skipped.is_empty() && self.skipped.contains(&name)
@@ -591,6 +662,9 @@ impl Exchange {
         })
     }
 }
+
+/// How long the rest of a body that was replaced may take to come.
+const DISCARD_TIME: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
 mod tests {

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use ::http::StatusCode;
+use ::http::{Method, StatusCode};
+use bytes::Bytes;
 use smallvec::SmallVec;
 use tracing::{debug, error, warn};
 
@@ -33,10 +34,40 @@ pub async fn handle(exchange: &mut Exchange) -> Response {
             }
         }
     }
+    exchange.status = response.status.as_u16();
     for chain in chains(exchange, Phases::HEADER_FILTER) {
         chain.header_filter(exchange, &mut response);
     }
+    if !exchange.encodings.is_empty() && has_body(exchange.client_method(), response.status) {
+        let offers = std::mem::take(&mut exchange.encodings);
+        let begun = offers.iter().find_map(|offer| offer.begin(exchange, &mut response));
+        exchange.encoder = begun;
+    }
     response
+}
+
+/// Has an answer to this method with this status a body?
+pub(crate) fn has_body(method: &Method, status: StatusCode) -> bool {
+    !(method == Method::HEAD
+        || status == StatusCode::NO_CONTENT
+        || status == StatusCode::NOT_MODIFIED
+        || status.is_informational())
+}
+
+/// Will the body of this response pass [`filter_piece`]?
+pub(crate) fn filters_body(exchange: &Exchange) -> bool {
+    exchange.encoder.is_some()
+        || chains(exchange, Phases::BODY_FILTER).iter().any(|chain| chain.filters_body(exchange))
+}
+
+/// Brings a piece of the response's body through every `body_filter` and the encoder.
+pub(crate) fn filter_piece(exchange: &mut Exchange, piece: &mut Bytes, last: bool) {
+    for chain in chains(exchange, Phases::BODY_FILTER) {
+        chain.body_filter(exchange, piece, last);
+    }
+    if let Some(encoder) = &mut exchange.encoder {
+        encoder.piece(piece, last);
+    }
 }
 
 /// The chains with plugins of a phase, in the order they run: global rules, then the route's.

@@ -150,14 +150,24 @@ impl FunctionInvoker {
         let used = exchange.core.shared.buffered.clone();
         let total = exchange.settings.buffered_body_bytes;
         let (body, room) = exchange.request.body.hold(self.body_max, &used, total).await?;
-        let path = match exchange.matched.ext() {
-            None => self.endpoint.path().to_owned(),
-            Some(_) => {
+        let rewritten = exchange.upstream.uri.as_deref().map(|uri| match uri.split_once('?') {
+            Some((path, query)) => (path, Some(query.as_bytes())),
+            None => (uri, None),
+        });
+        let path = match (rewritten, exchange.matched.ext()) {
+            // Differs: APISIX's functions do not see what `proxy-rewrite` made of path and query.
+            (Some((path, _)), _) => uri::join(self.endpoint.path(), path.trim_start_matches('/')),
+            (None, None) => self.endpoint.path().to_owned(),
+            (None, Some(_)) => {
                 let rest = exchange.wildcard_rest().ok_or(InvokeError::Path)?;
                 uri::join(self.endpoint.path(), &rest)
             }
         };
-        let client_query = exchange.query().filter(|q| !q.is_empty());
+        let client_query = match rewritten {
+            Some((_, query)) => query,
+            None => exchange.query(),
+        };
+        let client_query = client_query.filter(|q| !q.is_empty());
         // The head was checked to be ASCII where it matters; other bytes are escaped.
         let client_query = client_query.map(uri::escape_query);
         // Differs: APISIX drops a query written in function_uri.

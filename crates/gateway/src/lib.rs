@@ -29,3 +29,5 @@ pub mod tls;
 pub mod upstream;
 pub mod uri;
 mod vars;
+
+pub use vars::WithResponse;

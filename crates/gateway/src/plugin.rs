@@ -110,13 +110,14 @@ pub trait Plugin: Sized + Send + Sync + 'static {
         Vec::new()
     }
 
-    /// Makes the runtime form, or says which field is wrong and why.
-    fn compile(config: Self::Config, ctx: &CompileCtx<'_>) -> Result<Self, ConfigError>;
-
-    /// The phases that this configuration takes part in, of those in [`Plugin::PHASES`].
+    /// The phases that this configuration takes part in, [`Plugin::PHASES`] or some of them: what is
+    /// left out costs nothing.
     fn phases(&self) -> Phases {
         Self::PHASES
     }
+
+    /// Makes the runtime form, or says which field is wrong and why.
+    fn compile(config: Self::Config, ctx: &CompileCtx<'_>) -> Result<Self, ConfigError>;
 
     /// The `rewrite` step.
     fn rewrite(&self, _exchange: &mut Exchange) -> impl Future<Output = Result<Flow, PluginError>> {

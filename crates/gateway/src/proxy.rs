@@ -139,7 +139,7 @@ async fn try_node(
     };
     exchange.upstream.addrs.push(addr);
     exchange.upstream.host = match &upstream.pass_host {
-        PassHost::Pass => None,
+        PassHost::Pass => exchange.host_for_upstream.clone(),
         PassHost::Node => Some(node.authority.clone()),
         PassHost::Rewrite(host) => Some(host.clone()),
     };

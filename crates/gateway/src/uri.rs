@@ -205,6 +205,17 @@ pub fn escape_query(query: &[u8]) -> Cow<'_, str> {
     escape_where(query, |byte| !byte.is_ascii_graphic())
 }
 
+/// Escapes a decoded path the way nginx does (`ngx_escape_uri`), which leaves more as it is than
+/// [`escape`].
+pub fn escape_like_nginx(uri: &[u8]) -> Cow<'_, str> {
+    escape_where(uri, |byte| !byte.is_ascii_graphic() || b"\"#%<>?\\^`{|}".contains(&byte))
+}
+
+/// Escapes control characters and nothing else; what is not UTF-8 is replaced.
+pub fn escape_controls(text: &[u8]) -> Cow<'_, str> {
+    escape_where(text, |byte| byte.is_ascii_control() || byte >= 0x80)
+}
+
 fn path_only(path: &[u8]) -> &[u8] {
     match memchr2(b'?', b'#', path) {
         Some(end) => &path[..end],

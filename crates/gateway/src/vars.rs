@@ -7,7 +7,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use ::http::Method;
 use tracing::warn;
 
-use crate::exchange::{Exchange, Seen, Version};
+use crate::exchange::{Exchange, Response, Seen, Version};
 use crate::expr::{Builtin, Value, VarName, Vars};
 use crate::forwarded::Forwarded;
 use crate::graphql::{self, GraphqlError};
@@ -63,7 +63,7 @@ impl Vars for Exchange {
                 push_number(self.bytes_received, out);
             }
             (Builtin::RequestTime, ..) => push_seconds(self.elapsed(), out),
-            (Builtin::RequestId | Builtin::ApisixRequestId, ..) => {
+            (Builtin::RequestId, ..) => {
                 out.extend_from_slice(self.request_id().as_bytes());
             }
             (Builtin::UpstreamAddr, [addr], _) => {
@@ -80,6 +80,29 @@ impl Vars for Exchange {
             _ => return false,
         }
         true
+    }
+}
+
+/// The variables of a request whose response is known but not sent yet: `status`, `sent_http_*` and
+/// `upstream_http_*` are those of this response.
+pub struct WithResponse<'a> {
+    /// The request.
+    pub exchange: &'a Exchange,
+    /// Its response.
+    pub response: &'a Response,
+}
+
+impl Vars for WithResponse<'_> {
+    fn var<'a>(&'a self, name: &VarName) -> Option<Value<'a>> {
+        match name {
+            VarName::SentHttp(name) => header(&self.response.headers, name),
+            VarName::UpstreamHttp(name) => {
+                self.exchange.upstream.status?;
+                header(&self.response.headers, name)
+            }
+            VarName::Builtin(Builtin::Status) => Some(owned(self.response.status.as_str())),
+            name => self.exchange.var(name),
+        }
     }
 }
 
@@ -251,7 +274,7 @@ impl Exchange {
                 Some(bytes(if self.query().is_some_and(|q| !q.is_empty()) { b"?" } else { b"" }))
             }
             Builtin::Request | Builtin::RequestLine => {
-                let mut line = request.method.as_str().as_bytes().to_vec();
+                let mut line = self.client_method().as_str().as_bytes().to_vec();
                 line.push(b' ');
                 line.extend_from_slice(request.target());
                 line.push(b' ');
@@ -294,9 +317,11 @@ impl Exchange {
             Builtin::Pid => number(std::process::id().into()),
             Builtin::Pipe => Some(bytes(b".")),
             Builtin::NginxVersion => None,
-            Builtin::RequestId | Builtin::ApisixRequestId => {
-                Some(bytes(self.request_id().as_bytes()))
+            Builtin::ApisixRequestId => {
+                let given = self.apisix_request_id.as_deref();
+                Some(bytes(given.unwrap_or_else(|| self.request_id()).as_bytes()))
             }
+            Builtin::RequestId => Some(bytes(self.request_id().as_bytes())),
             Builtin::RequestTime => Some(owned(seconds(self.elapsed()))),
             Builtin::RequestLength | Builtin::BytesReceived => number(self.bytes_received),
             Builtin::RequestCompletion => Some(bytes(if self.completed { b"OK" } else { b"" })),

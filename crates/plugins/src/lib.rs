@@ -3,21 +3,32 @@
 mod auth;
 mod aws_lambda;
 mod azure_functions;
+mod coding;
+mod cors;
+mod headers;
+mod key_auth;
 mod limit;
 mod limit_count;
 mod openfunction;
 mod openwhisk;
+pub mod pcre;
+mod proxy_rewrite;
+mod redirect;
+mod request_id;
+mod response_rewrite;
 pub mod template;
 
 pub use aws_lambda::AwsLambda;
 pub use azure_functions::AzureFunctions;
+pub use cors::Cors;
+pub use key_auth::KeyAuth;
 pub use limit_count::LimitCount;
 pub use openfunction::OpenFunction;
 pub use openwhisk::OpenWhisk;
-mod key_auth;
-
-pub use aws_lambda::AwsLambda;
-pub use key_auth::KeyAuth;
+pub use proxy_rewrite::ProxyRewrite;
+pub use redirect::Redirect;
+pub use request_id::RequestId;
+pub use response_rewrite::ResponseRewrite;
 use sluicegate_gateway::plugin::Registry;
 
 /// Every plugin there is.
@@ -25,10 +36,15 @@ pub fn registry() -> Registry {
     let mut registry = Registry::default();
     registry.add::<AwsLambda>();
     registry.add::<AzureFunctions>();
-    registry.add::<OpenFunction>();
-    registry.add::<OpenWhisk>();
+    registry.add::<Cors>();
     registry.add::<KeyAuth>();
     registry.add::<LimitCount>();
+    registry.add::<OpenFunction>();
+    registry.add::<OpenWhisk>();
+    registry.add::<ProxyRewrite>();
+    registry.add::<Redirect>();
+    registry.add::<RequestId>();
+    registry.add::<ResponseRewrite>();
     registry
 }
 
@@ -36,7 +52,18 @@ pub fn registry() -> Registry {
 mod tests {
     use std::path::Path;
 
+    use sluicegate_gateway::plugin::Plugin;
+
     use super::*;
+
+    /// What a plugin says against a configuration.
+    #[track_caller]
+    pub(crate) fn refusal<P: Plugin>(config: &serde_json::Value) -> String {
+        let mut registry = Registry::default();
+        registry.add::<P>();
+        let plugin = registry.get(P::NAME).unwrap();
+        (plugin.info.check)(config).expect_err(&config.to_string())
+    }
 
     #[test]
     fn plugins_run_in_the_order_of_the_golden_list() {

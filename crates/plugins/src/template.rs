@@ -34,15 +34,30 @@ pub struct Resolved<'a> {
 impl Template {
     /// Compiles a text; every text is a template.
     pub fn compile(text: &str) -> Self {
-        Self::read(text, false)
+        Self::read(text, &|text| variable(text, false))
     }
 
     /// Compiles a text in which `$1` and `${1}` are what a regular expression captured.
     pub fn with_captures(text: &str) -> Self {
-        Self::read(text, true)
+        Self::read(text, &|text| variable(text, true))
     }
 
-    fn read(text: &str, captures: bool) -> Self {
+    /// Compiles a text whose names are letters, digits and `_` only, as nginx has them: `.` ends one.
+    pub fn of_nginx(text: &str) -> Self {
+        Self::read(text, &|text| {
+            let (inner, braced) = match text.strip_prefix('{') {
+                Some(inner) => (inner, true),
+                None => (text, false),
+            };
+            let of_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
+            let end = inner.find(|c| !of_name(c)).unwrap_or(inner.len());
+            let after = &inner[end..];
+            let after = if braced { after.strip_prefix('}')? } else { after };
+            (end > 0).then(|| (named(&inner[..end]), after))
+        })
+    }
+
+    fn read(text: &str, variable: &dyn Fn(&str) -> Option<(Part, &str)>) -> Self {
         let mut parts = Vec::new();
         let mut plain = String::new();
         let mut rest = text;
@@ -50,7 +65,7 @@ impl Template {
             let (before, from) = rest.split_at(at);
             plain.push_str(before);
             let escaped = plain.ends_with('\\');
-            match (!escaped).then(|| variable(&from[1..], captures)).flatten() {
+            match (!escaped).then(|| variable(&from[1..])).flatten() {
                 Some((part, after)) => {
                     if !plain.is_empty() {
                         parts.push(Part::Text(std::mem::take(&mut plain).into_bytes().into()));
@@ -69,6 +84,28 @@ impl Template {
             parts.push(Part::Text(plain.into_bytes().into()));
         }
         Self { parts: parts.into() }
+    }
+
+    /// Parts it at the first `?` that is not a variable's: a path and, if there is one, its query.
+    pub fn split_query(self) -> (Self, Option<Self>) {
+        let mut path = self.parts.into_vec();
+        let mark = |part: &Part| match part {
+            Part::Text(text) => text.iter().position(|byte| *byte == b'?'),
+            Part::Var { .. } | Part::Capture(_) => None,
+        };
+        let Some((part, at)) =
+            path.iter().enumerate().find_map(|(part, text)| Some((part, mark(text)?)))
+        else {
+            return (Self { parts: path.into() }, None);
+        };
+        let mut query = path.split_off(part);
+        if let Part::Text(text) = &mut query[0] {
+            if at > 0 {
+                path.push(Part::Text(text[..at].into()));
+            }
+            *text = text[at + 1..].into();
+        }
+        (Self { parts: path.into() }, Some(Self { parts: query.into() }))
     }
 
     /// The text, when there is no variable in it.
@@ -209,6 +246,33 @@ mod tests {
             assert_eq!(String::from_utf8_lossy(&resolved.text), rendered, "{text}");
             assert_eq!(resolved.found, found, "{text}");
             assert_eq!(template.literal().is_none(), template.vars().count() > 0, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_dot_ends_a_name_of_nginx() {
+        for (text, rendered) in [
+            ("https://$remote_addr.test/${http_x_user}", "https://127.0.0.1.test/ann"),
+            ("${http_x_user ?? a} \\$http_x_user", "${http_x_user ?? a} \\$http_x_user"),
+        ] {
+            let out = Template::of_nginx(text).render(&Table).into_owned();
+            assert_eq!(String::from_utf8(out).unwrap(), rendered);
+        }
+    }
+
+    #[test]
+    fn a_query_begins_at_the_first_mark_in_the_text() {
+        for (text, path, query) in [
+            ("/a?b=1?", "/a", Some("b=1?")),
+            ("/${x ?? ?}/$remote_addr?$http_x_user", "/?/127.0.0.1", Some("ann")),
+            ("/a?", "/a", Some("")),
+            ("?x", "", Some("x")),
+            ("/a$1", "/a", None),
+        ] {
+            let (first, second) = Template::compile(text).split_query();
+            assert_eq!(first.render(&Table), path.as_bytes(), "{text}");
+            let second = second.map(|second| second.render(&Table).into_owned());
+            assert_eq!(second.as_deref(), query.map(str::as_bytes), "{text}");
         }
     }
 

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use ::http::{Method, StatusCode};
+use ::http::StatusCode;
 use bytes::Bytes;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
@@ -17,14 +17,13 @@ use tracing::{debug, info};
 use crate::body::{Body, BodyError, Source};
 use crate::core::Core;
 use crate::exchange::{Connection, Exchange, Response, Version};
-use crate::handle::{chains, handle};
+use crate::handle::{filter_piece, filters_body, handle, has_body};
 use crate::http::framing::{Decoder, Framing, Step};
 use crate::http::head::{RequestHead, has_head_end, path_and_query};
 use crate::http::headers::{Headers, Known, write_line};
 use crate::http::writer::{Sink, WriteError, Writer};
 use crate::io::{BUFFER_BYTES, Buffer, LazyTimer, Stream, within};
 use crate::page;
-use crate::plugin::Phases;
 use crate::proxy::lacks_chunks;
 
 use super::tunnel::tunnel;
@@ -354,11 +353,8 @@ async fn respond(
     let settings = core.settings();
     let status = response.status;
     exchange.status = status.as_u16();
-    let bodiless = request.method == Method::HEAD
-        || status == StatusCode::NO_CONTENT
-        || status == StatusCode::NOT_MODIFIED
-        || status.is_informational();
-    let filtered = !bodiless && !chains(exchange, Phases::BODY_FILTER).is_empty();
+    let bodiless = !has_body(&request.method, status);
+    let filtered = !bodiless && filters_body(exchange);
     let length = if filtered { None } else { response.body.remaining() };
     let body_read = io.borrow().body_done;
     // A body that was never asked for, or is too long to skip, ends the connection.
@@ -516,9 +512,7 @@ async fn write_filtered(
         let n = body.fill().await.map_err(WriteError::Body)?;
         let mut piece = Bytes::copy_from_slice(&body.data()[..n]);
         body.consume(n);
-        for chain in chains(exchange, Phases::BODY_FILTER) {
-            chain.body_filter(exchange, &mut piece, n == 0);
-        }
+        filter_piece(exchange, &mut piece, n == 0);
         let mut one = Body::from_bytes(piece);
         if n == 0 {
             return write(io, writer, &mut one, limit).await;
@@ -636,6 +630,10 @@ impl ClientBody {
 }
 
 impl Source for ClientBody {
+    fn set_limit(&mut self, limit: Option<u64>) {
+        self.limit = limit;
+    }
+
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, BodyError>> {
         if self.piece > 0 {
             return Poll::Ready(Ok(self.piece));

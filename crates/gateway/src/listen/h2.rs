@@ -20,11 +20,10 @@ use crate::body::{Body, BodyError, Source};
 use crate::client::{fields, poll_receive, pump};
 use crate::core::Core;
 use crate::exchange::{Connection, Exchange, Response, Version};
-use crate::handle::{chains, handle};
+use crate::handle::{filter_piece, filters_body, handle, has_body};
 use crate::http::head::{is_authority, path_and_query};
 use crate::http::headers::{Headers, Known};
 use crate::io::{Buffer, LazyTimer, Stream, within};
-use crate::plugin::Phases;
 
 /// Serves a connection until either side ends it.
 pub(super) async fn serve(
@@ -256,13 +255,11 @@ fn exchange(
 async fn send(exchange: &mut Exchange, respond: &mut SendResponse<Bytes>, mut response: Response) {
     exchange.status = response.status.as_u16();
     let status = response.status;
-    let bodiless = exchange.request.method == Method::HEAD
-        || status == StatusCode::NO_CONTENT
-        || status == StatusCode::NOT_MODIFIED;
+    let bodiless = !has_body(exchange.client_method(), status);
     if bodiless {
         response.body = Body::Empty;
     }
-    let filtered = !bodiless && !chains(exchange, Phases::BODY_FILTER).is_empty();
+    let filtered = !bodiless && filters_body(exchange);
     response.headers.remove_hop_by_hop();
     match response.body.remaining() {
         Some(n) if !filtered && !bodiless => {
@@ -353,9 +350,7 @@ async fn next_filtered(
     let n = body.fill().await?;
     let mut piece = Bytes::copy_from_slice(&body.data()[..n]);
     body.consume(n);
-    for chain in chains(exchange, Phases::BODY_FILTER) {
-        chain.body_filter(exchange, &mut piece, n == 0);
-    }
+    filter_piece(exchange, &mut piece, n == 0);
     exchange.body_bytes_sent += piece.len() as u64;
     Ok((piece, body, n == 0))
 }
@@ -462,6 +457,10 @@ impl Source for StreamBody {
 
     fn remaining(&self) -> Option<u64> {
         self.left
+    }
+
+    fn set_limit(&mut self, limit: Option<u64>) {
+        self.limit = limit;
     }
 
     fn take_trailers(&mut self) -> Option<Headers> {

@@ -391,7 +391,7 @@ fn log(exchange: &mut Exchange) {
 }
 
 /// Skips a short body that nobody read, so that the connection can be kept.
-async fn discard(body: &mut Body) -> Result<(), BodyError> {
+pub(crate) async fn discard(body: &mut Body) -> Result<(), BodyError> {
     loop {
         let n = body.fill().await?;
         if n == 0 {
@@ -415,7 +415,7 @@ fn request(
 }
 
 /// Bytes of an unread body that are skipped to keep a connection.
-const DISCARD_MAX: u64 = 64 << 10;
+pub(crate) const DISCARD_MAX: u64 = 64 << 10;
 
 /// Connections the kernel holds until they are accepted.
 const BACKLOG: i32 = 4096;

@@ -403,10 +403,16 @@ mod tests {
         let keys: Vec<_> = ["a", "b", "c", "d"].map(key).into();
         let entry = |names: &[&str], own: usize| {
             let names = names.iter().map(|name| (*name).to_owned()).collect();
-            Arc::new(TlsEntry { names, keys: vec![keys[own].clone()] })
+            Arc::new(TlsEntry {
+                names,
+                keys: vec![keys[own].clone()],
+                client: None,
+                versions: None,
+                config: ArcSwapOption::empty(),
+            })
         };
         let found = |all: &Certificates, name: &str| {
-            let first = all.find(name).next()?.clone();
+            let first = all.find(name).next()?.keys[0].clone();
             keys.iter().position(|key| Arc::ptr_eq(key, &first))
         };
         let id = |id: &str| -> Arc<str> { id.into() };

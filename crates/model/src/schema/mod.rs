@@ -15,7 +15,7 @@
 
 mod compile;
 mod number;
-mod pattern;
+pub mod pattern;
 pub(crate) mod resources;
 
 pub use resources::{hash_header, hash_vars};

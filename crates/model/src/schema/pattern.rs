@@ -39,7 +39,7 @@ impl Pattern {
 }
 
 /// Rewrites a PCRE pattern so that `fancy-regex` reads it with the same meaning.
-fn translate(source: &str) -> String {
+pub fn translate(source: &str) -> String {
     let chars: Vec<char> = source.chars().collect();
     let mut out = String::with_capacity(source.len() + 16);
     let mut at = 0;

@@ -1,0 +1,114 @@
+//! What plugins do to header fields: `add`, `set` and `remove`, compiled.
+
+use serde_json::Value;
+use sluicegate_gateway::expr::Vars;
+use sluicegate_gateway::http::headers::Headers;
+
+use crate::pcre::Captures;
+use crate::template::Template;
+
+/// Fields to add, to set and to take away, in this order.
+#[derive(Debug, Default)]
+pub(crate) struct HeaderOps {
+    /// Names with what is added to them, one field for each value.
+    pub(crate) add: Vec<(String, Vec<Template>)>,
+    /// Names with the values that take the place of theirs.
+    pub(crate) set: Vec<(String, Vec<Template>)>,
+    /// Names that go.
+    pub(crate) remove: Vec<String>,
+}
+
+impl HeaderOps {
+    /// Does it name `add`, `set` or `remove`, or is it the older form, names and values?
+    pub(crate) fn is_new_form(config: &Value) -> bool {
+        ["add", "set", "remove"]
+            .iter()
+            .any(|key| config.get(key).is_some_and(|value| value.is_object() || value.is_array()))
+    }
+
+    /// Whether nothing is to be done.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.add.is_empty() && self.set.is_empty() && self.remove.is_empty()
+    }
+
+    /// Does it to `headers`, with the values that `vars` has.
+    pub(crate) fn apply(&self, headers: &mut Headers, values: &Values) {
+        let mut values = values.0.iter();
+        for (name, templates) in &self.add {
+            for _ in templates {
+                if let Some(value) = values.next() {
+                    headers.append(name, value);
+                }
+            }
+        }
+        for (name, templates) in &self.set {
+            let mut first = true;
+            for _ in templates {
+                let Some(value) = values.next() else { continue };
+                match first {
+                    true => headers.set(name, value),
+                    false => headers.append(name, value),
+                }
+                first = false;
+            }
+        }
+        for name in &self.remove {
+            headers.remove(name);
+        }
+    }
+
+    /// The values of every field, in order. They are made before the first field changes, so that none
+    /// depends on another.
+    pub(crate) fn values(&self, vars: &dyn Vars, captures: &Captures) -> Values {
+        let templates = self.add.iter().chain(&self.set).flat_map(|(_, templates)| templates);
+        Values(
+            templates
+                .map(|template| {
+                    let mut out = Vec::new();
+                    template.write(
+                        vars,
+                        captures,
+                        |value, out| out.extend_from_slice(value),
+                        &mut out,
+                    );
+                    out
+                })
+                .collect(),
+        )
+    }
+}
+
+/// The values of [`HeaderOps`] for one message.
+pub(crate) struct Values(Vec<Vec<u8>>);
+
+/// A text or a number as it stands in a header field; a whole number has no point, as in Lua.
+pub(crate) fn text_of(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Number(number) => match number.as_f64() {
+            Some(float) if number.is_f64() && float.fract() == 0.0 && float.abs() < 1e15 => {
+                format!("{float:.0}")
+            }
+            _ => number.to_string(),
+        },
+        other => other.to_string(),
+    }
+}
+
+/// Names with one value, or several in an array.
+pub(crate) fn fields(
+    config: &Value,
+    template: fn(&str) -> Template,
+) -> Vec<(String, Vec<Template>)> {
+    let Some(config) = config.as_object() else { return Vec::new() };
+    let values = |value: &Value| match value {
+        Value::Array(several) => several.iter().map(|one| template(&text_of(one))).collect(),
+        one => vec![template(&text_of(one))],
+    };
+    config.iter().map(|(name, value)| (name.clone(), values(value))).collect()
+}
+
+/// The texts of an array.
+pub(crate) fn names(config: &Value) -> Vec<String> {
+    config.as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
+}

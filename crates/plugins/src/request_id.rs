@@ -1,0 +1,312 @@
+//! `request-id`: give every request an id that upstream and client see.
+//!
+//! Follows the plugin of the same name in Apache APISIX 3.18:
+//! <https://apisix.apache.org/docs/apisix/plugins/request-id/>
+//!
+//! A request that brings an id keeps it. The id is also the variable `apisix_request_id`.
+
+use std::sync::Arc;
+use std::time::UNIX_EPOCH;
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+use sluicegate_gateway::exchange::{Exchange, Response};
+use sluicegate_gateway::plugin::{CompileCtx, ConfigError, Flow, Phases, Plugin, PluginError};
+
+/// The plugin, compiled.
+pub struct RequestId {
+    header: Arc<str>,
+    in_response: bool,
+    algorithm: Algorithm,
+}
+
+enum Algorithm {
+    Uuid,
+    UuidV7,
+    Nanoid,
+    Ksuid,
+    Range { length: usize, chars: Vec<u8> },
+}
+
+/// The ids of a request, by the field they stand in.
+#[derive(Default)]
+struct Ids(Vec<(Arc<str>, Box<str>)>);
+
+impl Plugin for RequestId {
+    const NAME: &'static str = "request-id";
+    const PRIORITY: i32 = 12015;
+    const PHASES: Phases = Phases::REWRITE.and(Phases::HEADER_FILTER);
+    type Config = Config;
+
+    fn schema() -> Value {
+        json!({
+            "type": "object",
+            "properties": {
+                "header_name": {"type": "string", "default": "X-Request-Id"},
+                "include_in_response": {"type": "boolean", "default": true},
+                "algorithm": {
+                    "type": "string",
+                    "enum": ["uuid", "nanoid", "range_id", "ksuid", "uuidv7"],
+                    "default": "uuid",
+                },
+                "range_id": {
+                    "type": "object",
+                    "properties": {
+                        "length": {"type": "integer", "minimum": 6, "default": 16},
+                        "char_set": {"type": "string", "minLength": 6, "default": CHARS},
+                    },
+                    "default": {"length": 16, "char_set": CHARS},
+                },
+            },
+        })
+    }
+
+    fn compile(config: Config, _: &CompileCtx<'_>) -> Result<Self, ConfigError> {
+        let algorithm = match config.algorithm.as_str() {
+            "uuidv7" => Algorithm::UuidV7,
+            "nanoid" => Algorithm::Nanoid,
+            "ksuid" => Algorithm::Ksuid,
+            "range_id" => {
+                let RangeId { length, char_set } = config.range_id;
+                // Differs: APISIX takes any length, and characters that cannot stand in a field.
+                if length > RANGE_LENGTH_MAX {
+                    let text = format!("`range_id.length` {length} is over {RANGE_LENGTH_MAX}");
+                    return Err(ConfigError(text));
+                }
+                if !char_set.bytes().all(|byte| byte.is_ascii_graphic()) {
+                    let text = "`range_id.char_set` may only have visible ASCII characters";
+                    return Err(ConfigError(text.to_owned()));
+                }
+                Algorithm::Range { length, chars: char_set.into_bytes() }
+            }
+            _ => Algorithm::Uuid,
+        };
+        Ok(Self {
+            header: config.header_name.into(),
+            in_response: config.include_in_response,
+            algorithm,
+        })
+    }
+
+    async fn rewrite(&self, exchange: &mut Exchange) -> Result<Flow, PluginError> {
+        let given = exchange.request.headers.get_str(&self.header);
+        let id: Box<str> = match given.filter(|id| !id.is_empty()) {
+            Some(id) => id.into(),
+            None => {
+                let id = self.algorithm.id(exchange);
+                exchange.request.headers.set(&self.header, id.as_bytes());
+                id.into()
+            }
+        };
+        if self.in_response {
+            let ids = &mut exchange.notes.get_or_default::<Ids>().0;
+            ids.retain(|(header, _)| *header != self.header);
+            ids.push((self.header.clone(), id.clone()));
+        }
+        exchange.apisix_request_id = Some(id);
+        Ok(Flow::Continue)
+    }
+
+    fn phases(&self) -> Phases {
+        if self.in_response { Self::PHASES } else { Phases::REWRITE }
+    }
+
+    fn header_filter(&self, exchange: &mut Exchange, response: &mut Response) {
+        if response.headers.get(&self.header).is_some_and(|id| !id.is_empty()) {
+            return;
+        }
+        let Some(Ids(ids)) = exchange.notes.get() else { return };
+        if let Some((_, id)) = ids.iter().find(|(header, _)| *header == self.header) {
+            response.headers.set(&self.header, id.as_bytes());
+        }
+    }
+}
+
+impl Algorithm {
+    fn id(&self, exchange: &Exchange) -> String {
+        let core = &exchange.core;
+        let since_epoch = exchange.started_at.duration_since(UNIX_EPOCH).unwrap_or_default();
+        match self {
+            Self::Uuid => {
+                let mut raw = [0; 16];
+                core.random(&mut raw);
+                uuid(raw, 4)
+            }
+            Self::UuidV7 => {
+                let mut raw = [0; 16];
+                core.random(&mut raw[6..]);
+                let millis = since_epoch.as_millis() as u64;
+                raw[..6].copy_from_slice(&millis.to_be_bytes()[2..]);
+                uuid(raw, 7)
+            }
+            Self::Nanoid => {
+                let mut raw = [0; NANOID_LENGTH];
+                core.random(&mut raw);
+                raw.iter().map(|byte| char::from(NANOID_CHARS[usize::from(byte & 63)])).collect()
+            }
+            Self::Ksuid => {
+                let mut raw = [0; 20];
+                core.random(&mut raw[4..]);
+                let seconds = since_epoch.as_secs().saturating_sub(KSUID_EPOCH) as u32;
+                raw[..4].copy_from_slice(&seconds.to_be_bytes());
+                ksuid(raw)
+            }
+            Self::Range { length, chars } => {
+                let mut raw = vec![0; length * 4];
+                core.random(&mut raw);
+                // 32 random bits for each: what is left of evenness is beyond measure.
+                let pick = |four: &[u8]| {
+                    let random = u32::from_be_bytes([four[0], four[1], four[2], four[3]]);
+                    let at = (u64::from(random) * chars.len() as u64) >> 32;
+                    char::from(chars[at as usize])
+                };
+                raw.chunks_exact(4).map(pick).collect()
+            }
+        }
+    }
+}
+
+/// The text of a UUID (RFC 9562).
+fn uuid(mut raw: [u8; 16], version: u8) -> String {
+    raw[6] = raw[6] & 0x0f | version << 4;
+    raw[8] = raw[8] & 0x3f | 0x80;
+    let mut text = String::with_capacity(36);
+    for (at, byte) in raw.iter().enumerate() {
+        if matches!(at, 4 | 6 | 8 | 10) {
+            text.push('-');
+        }
+        for digit in [byte >> 4, byte & 15] {
+            text.push(char::from(b"0123456789abcdef"[usize::from(digit)]));
+        }
+    }
+    text
+}
+
+/// 20 bytes in base 62, 27 digits (<https://github.com/segmentio/ksuid>).
+fn ksuid(mut raw: [u8; 20]) -> String {
+    const DIGITS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+    let mut text = [b'0'; 27];
+    for digit in text.iter_mut().rev() {
+        let mut rest = 0;
+        for byte in &mut raw {
+            let number = rest << 8 | u32::from(*byte);
+            *byte = (number / 62) as u8;
+            rest = number % 62;
+        }
+        *digit = DIGITS[rest as usize];
+    }
+    text.iter().copied().map(char::from).collect()
+}
+
+/// A configuration. Defaults come from the schema.
+#[derive(Debug, Deserialize)]
+pub struct Config {
+    header_name: String,
+    include_in_response: bool,
+    algorithm: String,
+    range_id: RangeId,
+}
+
+#[derive(Debug, Deserialize)]
+struct RangeId {
+    length: usize,
+    char_set: String,
+}
+
+/// APISIX's letters; it has no `J`.
+const CHARS: &str = "abcdefghijklmnopqrstuvwxyzABCDEFGHIGKLMNOPQRSTUVWXYZ0123456789";
+
+const NANOID_CHARS: &[u8; 64] = b"-_0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ";
+const NANOID_LENGTH: usize = 21;
+
+/// 2014-05-13, when KSUIDs begin to count.
+const KSUID_EPOCH: u64 = 1_400_000_000;
+
+/// Characters of a `range_id`.
+const RANGE_LENGTH_MAX: usize = 512;
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use sluicegate_testkit::origin::Answer;
+    use sluicegate_testkit::plugin::PluginTest;
+
+    use super::*;
+    use crate::pcre::Pcre;
+
+    #[test]
+    fn every_algorithm_makes_ids_of_its_form() {
+        let range =
+            json!({"algorithm": "range_id", "range_id": {"length": 512, "char_set": "abcdef"}});
+        for (config, form) in [
+            (json!({}), "^[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$"),
+            (
+                json!({"algorithm": "uuidv7"}),
+                "^01[0-9a-f]{6}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$",
+            ),
+            (json!({"algorithm": "nanoid"}), "^[-_0-9A-Za-z]{21}$"),
+            (json!({"algorithm": "ksuid"}), "^[0-9A-Za-z]{27}$"),
+            (json!({"algorithm": "range_id"}), "^[0-9A-Za-z]{16}$"),
+            (range, "^[abcdef]{512}$"),
+        ] {
+            let ids: HashSet<String> = (0..2)
+                .map(|_| {
+                    let ran = PluginTest::<RequestId>::new().config(config.clone()).run();
+                    let id = ran.response.header("x-request-id").unwrap().to_owned();
+                    assert!(Pcre::compile(form).unwrap().is_match(id.as_bytes()), "{config}: {id}");
+                    assert_eq!(ran.sent_header("x-request-id"), Some(id.as_str()));
+                    id
+                })
+                .collect();
+            assert_eq!(ids.len(), 2, "{config}");
+        }
+    }
+
+    #[test]
+    fn ids_in_base_62_have_leading_zeros() {
+        assert_eq!(ksuid([0; 20]), "0".repeat(27));
+        assert_eq!(ksuid([255; 20]), "aWgEPTl1tmebfsQzFP4bxwgy80V");
+    }
+
+    #[test]
+    fn an_id_that_is_there_stays() {
+        for (config, sent, answered, upstream, shown) in [
+            (json!({}), Some("mine"), None, Some("mine"), Some("mine")),
+            (json!({}), Some("mine"), Some("theirs"), Some("mine"), Some("theirs")),
+            (json!({}), Some("mine"), Some(""), Some("mine"), Some("mine")),
+            (json!({"include_in_response": false}), Some("mine"), None, Some("mine"), None),
+        ] {
+            let mut test = PluginTest::<RequestId>::new()
+                .config(config.clone())
+                .request_header("X-Request-Id", sent);
+            if let Some(answered) = answered {
+                test = test.origin_answer(Answer::text("").header("X-Request-Id", answered));
+            }
+            let ran = test.run();
+            assert_eq!(ran.sent_header("x-request-id"), upstream, "{config}");
+            assert_eq!(ran.response.header("x-request-id"), shown, "{config}");
+        }
+        let ran = PluginTest::<RequestId>::new()
+            .config(json!({"header_name": "X-Own"}))
+            .request_header("X-Own", Some(""))
+            .run();
+        assert_eq!(ran.sent_header("x-own"), ran.response.header("x-own"));
+        assert_eq!(ran.sent_header("x-own").map(str::len), Some(36));
+    }
+
+    #[test]
+    fn configurations_that_cannot_work_are_refused() {
+        PluginTest::<RequestId>::check_schema(&json!({}));
+        let range = |length: u32, chars: &str| json!({"algorithm": "range_id", "range_id": {"length": length, "char_set": chars}});
+        for (config, error) in [
+            (range(513, "abcdef"), "`range_id.length` 513 is over 512"),
+            (range(6, "abcd\u{e9}f"), "`range_id.char_set` may only have visible ASCII"),
+            (range(5, "abcdef"), "property \"range_id\" validation failed: property \"length\""),
+            (json!({"algorithm": "snowflake"}), "property \"algorithm\" validation failed"),
+        ] {
+            let said = crate::tests::refusal::<RequestId>(&config);
+            assert!(said.starts_with(error), "{config}: {said}");
+        }
+    }
+}
