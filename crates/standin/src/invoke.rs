@@ -285,7 +285,7 @@ struct State {
 impl Answers for State {
     fn answer(&self, head: &Parts, body: &[u8]) -> Response<Answer> {
         let mut response = if head.headers.get_all(HOST).iter().count() == 1 {
-            self.call(head, body).unwrap_or_else(Refused::into_response)
+            self.call(head, body).unwrap_or_else(|refused| refused.into_response())
         } else {
             bad_request()
         };
@@ -298,7 +298,7 @@ impl Answers for State {
 }
 
 impl State {
-    fn call(&self, head: &Parts, body: &[u8]) -> Result<Response<Answer>, Refused> {
+    fn call(&self, head: &Parts, body: &[u8]) -> Result<Response<Answer>, Box<Refused>> {
         self.check_signature(head, body)?;
         let (identifier, streamed) = called(head.uri.path()).ok_or_else(|| {
             refused(404, "UnknownOperationException", "There is no operation of that path.")
@@ -356,14 +356,14 @@ impl State {
         self.run(&call)
     }
 
-    fn run(&self, call: &Invocation) -> Result<Response<Answer>, Refused> {
+    fn run(&self, call: &Invocation) -> Result<Response<Answer>, Box<Refused>> {
         let function = &self.settings.functions[&call.function];
         if call.kind == InvocationKind::DryRun {
             return Ok(status_only(204));
         }
         let outcome = function(call);
         if let Outcome::Refuse { status, error_type, body, retry_after } = outcome {
-            return Err(Refused { status, error_type, body, retry_after });
+            return Err(Box::new(Refused { status, error_type, body, retry_after }));
         }
         let mut response = match (call.kind, outcome) {
             (InvocationKind::Event, _) => return Ok(status_only(202)),
@@ -412,7 +412,7 @@ impl State {
         Ok(with_request_id(response))
     }
 
-    fn check_signature(&self, head: &Parts, body: &[u8]) -> Result<(), Refused> {
+    fn check_signature(&self, head: &Parts, body: &[u8]) -> Result<(), Box<Refused>> {
         let settings = &self.settings;
         let headers: Vec<_> =
             head.headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect();
@@ -435,7 +435,11 @@ impl State {
     }
 
     /// Name and qualifier of the function that path and query ask for.
-    fn named(&self, identifier: &str, query: &str) -> Result<(String, Option<String>), Refused> {
+    fn named(
+        &self,
+        identifier: &str,
+        query: &str,
+    ) -> Result<(String, Option<String>), Box<Refused>> {
         let identifier = String::from_utf8(decode(&identifier.replace('+', "%2B")))
             .map_err(|_| invalid_parameter("The function's name is no UTF-8."))?;
         let asked =
@@ -470,12 +474,12 @@ impl State {
         {
             let arn = format!("arn:aws:lambda:{region}:{account_id}:function:{name}");
             let body = json!({"Message": format!("Function not found: {arn}"), "Type": "User"});
-            return Err(Refused {
+            return Err(Box::new(Refused {
                 status: 404,
                 error_type: "ResourceNotFoundException".to_owned(),
                 body,
                 retry_after: None,
-            });
+            }));
         }
         Ok((name.to_owned(), own.or(asked)))
     }
@@ -563,16 +567,16 @@ impl Refused {
     }
 }
 
-fn refused(status: u16, error_type: &str, message: impl Into<String>) -> Refused {
-    Refused {
+fn refused(status: u16, error_type: &str, message: impl Into<String>) -> Box<Refused> {
+    Box::new(Refused {
         status,
         error_type: error_type.to_owned(),
         body: json!({"Type": "User", "message": message.into()}),
         retry_after: None,
-    }
+    })
 }
 
-fn invalid_parameter(message: &str) -> Refused {
+fn invalid_parameter(message: &str) -> Box<Refused> {
     refused(400, "InvalidParameterValueException", message)
 }
 
