@@ -23,12 +23,14 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::fmt;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::{Bytes, BytesMut};
 use http::header::{CONTENT_TYPE, HeaderName, HeaderValue, SET_COOKIE};
 use serde::Deserialize;
+use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
@@ -49,7 +51,7 @@ pub fn unwrap(format: ResponseFormat, payload: Bytes) -> Result<Reply, UnwrapErr
         ResponseFormat::Raw => {
             return Ok(Reply { head: ReplyHead::default(), body: payload });
         }
-        ResponseFormat::Auto | ResponseFormat::ApigwV2 => match Envelope::read(&payload) {
+        ResponseFormat::Auto | ResponseFormat::ApigwV2 => match Envelope::read(&payload, false) {
             Ok(envelope) if envelope.is_reply(format) => envelope,
             Err(error @ UnwrapError::NotJson { .. }) if format == ResponseFormat::ApigwV2 => {
                 return Err(error);
@@ -57,13 +59,13 @@ pub fn unwrap(format: ResponseFormat, payload: Bytes) -> Result<Reply, UnwrapErr
             _ => return Ok(Reply::inferred(payload)),
         },
         ResponseFormat::ApigwV1 | ResponseFormat::Alb => {
-            let envelope = Envelope::read(&payload)?;
-            if !is_present(envelope.status_code) {
+            let envelope = Envelope::read(&payload, false)?;
+            if envelope.status_code.is_none() {
                 return Err(UnwrapError::NoStatus);
             }
             envelope
         }
-        ResponseFormat::Envoy => Envelope::from(EnvoyEnvelope::read(&payload)?),
+        ResponseFormat::Envoy => Envelope::read(&payload, true)?,
     };
     let mut head = envelope.head()?;
     let body = envelope.body(&payload)?;
@@ -159,7 +161,7 @@ impl PreludeDecoder {
         if prelude.trim_ascii().is_empty() {
             return Ok(Some((ReplyHead::default(), body)));
         }
-        Ok(Some((Envelope::read(&prelude)?.head()?, body)))
+        Ok(Some((Envelope::read(&prelude, false)?.head()?, body)))
     }
 
     /// To be called when the stream ends before the prelude did.
@@ -229,63 +231,72 @@ pub enum UnwrapError {
     },
 }
 
-/// The fields of an answer; each is looked at only when it is needed.
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "camelCase")]
+/// The fields of an answer that are there and not null; each is looked at only when it is needed.
+#[derive(Default)]
 struct Envelope<'a> {
-    #[serde(borrow, default)]
     status_code: Option<&'a RawValue>,
-    #[serde(borrow, default)]
     status_description: Option<&'a RawValue>,
-    #[serde(borrow, default)]
     headers: Option<&'a RawValue>,
-    #[serde(borrow, default)]
     multi_value_headers: Option<&'a RawValue>,
-    #[serde(borrow, default)]
     cookies: Option<&'a RawValue>,
-    #[serde(borrow, default)]
     body: Option<&'a RawValue>,
-    #[serde(borrow, default)]
     is_base64_encoded: Option<&'a RawValue>,
 }
 
-/// The same in Envoy's words.
-#[derive(Deserialize)]
-struct EnvoyEnvelope<'a> {
-    #[serde(borrow, default)]
-    status_code: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    headers: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    cookies: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    body: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    is_base64_encoded: Option<&'a RawValue>,
+/// Reads the members of an envelope. A name that comes twice counts as it does in the languages
+/// functions are written in: the last one.
+struct EnvelopeVisitor {
+    /// Names in Envoy's style.
+    envoy: bool,
 }
 
-impl<'a> EnvoyEnvelope<'a> {
-    fn read(payload: &'a [u8]) -> Result<Self, UnwrapError> {
-        read_object(payload)
+impl<'de> Visitor<'de> for EnvelopeVisitor {
+    type Value = Envelope<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
     }
-}
 
-impl<'a> From<EnvoyEnvelope<'a>> for Envelope<'a> {
-    fn from(envelope: EnvoyEnvelope<'a>) -> Self {
-        Self {
-            status_code: envelope.status_code,
-            headers: envelope.headers,
-            cookies: envelope.cookies,
-            body: envelope.body,
-            is_base64_encoded: envelope.is_base64_encoded,
-            ..Self::default()
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Envelope<'de>, A::Error> {
+        let mut envelope = Envelope::default();
+        while let Some(Text(name)) = map.next_key::<Text<'de>>()? {
+            let place = match (&*name, self.envoy) {
+                ("statusCode", false) | ("status_code", true) => &mut envelope.status_code,
+                ("statusDescription", false) => &mut envelope.status_description,
+                ("headers", _) => &mut envelope.headers,
+                ("multiValueHeaders", false) => &mut envelope.multi_value_headers,
+                ("cookies", _) => &mut envelope.cookies,
+                ("body", _) => &mut envelope.body,
+                ("isBase64Encoded", false) | ("is_base64_encoded", true) => {
+                    &mut envelope.is_base64_encoded
+                }
+                _ => {
+                    map.next_value::<IgnoredAny>()?;
+                    continue;
+                }
+            };
+            *place = Some(map.next_value::<&RawValue>()?).filter(|value| value.get() != "null");
         }
+        Ok(envelope)
     }
 }
 
 impl<'a> Envelope<'a> {
-    fn read(payload: &'a [u8]) -> Result<Self, UnwrapError> {
-        read_object(payload)
+    fn read(payload: &'a [u8], envoy: bool) -> Result<Self, UnwrapError> {
+        let not_json =
+            |error: serde_json::Error| UnwrapError::NotJson { reason: error.to_string() };
+        let text = std::str::from_utf8(payload)
+            .map_err(|_| UnwrapError::NotJson { reason: "it is no UTF-8".to_owned() })?;
+        if !text.trim_start_matches([' ', '\t', '\r', '\n']).starts_with('{') {
+            return Err(match serde_json::from_str::<IgnoredAny>(text) {
+                Ok(_) => UnwrapError::NotAnObject,
+                Err(error) => not_json(error),
+            });
+        }
+        let mut json = serde_json::Deserializer::from_str(text);
+        let envelope = json.deserialize_map(EnvelopeVisitor { envoy }).map_err(not_json)?;
+        json.end().map_err(not_json)?;
+        Ok(envelope)
     }
 
     /// Whether this is an answer with a status, not just some JSON.
@@ -296,12 +307,12 @@ impl<'a> Envelope<'a> {
                 let digits = digits.strip_prefix('-').unwrap_or(digits);
                 digits.bytes().all(|byte| byte.is_ascii_digit())
             }
-            (status, _) => is_present(status),
+            (status, _) => status.is_some(),
         }
     }
 
     fn head(&self) -> Result<ReplyHead, UnwrapError> {
-        let status = match self.status_code.filter(|status| is_present(Some(status))) {
+        let status = match self.status_code {
             Some(status) => read_status(status.get())?,
             None => 200,
         };
@@ -416,19 +427,6 @@ impl HeaderList {
     }
 }
 
-fn read_object<'a, T: Deserialize<'a>>(payload: &'a [u8]) -> Result<T, UnwrapError> {
-    // A derived struct would take an array for its fields in order.
-    let text = std::str::from_utf8(payload)
-        .map_err(|_| UnwrapError::NotJson { reason: "it is no UTF-8".to_owned() })?;
-    if !text.trim_start_matches([' ', '\t', '\r', '\n']).starts_with('{') {
-        return Err(match serde_json::from_str::<&RawValue>(text) {
-            Ok(_) => UnwrapError::NotAnObject,
-            Err(error) => UnwrapError::NotJson { reason: error.to_string() },
-        });
-    }
-    serde_json::from_str(text).map_err(|error| UnwrapError::NotJson { reason: error.to_string() })
-}
-
 fn read<'a, T: Deserialize<'a>>(
     value: Option<&'a RawValue>,
     field: &'static str,
@@ -436,10 +434,6 @@ fn read<'a, T: Deserialize<'a>>(
 ) -> Result<Option<T>, UnwrapError> {
     let Some(value) = value else { return Ok(None) };
     serde_json::from_str(value.get()).map_err(|_| UnwrapError::Type { field, expected })
-}
-
-fn is_present(value: Option<&RawValue>) -> bool {
-    value.is_some_and(|value| value.get() != "null")
 }
 
 /// A number, or a number in a text, as API Gateway takes both; `200.0` is a number, too.
@@ -589,6 +583,15 @@ mod tests {
             "200; content-type: application/json | {\"statusCode\":\"200\",\"body\":\"x\"}",
         );
         check(&[ApigwV1], r#"{"statusCode":null}"#, "the function's answer has no `statusCode`");
+    }
+
+    #[test]
+    fn the_last_of_two_members_counts() {
+        check(
+            &[Auto, ApigwV1],
+            r#"{"statusCode":500,"body":"a","\u0062ody":"b","statusCode":201,"headers":{},"headers":null}"#,
+            "201; content-type: application/json | b",
+        );
     }
 
     #[test]

@@ -2,26 +2,24 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
-use http_body_util::Full;
 use hyper::header::{CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::{Response, StatusCode};
 use ring::rand::{SecureRandom, SystemRandom};
 use serde_json::{Value, json};
 
+use crate::body::Answer;
+use crate::serve::Answers;
 use crate::verify::{Accepted, Received, Refusal, verify};
 use crate::{Settings, function};
-
-pub(crate) type Answer = Full<Bytes>;
 
 pub(crate) struct Front {
     pub(crate) kind: Kind,
     pub(crate) settings: Arc<Settings>,
 }
 
-impl Front {
-    pub(crate) fn answer(&self, head: &Parts, body: &[u8]) -> Response<Answer> {
+impl Answers for Front {
+    fn answer(&self, head: &Parts, body: &[u8]) -> Response<Answer> {
         if head.headers.get_all(HOST).iter().count() != 1 {
             return bad_request();
         }
@@ -41,7 +39,9 @@ impl Front {
             }
         }
     }
+}
 
+impl Front {
     fn check_api_key(&self, headers: &HeaderMap) -> Result<(), Refusal> {
         let mut given = headers.get_all(API_KEY).iter();
         match (given.next(), given.next()) {
@@ -66,6 +66,7 @@ impl Front {
         let accepted = Accepted {
             access_key: &settings.access_key,
             secret_key: &settings.secret_key,
+            session_token: None,
             region: &settings.region,
             service: &settings.service,
         };
@@ -134,14 +135,14 @@ pub(crate) fn bad_request() -> Response<Answer> {
     with_request_id(json_response(StatusCode::BAD_REQUEST, &json!({ "message": "Bad Request" })))
 }
 
-fn json_response(status: StatusCode, body: &Value) -> Response<Answer> {
-    let mut response = Response::new(Full::new(Bytes::from(body.to_string())));
+pub(crate) fn json_response(status: StatusCode, body: &Value) -> Response<Answer> {
+    let mut response = Response::new(Answer::whole(body.to_string()));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }
 
-fn with_request_id(mut response: Response<Answer>) -> Response<Answer> {
+pub(crate) fn with_request_id(mut response: Response<Answer>) -> Response<Answer> {
     let mut id = [0; 16];
     // Without random bytes the answer is still right; it only lacks its id.
     if SystemRandom::new().fill(&mut id).is_ok() {
@@ -159,7 +160,7 @@ fn with_request_id(mut response: Response<Answer>) -> Response<Answer> {
 }
 
 const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
-const ERROR_TYPE: HeaderName = HeaderName::from_static("x-amzn-errortype");
+pub(crate) const ERROR_TYPE: HeaderName = HeaderName::from_static("x-amzn-errortype");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-amzn-requestid");
 /// The path the function was called with.
 const FUNCTION_PATH: HeaderName = HeaderName::from_static("x-function-path");

@@ -6,11 +6,15 @@
 //! - behind both, one [sample function](function),
 //! - beside them a plain origin, for routes without a function.
 //!
+//! For tests there is an [Invoke API](InvokeApi) beside these, whose functions are closures.
+//!
 //! It refuses what AWS refuses, with AWS's statuses and texts: whoever gets a call through here has
-//! keys and signature right. It is no emulator: no invoke API, no presigned URLs, no TLS.
+//! keys and signature right. It is no emulator: no presigned URLs, no TLS.
 
+mod body;
 mod front;
 pub mod function;
+mod invoke;
 mod serve;
 mod verify;
 
@@ -24,6 +28,10 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use front::{Front, Kind};
+pub use invoke::{
+    Function, Invocation, InvocationKind, InvokeApi, InvokeSettings, Outcome, StreamEnd,
+    StreamOutcome, samples,
+};
 pub use serve::{BODY_BYTES_MAX, CONNECTIONS_MAX, HEAD_BYTES_MAX};
 pub use verify::SKEW_SECONDS_MAX;
 

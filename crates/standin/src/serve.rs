@@ -8,6 +8,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
+use hyper::http::request::Parts;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
@@ -18,12 +19,18 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tracing::debug;
 
-use crate::front::{self, Answer, Front};
+use crate::body::Answer;
+use crate::front;
+
+/// What a server answers.
+pub(crate) trait Answers: Send + Sync + 'static {
+    fn answer(&self, head: &Parts, body: &[u8]) -> Response<Answer>;
+}
 
 /// Serves until the sender of `stopped` is gone.
 pub(crate) async fn serve(
     listener: TcpListener,
-    front: Arc<Front>,
+    front: Arc<impl Answers>,
     mut stopped: watch::Receiver<()>,
 ) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
@@ -63,10 +70,14 @@ async fn accept(
     Ok((stream, place))
 }
 
-async fn serve_connection(stream: TcpStream, front: Arc<Front>, mut stopped: watch::Receiver<()>) {
+async fn serve_connection(
+    stream: TcpStream,
+    front: Arc<impl Answers>,
+    mut stopped: watch::Receiver<()>,
+) {
     let service = service_fn(move |request| {
         let front = Arc::clone(&front);
-        async move { Ok::<_, Infallible>(answer(&front, request).await) }
+        async move { Ok::<_, Infallible>(answer(&*front, request).await) }
     });
     let mut connection = pin!(
         http1::Builder::new()
@@ -87,7 +98,7 @@ async fn serve_connection(stream: TcpStream, front: Arc<Front>, mut stopped: wat
     }
 }
 
-async fn answer(front: &Front, request: Request<Incoming>) -> Response<Answer> {
+async fn answer(front: &impl Answers, request: Request<Incoming>) -> Response<Answer> {
     let (head, body) = request.into_parts();
     match timeout(BODY_WAIT, read_limited(body)).await {
         Ok(Ok(body)) => front.answer(&head, &body),

@@ -42,7 +42,10 @@ pub(crate) fn verify(
     }
     let stamp = received.stamp()?;
     check_time(&stamp, &claim, now)?;
-    if claim.access_key != accepted.access_key || received.all("x-amz-security-token").count() > 0 {
+    let mut tokens = received.all("x-amz-security-token");
+    let token = accepted.session_token.map(|token| token.expose().as_bytes());
+    if claim.access_key != accepted.access_key || tokens.next() != token || tokens.next().is_some()
+    {
         return Err(refuse(
             "UnrecognizedClientException",
             "The security token included in the request is invalid.",
@@ -142,6 +145,8 @@ impl<'a> Received<'a> {
 pub(crate) struct Accepted<'a> {
     pub(crate) access_key: &'a str,
     pub(crate) secret_key: &'a Secret,
+    /// The token that must come along; without one, none may.
+    pub(crate) session_token: Option<&'a Secret>,
     pub(crate) region: &'a str,
     pub(crate) service: &'a str,
 }
@@ -412,6 +417,7 @@ mod tests {
     fn the_published_example_verifies_and_nothing_near_it_does() {
         let secret = Secret::from("wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY");
         let accepted = Accepted {
+            session_token: None,
             access_key: "AKIDEXAMPLE",
             secret_key: &secret,
             region: "us-east-1",

@@ -3,8 +3,6 @@
 //! The writer is generic over a [`Sink`], so that one piece of code both writes an event and counts
 //! its bytes: the two cannot disagree.
 
-use std::ops::Range;
-
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
@@ -156,58 +154,76 @@ fn write_escaped<S: Sink>(text: &[u8], out: &mut S) {
     }
 }
 
+/// Eight bytes at a time: words without a byte to escape are copied in runs, the others are
+/// rewritten in a small buffer, since JSON in JSON has a quote in every other word.
 fn write_escaped_utf8<S: Sink>(text: &[u8], out: &mut S) {
-    let mut start = 0;
-    while let Some(found) = next_special(text, start) {
-        out.raw(&text[start..found]);
-        let escape: &[u8] = match text[found] {
-            b'"' => b"\\\"",
-            b'\\' => b"\\\\",
-            b'\n' => b"\\n",
-            b'\r' => b"\\r",
-            b'\t' => b"\\t",
-            byte => {
-                const HEX: &[u8; 16] = b"0123456789abcdef";
-                let (high, low) = (usize::from(byte >> 4), usize::from(byte & 15));
-                &[b'\\', b'u', b'0', b'0', HEX[high], HEX[low]]
-            }
-        };
-        out.raw(escape);
-        start = found + 1;
+    let (words, tail) = text.as_chunks::<8>();
+    let mut clean_from = 0;
+    for (i, word) in words.iter().enumerate() {
+        if has_special(u64::from_le_bytes(*word)) {
+            out.raw(&text[clean_from..i * 8]);
+            clean_from = i * 8 + 8;
+            write_rewritten(word, out);
+        }
     }
-    out.raw(&text[start..]);
+    out.raw(&text[clean_from..words.len() * 8]);
+    if tail.iter().all(|byte| ESCAPES[usize::from(*byte)] == 0) {
+        out.raw(tail);
+    } else {
+        write_rewritten(tail, out);
+    }
 }
 
-/// Where the next byte stands that a JSON text must escape.
-fn next_special(text: &[u8], from: usize) -> Option<usize> {
-    let mut at = from;
-    // Eight bytes at a time; a word that may hold one is looked at byte by byte. The test may name
-    // a byte above the right one, never a word without one.
-    while let Some(word) = text.get(word_at(at)) {
-        let word = u64::from_le_bytes(word.try_into().expect("the range is eight bytes"));
-        let zero_in = |word: u64| word.wrapping_sub(ONES) & !word & HIGHS;
-        let below_space = word.wrapping_sub(ONES * 0x20) & !word & HIGHS;
-        let quote = zero_in(word ^ (ONES * u64::from(b'"')));
-        let backslash = zero_in(word ^ (ONES * u64::from(b'\\')));
-        if below_space | quote | backslash != 0 {
-            let in_word = text[word_at(at)].iter().position(is_special);
-            if let Some(found) = in_word {
-                return Some(at + found);
+/// Writes up to eight bytes, each escaped if it must be.
+fn write_rewritten<S: Sink>(bytes: &[u8], out: &mut S) {
+    const HEX: &[u8; 16] = b"0123456789abcdef";
+    let mut buffer = [0; 8 * 6];
+    let mut len = 0;
+    for &byte in bytes {
+        match ESCAPES[usize::from(byte)] {
+            0 => {
+                buffer[len] = byte;
+                len += 1;
+            }
+            b'u' => {
+                let (high, low) = (usize::from(byte >> 4), usize::from(byte & 15));
+                let escape = [b'\\', b'u', b'0', b'0', HEX[high], HEX[low]];
+                buffer[len..len + 6].copy_from_slice(&escape);
+                len += 6;
+            }
+            letter => {
+                buffer[len..len + 2].copy_from_slice(&[b'\\', letter]);
+                len += 2;
             }
         }
-        at += 8;
     }
-    text[at..].iter().position(is_special).map(|found| at + found)
+    out.raw(&buffer[..len]);
 }
 
-fn word_at(at: usize) -> Range<usize> {
-    at..at + 8
+/// Whether one of eight bytes must be escaped.
+fn has_special(word: u64) -> bool {
+    let zero_in = |word: u64| word.wrapping_sub(ONES) & !word & HIGHS;
+    let below_space = word.wrapping_sub(ONES * 0x20) & !word & HIGHS;
+    let quote = zero_in(word ^ (ONES * u64::from(b'"')));
+    let backslash = zero_in(word ^ (ONES * u64::from(b'\\')));
+    below_space | quote | backslash != 0
 }
 
-fn is_special(byte: &u8) -> bool {
-    *byte < 0x20 || matches!(byte, b'"' | b'\\')
-}
-
+/// What follows the backslash of each byte: 0 for none, `u` for four digits.
+const ESCAPES: [u8; 256] = {
+    let mut table = [0; 256];
+    let mut byte = 0;
+    while byte < 0x20 {
+        table[byte] = b'u';
+        byte += 1;
+    }
+    table[b'\n' as usize] = b'n';
+    table[b'\r' as usize] = b'r';
+    table[b'\t' as usize] = b't';
+    table[b'"' as usize] = b'"';
+    table[b'\\' as usize] = b'\\';
+    table
+};
 const ONES: u64 = 0x0101_0101_0101_0101;
 const HIGHS: u64 = 0x8080_8080_8080_8080;
 
