@@ -13,11 +13,11 @@
 //! Invariant: nothing here opens a socket or reads a clock. Time and bytes come in as arguments,
 //! headers and text go out.
 
+pub mod credentials;
 pub mod event;
 pub mod eventstream;
 pub mod lambda;
 pub mod response;
-pub mod credentials;
 pub mod secret;
 pub mod sigv4;
 

@@ -11,6 +11,7 @@ use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use sluicegate_aws::credentials::{
@@ -18,7 +19,7 @@ use sluicegate_aws::credentials::{
 };
 use sluicegate_aws::sigv4::Credentials;
 use sluicegate_fetch::{Network, NetworkFuture};
-use sluicegate_identity::{Clock as _, System, SystemClock};
+use sluicegate_identity::{Clock as _, Identities, IdentitySpec, System, SystemClock};
 use sluicegate_testkit::judge::{self, Judge};
 use tempfile::TempDir;
 
@@ -339,6 +340,84 @@ fn roles_are_asked_for_with_signatures_that_botocore_accepts() {
     assert_eq!(ask("another"), "assume-role: refused with 403");
 }
 
+/// moto is a second STS that we did not write. It checks no signature of a made-up user.
+#[test]
+fn a_role_over_static_keys_is_taken_at_moto() {
+    let Some((_moto, url)) = moto() else { return };
+    let bench = Bench::new();
+    let sources = Sources {
+        sts_endpoint: Some(url),
+        region: Some("eu-west-1".to_owned()),
+        ..bench.sources(&[])
+    };
+    let identities = Identities::new(
+        Arc::new(System::new(Arc::new(Loopback))),
+        Arc::new(sources),
+        Arc::new(SystemClock),
+        bench.runtime.handle().clone(),
+    );
+    let credentials = Credentials {
+        access_key: "AKIABASE".to_owned(),
+        secret_key: "base".into(),
+        session_token: None,
+    };
+    let role = Role {
+        arn: "arn:aws:iam::123456789012:role/r".to_owned(),
+        session_name: Some("gateway".to_owned()),
+        duration_secs: Some(1_800),
+        tags: vec![("team".to_owned(), "a b".to_owned())],
+        ..Role::default()
+    };
+    let spec = IdentitySpec { provider: Provider::Static(credentials), role: Some(role) };
+    let identity = identities.identity(spec).unwrap();
+    let now = SystemClock.now();
+    let current = bench.runtime.block_on(identity.credentials(now)).unwrap();
+    assert!(current.credentials.access_key.starts_with("ASIA"), "{current:?}");
+    assert!(current.credentials.session_token.is_some());
+    assert!((now + 1_790..=now + 1_810).contains(&current.expires.unwrap()), "{current:?}");
+    assert_eq!(current.origin, "assume-role");
+}
+
+/// moto's server on a free port, where the tests' Python has it.
+fn moto() -> Option<(Stopped, String)> {
+    let Some(python) = std::env::var_os("SLUICEGATE_PYTHON") else {
+        println!("skipped: SLUICEGATE_PYTHON names no Python with moto[server]");
+        return None;
+    };
+    let has =
+        Command::new(&python).args(["-c", "import moto.server"]).stderr(Stdio::null()).status();
+    if !has.is_ok_and(|status| status.success()) {
+        println!("skipped: the Python of SLUICEGATE_PYTHON has no moto[server]");
+        return None;
+    }
+    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let start = "import sys; from moto.server import main; main(sys.argv[1:])";
+    let process = Command::new(python)
+        .args(["-c", start, "-H", "127.0.0.1", "-p", &address.port().to_string()])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let process = Stopped(process);
+    for _ in 0..600 {
+        if TcpStream::connect(address).is_ok() {
+            return Some((process, format!("http://{address}")));
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    panic!("moto did not start within a minute");
+}
+
+/// A process that ends with its test.
+struct Stopped(Child);
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 #[test]
 fn a_broken_file_is_named_with_its_line() {
     let bench = Bench::new();
@@ -490,7 +569,7 @@ impl Bench {
 
 /// boto3 in a process of its own, which takes an environment per line.
 struct Boto3 {
-    process: Child,
+    _process: Stopped,
     input: ChildStdin,
     output: BufReader<ChildStdout>,
 }
@@ -507,7 +586,7 @@ impl Boto3 {
             .expect("Python can be run");
         let input = process.stdin.take().expect("it is piped");
         let output = BufReader::new(process.stdout.take().expect("it is piped"));
-        Some(Self { process, input, output })
+        Some(Self { _process: Stopped(process), input, output })
     }
 
     /// What its own chain finds in this environment and no other.
@@ -526,13 +605,6 @@ impl Boto3 {
                 text("method").unwrap(),
             )),
         }
-    }
-}
-
-impl Drop for Boto3 {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
     }
 }
 
