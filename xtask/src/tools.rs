@@ -1,6 +1,6 @@
-//! What only tests need from the system: Python with botocore (judges signatures) and schemathesis
-//! (fuzzes the Admin API), etcd, the command-line clients that end-to-end tests use, and valgrind,
-//! which counts instructions.
+//! What only tests need from the system: Python with botocore (judges signatures), boto3 (judges
+//! where credentials come from) and schemathesis (fuzzes the Admin API), etcd, the command-line
+//! clients that end-to-end tests use, and valgrind, which counts instructions.
 //!
 //! On Debian, as root, missing packages are installed; anywhere else they are named. Python's own
 //! packages go into a virtual environment in the target folder, never into the system.
@@ -160,7 +160,8 @@ const PIECES: [Piece; 7] = [
 
 /// Python's packages, in the versions that the tests were checked with: the judge of signatures, and
 /// the fuzzer of the Admin API.
-const MODULES: [(&str, &str); 2] = [("botocore", "1.44.5"), ("schemathesis", "4.32.5")];
+const MODULES: [(&str, &str); 3] =
+    [("boto3", "1.44.5"), ("botocore", "1.44.5"), ("schemathesis", "4.32.5")];
 
 #[cfg(test)]
 mod tests {

@@ -75,7 +75,7 @@ impl Identities {
     pub fn identity(&self, spec: IdentitySpec) -> Result<Arc<Identity>, RoleError> {
         let IdentitySpec { provider, role } = spec;
         if let Some(role) = &role {
-            role.check()?;
+            role.check_over(provider.kind())?;
         }
         let base = self.known(key(&provider, None), || {
             Identity::new(provider.to_string(), Ask::Provider(provider.clone()), self.shared())

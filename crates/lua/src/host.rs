@@ -87,8 +87,7 @@ pub(crate) fn host() -> Result<Rc<Host>, LuaError> {
 
 impl Host {
     fn new() -> mlua::Result<Self> {
-        let libraries =
-            StdLib::TABLE | StdLib::STRING | StdLib::MATH | StdLib::OS | StdLib::BIT;
+        let libraries = StdLib::TABLE | StdLib::STRING | StdLib::MATH | StdLib::OS | StdLib::BIT;
         // mlua's own `pcall`, which lets no panic pass, cannot be yielded across. Without it a panic
         // of ours is an error to the script.
         let lua = Lua::new_with(libraries, LuaOptions::new().catch_rust_panics(false))?;
@@ -143,9 +142,8 @@ impl Host {
     fn relieve(&self) {
         let _ = self.lua.gc_collect();
         if self.lua.used_memory() > self.limits.memory_bytes / 4 * 3 {
-            let replaced = HOST.with_borrow_mut(|host| {
-                host.take_if(|host| host.number == self.number).is_some()
-            });
+            let replaced = HOST
+                .with_borrow_mut(|host| host.take_if(|host| host.number == self.number).is_some());
             if replaced {
                 warn!(
                     memory_bytes = self.limits.memory_bytes,
@@ -169,7 +167,12 @@ impl Host {
     }
 
     /// Makes the function of a source, in an environment.
-    pub(crate) fn function(&self, source: &str, name: &str, env: &Table) -> Result<Function, LuaError> {
+    pub(crate) fn function(
+        &self,
+        source: &str,
+        name: &str,
+        env: &Table,
+    ) -> Result<Function, LuaError> {
         let chunk = self.lua.load(source).set_name(name.replace('\0', " "));
         let chunk = chunk.set_mode(ChunkMode::Text).set_environment(env.clone());
         let chunk = chunk.into_function().map_err(|error| LuaError::Syntax(text_of(&error)))?;
@@ -208,8 +211,7 @@ impl Host {
         })?;
         let conf = json::to_lua(&self.lua, conf, &self.null, None);
         let conf = conf.map_err(|error| LuaError::State(text_of(&error)))?;
-        let loaded =
-            Loaded { functions: outcome?.into(), conf, alive: Arc::downgrade(alive) };
+        let loaded = Loaded { functions: outcome?.into(), conf, alive: Arc::downgrade(alive) };
         self.loaded.borrow_mut().insert(id, loaded.clone());
         Ok(loaded)
     }

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::sync::{Arc, LazyLock, RwLock, PoisonError};
+use std::sync::{Arc, LazyLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use mlua::{HookTriggers, Lua, VmState};
@@ -54,7 +54,8 @@ impl Limits {
         for (key, value) in keys {
             let number = || {
                 let number = value.as_u64().filter(|n| *n > 0);
-                number.ok_or_else(|| format!("plugin_attr.serverless.{key} is not a number above 0"))
+                number
+                    .ok_or_else(|| format!("plugin_attr.serverless.{key} is not a number above 0"))
             };
             let bytes = || number().map(|n| usize::try_from(n).unwrap_or(usize::MAX));
             match key.as_str() {
@@ -65,9 +66,9 @@ impl Limits {
                 "package_path" => {
                     let list = value.as_array().into_iter().flatten().map(Value::as_str);
                     let list: Option<Vec<_>> = list.map(|path| path.map(PathBuf::from)).collect();
-                    limits.package_path = list.filter(|_| value.is_array()).ok_or(
-                        "plugin_attr.serverless.package_path is not a list of texts",
-                    )?;
+                    limits.package_path = list
+                        .filter(|_| value.is_array())
+                        .ok_or("plugin_attr.serverless.package_path is not a list of texts")?;
                 }
                 other => {
                     return Err(format!("plugin_attr.serverless.{other} is not known"));

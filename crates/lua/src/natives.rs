@@ -34,7 +34,13 @@ pub(crate) fn table(lua: &Lua, inner: &Rc<Inner>) -> Result<(Table, Value)> {
     logs(lua, &add)?;
     modules(lua, inner, &add)?;
     let (null_of, budget) = (null.clone(), inner.budget.clone());
-    let encode = move |_: &Lua, (value, array_mt, empty_array_mt, sorted): (Value, Table, Table, Option<bool>)| {
+    let encode = move |_: &Lua,
+                       (value, array_mt, empty_array_mt, sorted): (
+        Value,
+        Table,
+        Table,
+        Option<bool>,
+    )| {
         let marks = Marks {
             null: null_of.clone(),
             empty_array: Value::Table(empty_array.clone()),
@@ -193,7 +199,10 @@ fn bytes(lua: &Lua, inner: &Rc<Inner>, add: Add<'_>) -> Result<()> {
         Ok(Some(parts))
     };
     add("parse_url", lua.create_function(url)?)?;
-    add("parse_net_url", lua.create_function(|lua, text: LuaString| net_url(lua, &text.to_string_lossy()))?)?;
+    add(
+        "parse_net_url",
+        lua.create_function(|lua, text: LuaString| net_url(lua, &text.to_string_lossy()))?,
+    )?;
     Ok(())
 }
 
@@ -257,7 +266,10 @@ trait ReplacePlus {
 
 impl ReplacePlus for [u8] {
     fn replace_plus(&self) -> Vec<u8> {
-        self.iter().flat_map(|b| if *b == b'+' { &b"%2B"[..] } else { std::slice::from_ref(b) }).copied().collect()
+        self.iter()
+            .flat_map(|b| if *b == b'+' { &b"%2B"[..] } else { std::slice::from_ref(b) })
+            .copied()
+            .collect()
     }
 }
 
@@ -353,7 +365,13 @@ fn patterns(lua: &Lua, inner: &Rc<Inner>, add: Add<'_>) -> Result<()> {
     let search = Rc::new(search);
     let searching = search.clone();
     let budget = inner.budget.clone();
-    let find = move |lua: &Lua, (subject, wanted, init, as_is): (LuaString, LuaString, Option<f64>, Option<Value>)| {
+    let find = move |lua: &Lua,
+                     (subject, wanted, init, as_is): (
+        LuaString,
+        LuaString,
+        Option<f64>,
+        Option<Value>,
+    )| {
         let (subject, wanted) = (subject.as_bytes(), wanted.as_bytes());
         let Some(from) = begin(init.map(|n| n as i64), subject.len()) else {
             return Value::Nil.into_lua_multi(lua);
@@ -362,17 +380,17 @@ fn patterns(lua: &Lua, inner: &Rc<Inner>, add: Add<'_>) -> Result<()> {
         if as_is || pattern::is_plain(&wanted) {
             budget.charge(subject.len() - from)?;
             return match find_bytes(&subject[from..], &wanted) {
-                Some(at) => ((from + at + 1) as f64, (from + at + wanted.len()) as f64).into_lua_multi(lua),
+                Some(at) => {
+                    ((from + at + 1) as f64, (from + at + wanted.len()) as f64).into_lua_multi(lua)
+                }
                 None => Value::Nil.into_lua_multi(lua),
             };
         }
         let Some(found) = searching(&subject, &wanted, from)? else {
             return Value::Nil.into_lua_multi(lua);
         };
-        let mut results = vec![
-            Value::Number((found.from + 1) as f64),
-            Value::Number(found.end as f64),
-        ];
+        let mut results =
+            vec![Value::Number((found.from + 1) as f64), Value::Number(found.end as f64)];
         for capture in found.explicit(&subject) {
             results.push(held(lua, capture)?);
         }
@@ -380,23 +398,27 @@ fn patterns(lua: &Lua, inner: &Rc<Inner>, add: Add<'_>) -> Result<()> {
     };
     add("find", lua.create_function(find)?)?;
     let searching = search.clone();
-    let matching = move |lua: &Lua, (subject, wanted, init): (LuaString, LuaString, Option<f64>)| {
-        let (subject, wanted) = (subject.as_bytes(), wanted.as_bytes());
-        let Some(from) = begin(init.map(|n| n as i64), subject.len()) else {
-            return Value::Nil.into_lua_multi(lua);
+    let matching =
+        move |lua: &Lua, (subject, wanted, init): (LuaString, LuaString, Option<f64>)| {
+            let (subject, wanted) = (subject.as_bytes(), wanted.as_bytes());
+            let Some(from) = begin(init.map(|n| n as i64), subject.len()) else {
+                return Value::Nil.into_lua_multi(lua);
+            };
+            let Some(found) = searching(&subject, &wanted, from)? else {
+                return Value::Nil.into_lua_multi(lua);
+            };
+            let all: Result<Vec<_>> =
+                found.captures(&subject).into_iter().map(|h| held(lua, h)).collect();
+            Ok(MultiValue::from_vec(all?))
         };
-        let Some(found) = searching(&subject, &wanted, from)? else {
-            return Value::Nil.into_lua_multi(lua);
-        };
-        let all: Result<Vec<_>> = found.captures(&subject).into_iter().map(|h| held(lua, h)).collect();
-        Ok(MultiValue::from_vec(all?))
-    };
     add("match", lua.create_function(matching)?)?;
     // Each match with where the next search begins.
     let searching = search.clone();
     let gmatch = move |lua: &Lua, (subject, wanted, at): (LuaString, LuaString, usize)| {
         let (subject, wanted) = (subject.as_bytes(), wanted.as_bytes());
-        let Some(found) = (at <= subject.len()).then(|| searching(&subject, &wanted, at)).transpose()?.flatten() else {
+        let Some(found) =
+            (at <= subject.len()).then(|| searching(&subject, &wanted, at)).transpose()?.flatten()
+        else {
             return Value::Nil.into_lua_multi(lua);
         };
         let next = if found.end == found.from { found.end + 1 } else { found.end };
@@ -423,11 +445,18 @@ fn patterns(lua: &Lua, inner: &Rc<Inner>, add: Add<'_>) -> Result<()> {
         }
         captures.raw_set("from", found.from + 1)?;
         captures.raw_set("to", found.end)?;
-        captures.raw_set("next", if found.end == found.from { found.end + 1 } else { found.end })?;
+        captures
+            .raw_set("next", if found.end == found.from { found.end + 1 } else { found.end })?;
         Ok(Some(captures))
     };
     add("gsub_next", lua.create_function(gsub_next)?)?;
-    let gsub = move |_: &Lua, (subject, wanted, with, max): (LuaString, LuaString, LuaString, Option<f64>)| {
+    let gsub = move |_: &Lua,
+                     (subject, wanted, with, max): (
+        LuaString,
+        LuaString,
+        LuaString,
+        Option<f64>,
+    )| {
         let (subject, wanted, with) = (subject.as_bytes(), wanted.as_bytes(), with.as_bytes());
         let max = max.map_or(usize::MAX, |max| max.max(0.0) as usize);
         let (mut out, mut at, mut copied, mut count) = (Vec::new(), 0, 0, 0_usize);
@@ -451,7 +480,12 @@ fn patterns(lua: &Lua, inner: &Rc<Inner>, add: Add<'_>) -> Result<()> {
     add("gsub", lua.create_function(gsub)?)
 }
 
-fn substitute(with: &[u8], subject: &[u8], found: &pattern::Found, out: &mut Vec<u8>) -> Result<()> {
+fn substitute(
+    with: &[u8],
+    subject: &[u8],
+    found: &pattern::Found,
+    out: &mut Vec<u8>,
+) -> Result<()> {
     let mut bytes = with.iter();
     while let Some(&byte) = bytes.next() {
         if byte != b'%' {
@@ -469,7 +503,11 @@ fn substitute(with: &[u8], subject: &[u8], found: &pattern::Found, out: &mut Vec
                 }
             }
             Some(other) => out.push(*other),
-            None => return Err(mlua::Error::RuntimeError("invalid use of '%' in replacement string".into())),
+            None => {
+                return Err(mlua::Error::RuntimeError(
+                    "invalid use of '%' in replacement string".into(),
+                ));
+            }
         }
     }
     Ok(())
@@ -484,44 +522,55 @@ fn find_bytes(subject: &[u8], wanted: &[u8]) -> Option<usize> {
 
 fn regexes(lua: &Lua, inner: &Rc<Inner>, add: Add<'_>) -> Result<()> {
     let shared = inner.clone();
-    let matching = move |lua: &Lua, (subject, regex, options, at): (LuaString, LuaString, LuaString, usize)| {
-        let failed = |why: String| (Value::Nil, why).into_lua_multi(lua);
-        let Ok(subject) = subject.to_str() else { return failed(NOT_UTF8.into()) };
-        shared.budget.charge(subject.len())?;
-        let compiled = match shared.regexes.get(&regex.to_string_lossy(), &options.to_string_lossy()) {
-            Ok(compiled) => compiled,
-            Err(why) => return failed(why),
+    let matching =
+        move |lua: &Lua,
+              (subject, regex, options, at): (LuaString, LuaString, LuaString, usize)| {
+            let failed = |why: String| (Value::Nil, why).into_lua_multi(lua);
+            let Ok(subject) = subject.to_str() else { return failed(NOT_UTF8.into()) };
+            shared.budget.charge(subject.len())?;
+            let compiled =
+                match shared.regexes.get(&regex.to_string_lossy(), &options.to_string_lossy()) {
+                    Ok(compiled) => compiled,
+                    Err(why) => return failed(why),
+                };
+            let found = match compiled.find(&subject, at.saturating_sub(1)) {
+                Ok(Some(found)) => found,
+                Ok(None) => return Value::Nil.into_lua_multi(lua),
+                Err(why) => return failed(why),
+            };
+            let captures = lua.create_table()?;
+            let group = |n: usize| match found.groups.get(n).copied().flatten() {
+                Some((from, to)) => lua.create_string(&subject[from..to]).map(Value::String),
+                None => Ok(Value::Boolean(false)),
+            };
+            for n in 0..found.groups.len() {
+                captures.raw_set(n, group(n)?)?;
+            }
+            for (n, name) in compiled.names() {
+                captures.raw_set(name, group(n)?)?;
+            }
+            let next = if found.to == found.from { found.to + 1 } else { found.to };
+            let next = (next <= subject.len()).then_some(next + 1);
+            (captures, found.from + 1, found.to, next).into_lua_multi(lua)
         };
-        let found = match compiled.find(&subject, at.saturating_sub(1)) {
-            Ok(Some(found)) => found,
-            Ok(None) => return Value::Nil.into_lua_multi(lua),
-            Err(why) => return failed(why),
-        };
-        let captures = lua.create_table()?;
-        let group = |n: usize| match found.groups.get(n).copied().flatten() {
-            Some((from, to)) => lua.create_string(&subject[from..to]).map(Value::String),
-            None => Ok(Value::Boolean(false)),
-        };
-        for n in 0..found.groups.len() {
-            captures.raw_set(n, group(n)?)?;
-        }
-        for (n, name) in compiled.names() {
-            captures.raw_set(name, group(n)?)?;
-        }
-        let next = if found.to == found.from { found.to + 1 } else { found.to };
-        let next = (next <= subject.len()).then_some(next + 1);
-        (captures, found.from + 1, found.to, next).into_lua_multi(lua)
-    };
     add("re_match", lua.create_function(matching)?)?;
     let shared = inner.clone();
-    let find = move |lua: &Lua, (subject, regex, options, at, nth): (LuaString, LuaString, LuaString, usize, usize)| {
+    let find = move |lua: &Lua,
+                     (subject, regex, options, at, nth): (
+        LuaString,
+        LuaString,
+        LuaString,
+        usize,
+        usize,
+    )| {
         let failed = |why: String| (Value::Nil, Value::Nil, why).into_lua_multi(lua);
         let Ok(subject) = subject.to_str() else { return failed(NOT_UTF8.into()) };
         shared.budget.charge(subject.len())?;
-        let compiled = match shared.regexes.get(&regex.to_string_lossy(), &options.to_string_lossy()) {
-            Ok(compiled) => compiled,
-            Err(why) => return failed(why),
-        };
+        let compiled =
+            match shared.regexes.get(&regex.to_string_lossy(), &options.to_string_lossy()) {
+                Ok(compiled) => compiled,
+                Err(why) => return failed(why),
+            };
         match compiled.find(&subject, at.saturating_sub(1)) {
             Ok(Some(found)) => match found.groups.get(nth).copied() {
                 Some(Some((from, to))) => (from + 1, to).into_lua_multi(lua),
@@ -534,14 +583,22 @@ fn regexes(lua: &Lua, inner: &Rc<Inner>, add: Add<'_>) -> Result<()> {
     };
     add("re_find", lua.create_function(find)?)?;
     let shared = inner.clone();
-    let sub = move |lua: &Lua, (subject, regex, with, options, global): (LuaString, LuaString, LuaString, LuaString, bool)| {
+    let sub = move |lua: &Lua,
+                    (subject, regex, with, options, global): (
+        LuaString,
+        LuaString,
+        LuaString,
+        LuaString,
+        bool,
+    )| {
         let failed = |why: String| (Value::Nil, why).into_lua_multi(lua);
         let Ok(subject) = subject.to_str() else { return failed(NOT_UTF8.into()) };
         let Ok(with) = with.to_str() else { return failed(NOT_UTF8.into()) };
-        let compiled = match shared.regexes.get(&regex.to_string_lossy(), &options.to_string_lossy()) {
-            Ok(compiled) => compiled,
-            Err(why) => return failed(why),
-        };
+        let compiled =
+            match shared.regexes.get(&regex.to_string_lossy(), &options.to_string_lossy()) {
+                Ok(compiled) => compiled,
+                Err(why) => return failed(why),
+            };
         let (mut out, mut at, mut copied, mut count) = (String::new(), 0, 0, 0_usize);
         loop {
             shared.budget.charge(subject.len() - copied)?;
@@ -580,10 +637,13 @@ fn logs(lua: &Lua, add: Add<'_>) -> Result<()> {
         })
     };
     add("logs", lua.create_function(logs)?)?;
-    add("log", lua.create_function(|lua, (level, text): (u8, LuaString)| {
-        log(lua, level, &text.to_string_lossy());
-        Ok(())
-    })?)
+    add(
+        "log",
+        lua.create_function(|lua, (level, text): (u8, LuaString)| {
+            log(lua, level, &text.to_string_lossy());
+            Ok(())
+        })?,
+    )
 }
 
 /// Writes a line as nginx would: the script, its line, the function, the text.
@@ -591,7 +651,8 @@ fn log(lua: &Lua, level: u8, text: &str) {
     let place = (1..STACK_MAX).find_map(|depth| {
         let place = lua.inspect_stack(depth, |frame| {
             let source = frame.source();
-            let script = source.short_src.filter(|script| script != "[sluicegate]" && script != "[C]")?;
+            let script =
+                source.short_src.filter(|script| script != "[sluicegate]" && script != "[C]")?;
             let line = frame.current_line().unwrap_or(0);
             let names = frame.names();
             let name = names.name.as_deref().filter(|name| *name != "?").unwrap_or("func");
@@ -618,7 +679,8 @@ fn modules(lua: &Lua, inner: &Rc<Inner>, add: Add<'_>) -> Result<()> {
     add("memory", lua.create_function(|lua, ()| Ok(lua.used_memory() as f64 / 1024.0))?)?;
     let load = |lua: &Lua, (text, name, env): (LuaString, LuaString, Table)| {
         // Never compiled code, which could do anything.
-        let chunk = lua.load(text.as_bytes().to_vec()).set_name(name.to_string_lossy().replace('\0', " "));
+        let chunk =
+            lua.load(text.as_bytes().to_vec()).set_name(name.to_string_lossy().replace('\0', " "));
         match chunk.set_mode(mlua::ChunkMode::Text).set_environment(env).into_function() {
             Ok(function) => (function,).into_lua_multi(lua),
             Err(error) => (Value::Nil, text_of(&error)).into_lua_multi(lua),

@@ -257,9 +257,7 @@ impl State<'_> {
 
     fn balanced(&mut self, s: usize, p: usize) -> Matched {
         let (Some(&open), Some(&close)) = (self.pattern.get(p), self.pattern.get(p + 1)) else {
-            return Err(PatternError::Malformed(
-                "malformed pattern (missing arguments to '%b')",
-            ));
+            return Err(PatternError::Malformed("malformed pattern (missing arguments to '%b')"));
         };
         if self.subject.get(s) != Some(&open) {
             return Ok(None);
@@ -310,9 +308,7 @@ impl State<'_> {
                 loop {
                     match at(p) {
                         None => {
-                            return Err(PatternError::Malformed(
-                                "malformed pattern (missing ']')",
-                            ));
+                            return Err(PatternError::Malformed("malformed pattern (missing ']')"));
                         }
                         Some(b']') if !first => return Ok(p + 1),
                         Some(b'%') => p += 2,

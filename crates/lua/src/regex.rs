@@ -106,7 +106,8 @@ pub(crate) fn expand(
         }
         let (digits, after) = match rest.strip_prefix('{') {
             Some(inner) => {
-                let end = inner.find('}').ok_or("attempt to use an invalid capturing group name")?;
+                let end =
+                    inner.find('}').ok_or("attempt to use an invalid capturing group name")?;
                 (&inner[..end], &inner[end + 1..])
             }
             None => {

@@ -37,7 +37,10 @@ fn disabled(what: &str, phase: Phase) -> String {
 }
 
 fn state(lua: &Lua, inner: &Rc<Inner>, add: Add<'_>) -> Result<()> {
-    add("phase", lua.create_function(|_, ()| Ok(with(|step| step.phase.nginx()).unwrap_or("init")))?)?;
+    add(
+        "phase",
+        lua.create_function(|_, ()| Ok(with(|step| step.phase.nginx()).unwrap_or("init")))?,
+    )?;
     let cannot_wait = |_: &Lua, what: String| {
         Ok(match with(|step| step.phase) {
             None => Some(NO_REQUEST.to_owned()),
@@ -54,7 +57,9 @@ fn state(lua: &Lua, inner: &Rc<Inner>, add: Add<'_>) -> Result<()> {
             }
             let mut said = step.remembered.said.borrow_mut();
             if said.len() + text.as_bytes().len() > limit {
-                return Some(format!("more than {limit} bytes were printed (plugin_attr.serverless.body_bytes)"));
+                return Some(format!(
+                    "more than {limit} bytes were printed (plugin_attr.serverless.body_bytes)"
+                ));
             }
             said.extend_from_slice(&text.as_bytes());
             None
@@ -126,8 +131,16 @@ fn state(lua: &Lua, inner: &Rc<Inner>, add: Add<'_>) -> Result<()> {
         })
     };
     add("set_arg", lua.create_function(set_arg)?)?;
-    add("worker_id", lua.create_function(|_, ()| Ok(with(|step| step.exchange().core.index).unwrap_or(0)))?)?;
-    add("worker_count", lua.create_function(|_, ()| Ok(with(|step| step.exchange().settings.workers).unwrap_or(1)))?)?;
+    add(
+        "worker_id",
+        lua.create_function(|_, ()| Ok(with(|step| step.exchange().core.index).unwrap_or(0)))?,
+    )?;
+    add(
+        "worker_count",
+        lua.create_function(
+            |_, ()| Ok(with(|step| step.exchange().settings.workers).unwrap_or(1)),
+        )?,
+    )?;
     add("pid", lua.create_function(|_, ()| Ok(std::process::id()))?)
 }
 
@@ -155,7 +168,9 @@ fn variables(lua: &Lua, inner: &Rc<Inner>, add: Add<'_>) -> Result<()> {
     let set = |_: &Lua, (name, value): (LuaString, Option<LuaString>)| {
         let (name, value) = (name.to_string_lossy(), value.map(|value| value.as_bytes().to_vec()));
         here(|step| {
-            let Some(exchange) = step.exchange_mut() else { return Some(disabled("set", step.phase)) };
+            let Some(exchange) = step.exchange_mut() else {
+                return Some(disabled("set", step.phase));
+            };
             let value = value.unwrap_or_default();
             match name.as_str() {
                 "args" => exchange.set_query(&value),
@@ -322,7 +337,9 @@ fn request(lua: &Lua, inner: &Rc<Inner>, add: Add<'_>) -> Result<()> {
     let set_body = move |_: &Lua, data: Value| {
         let data = Buffer::from(plain(&data));
         if data.len() > limit {
-            return Ok(Some(format!("the body is larger than {limit} bytes (plugin_attr.serverless.body_bytes)")));
+            return Ok(Some(format!(
+                "the body is larger than {limit} bytes (plugin_attr.serverless.body_bytes)"
+            )));
         }
         here(|step| {
             let phase = step.phase;
@@ -381,14 +398,16 @@ fn answer(lua: &Lua, add: Add<'_>) -> Result<()> {
     let get = |lua: &Lua, name: LuaString| {
         let name = name.to_string_lossy();
         let values: Vec<Vec<u8>> = here(|step| {
-            let values = step.answer_seen().map(|headers| headers.all(&name).map(<[u8]>::to_vec).collect());
+            let values =
+                step.answer_seen().map(|headers| headers.all(&name).map(<[u8]>::to_vec).collect());
             values.unwrap_or_default()
         })?;
         match &values[..] {
             [] => Ok(Value::Nil),
             [one] => lua.create_string(one).map(Value::String),
             all => {
-                let all: Result<Vec<_>> = all.iter().map(|value| lua.create_string(value)).collect();
+                let all: Result<Vec<_>> =
+                    all.iter().map(|value| lua.create_string(value)).collect();
                 lua.create_sequence_from(all?)?.into_lua(lua)
             }
         }
@@ -483,9 +502,8 @@ fn context(lua: &Lua, null: &Value, add: Add<'_>) -> Result<()> {
                     None => "route".to_owned(),
                 }),
                 "consumer_name" => consumer.map(|consumer| consumer.name.to_string()),
-                "consumer_group_id" => {
-                    consumer.and_then(|consumer| consumer.group_id.as_ref().map(ToString::to_string))
-                }
+                "consumer_group_id" => consumer
+                    .and_then(|consumer| consumer.group_id.as_ref().map(ToString::to_string)),
                 _ => None,
             }
         })?;

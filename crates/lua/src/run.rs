@@ -77,17 +77,14 @@ impl Functions {
     async fn run_all(&self, phase: Phase, exchange: &mut Exchange) -> Result<Outcome, LuaError> {
         let host = host()?;
         let mut step = Step::of(Parts::Request(exchange), phase);
-        let loaded =
-            host.loaded(self.id, &self.alive, &self.sources, &self.conf, &mut step)?;
+        let loaded = host.loaded(self.id, &self.alive, &self.sources, &self.conf, &mut step)?;
         let ctx = host.context(&step).map_err(|error| LuaError::State(error.to_string()))?;
         let remembered = step.remembered.clone();
         for function in loaded.functions.iter() {
             let thread = host.start(function)?;
             let mut meter = Meter::new(&host.limits);
-            let mut arguments = MultiValue::from_vec(vec![
-                loaded.conf.clone(),
-                Value::Table(ctx.clone()),
-            ]);
+            let mut arguments =
+                MultiValue::from_vec(vec![loaded.conf.clone(), Value::Table(ctx.clone())]);
             let returned = loop {
                 let mut step = Step::of(Parts::Request(exchange), phase);
                 match host.resume(&thread, &mut step, &mut meter, arguments)? {
@@ -96,7 +93,8 @@ impl Functions {
                         if remembered.exit.get().is_some() {
                             return exited(&remembered, exchange);
                         }
-                        arguments = self.wait(&host, &what, argument, exchange, &remembered).await?;
+                        arguments =
+                            self.wait(&host, &what, argument, exchange, &remembered).await?;
                     }
                 }
             };
@@ -214,8 +212,7 @@ impl Functions {
         let loaded = host.loaded(self.id, &self.alive, &self.sources, &self.conf, step)?;
         let ctx = host.context(step).map_err(|error| LuaError::State(error.to_string()))?;
         for function in loaded.functions.iter() {
-            let returned =
-                host.call(function, step, (loaded.conf.clone(), ctx.clone()))?;
+            let returned = host.call(function, step, (loaded.conf.clone(), ctx.clone()))?;
             let code = returned.iter().next();
             if let (Parts::Head(_, response), Some(code)) = (&mut step.parts, code)
                 && let Some(code) = number(code)
@@ -283,9 +280,7 @@ fn ended(
     let response = match code_number {
         Some(code) if said.is_empty() => silent(code, remembered, exchange),
         Some(code) => spoken(status(code), said, exchange),
-        None => {
-            spoken(status(remembered.status.get().map_or(200, i32::from)), said, exchange)
-        }
+        None => spoken(status(remembered.status.get().map_or(200, i32::from)), said, exchange),
     };
     Ok(Some(Outcome::Respond(response)))
 }

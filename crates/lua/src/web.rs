@@ -32,8 +32,8 @@ impl Call {
         let text = |name: &str| String::from_utf8_lossy(&plain(&field(name))).into_owned();
         let flag = |name: &str| field(name) != Value::Boolean(false);
         let method = text("method");
-        let method = Method::from_bytes(method.as_bytes())
-            .map_err(|_| format!("bad method: {method}"))?;
+        let method =
+            Method::from_bytes(method.as_bytes()).map_err(|_| format!("bad method: {method}"))?;
         let limit = |name: &str| {
             let ms = field(name).as_number().or(field(name).as_integer().map(|n| n as f64));
             let ms = ms.filter(|ms| ms.is_finite() && *ms > 0.0).map(|ms| ms as u64);

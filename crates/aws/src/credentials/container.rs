@@ -77,6 +77,8 @@ async fn token(surroundings: Surroundings<'_>) -> Result<Option<String>, Credent
 }
 
 /// A token out of a file, without the white space at its ends.
+///
+/// Unlike botocore, which sends the line's end that an editor left and is refused.
 pub(crate) async fn read_token(
     provider: &'static str,
     path: &Path,

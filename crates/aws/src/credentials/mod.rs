@@ -6,7 +6,7 @@
 //! `plugin_attr.aws-lambda` of config.yaml.
 //!
 //! The order of the chain, the variables, the files and their quirks follow botocore 1.43, which
-//! the tests of the identity crate run beside these sources. `Differs:` lines name where not.
+//! the tests of the identity crate run beside these sources. `Unlike botocore` says where not.
 //!
 //! Invariant: nothing here opens a socket, reads a file, starts a process or reads a clock. All
 //! that is [`Outside`], and `now` is an argument.

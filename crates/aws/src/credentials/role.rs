@@ -1,6 +1,6 @@
 //! A role to assume, over whatever credentials there are.
 
-use super::settings::is_region;
+use super::settings::{ProviderKind, is_region};
 use super::sts::Url;
 
 /// What `AssumeRole` is asked for.
@@ -76,6 +76,25 @@ impl Role {
             _ => Ok(()),
         }
     }
+
+    /// Checks a role that a route takes over an identity of the gateway, or over its own keys.
+    ///
+    /// A signed request can be sent on by whoever receives it, and STS would answer that one with
+    /// the role's keys. So over an identity of the gateway a route may name STS itself only; other
+    /// endpoints are named in config.yaml.
+    ///
+    /// # Errors
+    /// As [`Role::check`], and when the endpoint is not one of AWS's.
+    pub fn check_over(&self, kind: ProviderKind) -> Result<(), RoleError> {
+        self.check()?;
+        let foreign = |endpoint: &str| {
+            Url::parse(endpoint).is_ok_and(|url| !(url.tls && is_sts_host(url.host())))
+        };
+        if kind != ProviderKind::Static && self.endpoint.as_deref().is_some_and(foreign) {
+            return Err(RoleError::ForeignEndpoint);
+        }
+        Ok(())
+    }
 }
 
 /// Why a role cannot be asked for.
@@ -111,6 +130,30 @@ pub enum RoleError {
         /// What is wrong.
         &'static str,
     ),
+    /// Not an STS endpoint of AWS.
+    #[error(
+        "over an identity of the gateway the STS endpoint of a route must be AWS's own \
+         (https://sts.REGION.amazonaws.com, an interface endpoint of STS); another one belongs in \
+         plugin_attr.aws-lambda.sts_endpoint of config.yaml"
+    )]
+    ForeignEndpoint,
+}
+
+/// `sts.REGION.amazonaws.com` and its relatives. Other names below amazonaws.com may be anybody's.
+fn is_sts_host(host: &str) -> bool {
+    let domain = [".amazonaws.com", ".amazonaws.com.cn", ".api.aws"];
+    let Some(rest) = domain.iter().find_map(|domain| host.strip_suffix(domain)) else {
+        return false;
+    };
+    let labels: Vec<&str> = rest.split('.').collect();
+    // A bucket may be called `sts`, too: `sts.s3-eu-west-1.amazonaws.com`.
+    let region = |name: &str| is_region(name) && name.contains('-') && !name.starts_with("s3");
+    match labels[..] {
+        ["sts" | "sts-fips"] => true,
+        ["sts" | "sts-fips", name] => region(name),
+        [_, "sts" | "sts-fips", name, "vpce"] => region(name),
+        _ => false,
+    }
 }
 
 fn is_role_arn(arn: &str) -> bool {
@@ -173,5 +216,41 @@ mod tests {
         }
         let role = Role { endpoint: Some("ftp://sts".to_owned()), ..role() };
         assert!(matches!(role.check(), Err(RoleError::Endpoint(_))));
+    }
+
+    #[test]
+    fn over_an_identity_of_the_gateway_a_route_may_only_name_sts_itself() {
+        let over = |kind, endpoint: &str| {
+            let role = Role {
+                arn: "arn:aws:iam::123456789012:role/r".to_owned(),
+                endpoint: Some(endpoint.to_owned()),
+                ..Role::default()
+            };
+            role.check_over(kind)
+        };
+        for endpoint in [
+            "https://sts.amazonaws.com",
+            "https://sts.eu-west-1.amazonaws.com/",
+            "https://sts-fips.us-east-1.amazonaws.com",
+            "https://sts.cn-north-1.amazonaws.com.cn",
+            "https://sts.eu-west-1.api.aws",
+            "https://vpce-1-2.sts.eu-west-1.vpce.amazonaws.com",
+        ] {
+            assert_eq!(over(ProviderKind::Imds, endpoint), Ok(()), "{endpoint}");
+        }
+        for endpoint in [
+            "http://sts.eu-west-1.amazonaws.com",
+            "https://sts.evil.test",
+            "https://sts.amazonaws.com.evil.test",
+            "https://abc.execute-api.eu-west-1.amazonaws.com",
+            "https://sts.s3.amazonaws.com",
+            "https://sts.s3-eu-west-1.amazonaws.com",
+            "https://sts.a.b.amazonaws.com",
+            "http://127.0.0.1:4566",
+        ] {
+            let refused = Err(RoleError::ForeignEndpoint);
+            assert_eq!(over(ProviderKind::Chain, endpoint), refused, "{endpoint}");
+            assert_eq!(over(ProviderKind::Static, endpoint), Ok(()), "{endpoint}");
+        }
     }
 }

@@ -131,7 +131,7 @@ impl Sources {
         }
     }
 
-    /// Differs: botocore does not know `AWS_REGION`, which Lambda, EKS and the other SDKs use.
+    /// Unlike botocore this knows `AWS_REGION`, which Lambda, EKS and the other SDKs use.
     pub(crate) fn region(&self) -> Option<&str> {
         let region = self.region.as_deref().or_else(|| self.var("AWS_REGION"));
         region.or_else(|| self.var("AWS_DEFAULT_REGION"))
