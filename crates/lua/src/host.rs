@@ -87,10 +87,11 @@ pub(crate) fn host() -> Result<Rc<Host>, LuaError> {
 
 impl Host {
     fn new() -> mlua::Result<Self> {
-        let libraries = StdLib::TABLE | StdLib::STRING | StdLib::MATH | StdLib::OS | StdLib::BIT;
-        // mlua's own `pcall`, which lets no panic pass, cannot be yielded across. Without it a panic
-        // of ours is an error to the script.
-        let lua = Lua::new_with(libraries, LuaOptions::new().catch_rust_panics(false))?;
+        let libraries =
+            StdLib::TABLE | StdLib::STRING | StdLib::MATH | StdLib::OS | StdLib::BIT;
+        // Lua's own `pcall`: that of mlua, which lets panics pass, could not be yielded across, and
+        // would nest on the thread's stack.
+        let lua = Lua::new_with(libraries, LuaOptions::new().catch_rust_panics(true))?;
         // LuaJIT's compiler stays off: code that it compiles calls no hook.
         let limits = limits();
         let budget = Budget::watch(&lua)?;
