@@ -28,6 +28,4 @@ pub mod snapshot;
 pub mod tls;
 pub mod upstream;
 pub mod uri;
-mod vars;
-
-pub use vars::WithResponse;
+pub mod vars;

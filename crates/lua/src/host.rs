@@ -51,6 +51,8 @@ pub(crate) struct Host {
     null: Value,
     new_env: Function,
     new_ctx: Function,
+    /// Values of variables that functions registered, by name and `ctx`.
+    pub(crate) registered: Function,
     loaded: RefCell<HashMap<u64, Loaded>>,
 }
 
@@ -104,13 +106,14 @@ impl Host {
         let (natives, null) = natives::table(&lua, &inner)?;
         let op = lua.create_table()?;
         let base = lua.load(BASE).set_name("=[sluicegate]").set_mode(ChunkMode::Text);
-        let (new_env, new_ctx): (Function, Function) = base.call((natives, op.clone()))?;
+        let (new_env, new_ctx, registered): (Function, Function, Function) =
+            base.call((natives, op.clone()))?;
         lua.gc_collect()?;
         lua.set_memory_limit(limits.memory_bytes)?;
         let number = NEXT.get();
         NEXT.set(number + 1);
         let loaded = RefCell::default();
-        Ok(Self { lua, number, limits, budget, op, null, new_env, new_ctx, loaded })
+        Ok(Self { lua, number, limits, budget, op, null, new_env, new_ctx, registered, loaded })
     }
 
     /// Runs `run` against `meter`, with the request at hand.

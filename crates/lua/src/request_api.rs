@@ -10,8 +10,10 @@ use sluicegate_gateway::exchange::Version;
 use sluicegate_gateway::expr::{VarName, Vars};
 use sluicegate_gateway::http::Headers;
 use sluicegate_gateway::uri;
+use sluicegate_gateway::vars::OtherVars;
 
 use crate::host::Inner;
+use crate::run::Registered;
 use crate::json;
 use crate::natives::{Add, Bytes, append, plain};
 use crate::request::{Parts, Phase, Step, with};
@@ -221,6 +223,10 @@ fn variable(step: &Step<'_>, name: &VarName) -> Option<Vec<u8>> {
         && name.to_string() == "status"
     {
         return Some(response.status.as_str().as_bytes().to_vec());
+    }
+    if matches!(name, VarName::Other(_)) {
+        // Only functions make these, and `ctx.var` calls them itself.
+        return None;
     }
     exchange.var(name)?.to_bytes().map(|text| text.into_owned())
 }
@@ -484,6 +490,15 @@ fn context(lua: &Lua, null: &Value, add: Add<'_>) -> Result<()> {
         Ok(Some(table))
     };
     add("matched", lua.create_function(matched)?)?;
+    let registers = |_: &Lua, ()| {
+        here(|step| {
+            if let Some(exchange) = step.exchange_mut() {
+                let vars: Rc<dyn OtherVars> = Rc::new(Registered);
+                exchange.notes.set(vars);
+            }
+        })
+    };
+    add("registers", lua.create_function(registers)?)?;
     let null = null.clone();
     let field = move |lua: &Lua, name: Value| {
         let Value::String(name) = name else { return Value::Nil.into_lua_multi(lua) };

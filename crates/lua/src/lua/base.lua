@@ -1006,6 +1006,7 @@ local core_ctx = {
         if type(name) ~= "string" then error("bad argument #1 to 'register_var' (string expected)", 2) end
         if type(f) ~= "function" then error("bad argument #2 to 'register_var' (function expected)", 2) end
         registered[name] = f
+        N.registers()
     end,
     get_var = function(name) return var_get(name) end,
 }
@@ -1191,5 +1192,8 @@ string_meta.__metatable = false
 return function() return setmetatable({}, env_meta) end, new_ctx,
     function(name, ctx)
         local custom = registered[name]
-        if custom then return custom(ctx) end
+        if not custom then return nil end
+        local value = custom(ctx)
+        if type(value) == "table" then return (json_encode(value)) end
+        return value
     end

@@ -443,3 +443,128 @@ fn resty_http_calls_over_the_gateways_connections() {
     );
     assert!(ran.body().starts_with("nilcannot connect"), "{}", ran.body());
 }
+
+/// Random sources from the words that scripts are made of.
+fn random_source(seed: &mut u64) -> String {
+    let mut random = |n: usize| {
+        *seed ^= *seed << 13;
+        *seed ^= *seed >> 7;
+        *seed ^= *seed << 17;
+        usize::try_from(*seed >> 33).unwrap_or(0) % n
+    };
+    const NAMES: [&str; 40] = [
+        "ngx.say", "ngx.exit", "ngx.sleep", "ngx.log", "ngx.var.uri", "ngx.var", "ngx.header", "ngx.ctx",
+        "ngx.req.get_headers", "ngx.req.set_header", "ngx.req.set_uri", "ngx.req.set_uri_args",
+        "ngx.req.set_body_data", "ngx.req.read_body", "ngx.req.set_method", "ngx.re.match", "ngx.re.gsub",
+        "ngx.decode_args", "ngx.encode_args", "ngx.decode_base64", "ngx.escape_uri", "ngx.redirect",
+        "ngx.arg", "ngx.status", "ngx.null", "string.rep", "string.gsub", "string.find", "string.format",
+        "table.concat", "table.insert", "table.sort", "pcall", "error", "coroutine.wrap", "coroutine.yield",
+        "require('cjson').encode", "require('cjson.safe').decode", "require('apisix.core').response.exit",
+        "setmetatable",
+    ];
+    const VALUES: [&str; 16] = [
+        "1", "-1", "0/0", "1e300", "''", "'a'", "'%'", "('x'):rep(99)", "{}", "{1, 2}", "{a = {}}", "nil",
+        "true", "function(...) return ... end", "'\\0\\r\\n'", "ngx.null",
+    ];
+    let mut source = String::new();
+    for _ in 0..1 + random(6) {
+        let name = NAMES[random(NAMES.len())];
+        let other = NAMES[random(NAMES.len())];
+        let (one, two) = (VALUES[random(VALUES.len())], VALUES[random(VALUES.len())]);
+        source.push_str(&match random(8) {
+            0 => format!("pcall({name}, {one}, {two})\n"),
+            1 => format!("local v = {name} v[{one}] = {two}\n"),
+            2 => format!("pcall(function() {name}({one}) end)\n"),
+            3 => format!("pcall({name}, {other}, {one}, {two})\n"),
+            4 => format!("for i = 1, 3 do pcall({name}, {one}, {two}, i) end\n"),
+            5 => format!("if {one} then pcall({name}) end\n"),
+            6 => format!("pcall(coroutine.wrap({name}), {one}, {two})\n"),
+            _ => format!("{name}({one}, {two})\n"),
+        });
+    }
+    source
+}
+
+#[test]
+fn whatever_a_script_says_the_gateway_goes_on() {
+    sluicegate_lua::configure(sluicegate_lua::Limits {
+        instructions: 200_000,
+        ..sluicegate_lua::Limits::default()
+    });
+    let mut registry = sluicegate_gateway::plugin::Registry::default();
+    registry.add::<Pre>();
+    let script = "return function(conf, ctx)
+        ngx.req.read_body()
+        local f = loadstring(ngx.req.get_body_data())
+        if not f then return 400 end
+        return f(conf, ctx)
+    end";
+    let kind = sluicegate_model::kind::Kind::Routes;
+    let route = |id: &str, script: &str| {
+        json!({"id": id, "uri": format!("/{id}"), "plugins": {Pre::NAME: {"functions": [script]}}})
+    };
+    let honest = "return function() return 200, ngx.md5('a') .. ('x'):rep(2) end";
+    let gateway = sluicegate_testkit::plugin::InProcess::start(
+        registry,
+        vec![(kind, "any", route("any", script)), (kind, "honest", route("honest", honest))],
+    );
+    let mut seed = 0x9e37_79b9_7f4a_7c15;
+    for round in 0..400 {
+        let source = random_source(&mut seed);
+        // Sleeps of minutes are not what is tried out here.
+        let source = format!("local ngx_sleep = ngx.sleep\nngx.sleep = function() ngx_sleep(0) end\n{source}");
+        let mut client = sluicegate_testkit::client::Client::connect(gateway.addr);
+        client.send(sluicegate_testkit::client::request_bytes("POST", "/any", &[], source.as_bytes()));
+        let head = client.try_head();
+        assert!(head.is_ok(), "round {round}:\n{source}");
+        let answer = sluicegate_testkit::client::get(gateway.addr, "/honest");
+        assert_eq!(answer.text(), "0cc175b9c0f1b6a831c399e269772661xx", "round {round}:\n{source}");
+    }
+    gateway.stop();
+}
+
+#[test]
+fn a_filter_func_is_one_of_a_routes_conditions() {
+    let mut registry = crate::registry();
+    registry.run_filter_funcs(sluicegate_lua::FILTER_FUNCS);
+    let kind = sluicegate_model::kind::Kind::Routes;
+    let route = |id: &str, priority: i64, filter: &str| {
+        let say = format!("return function() return 200, '{id}' end");
+        json!({"id": id, "uri": "/*", "priority": priority, "filter_func": filter,
+            "plugins": {Pre::NAME: {"functions": [say]}}})
+    };
+    let gateway = sluicegate_testkit::plugin::InProcess::start(
+        registry,
+        vec![
+            (kind, "fails", route("fails", 9, "function(vars) error('x') end")),
+            (kind, "loops", route("loops", 8, "function(vars) while vars.arg_loop do end end")),
+            (kind, "waits", route("waits", 7, "function(vars) ngx.sleep(1) return true end")),
+            (kind, "args", route("args", 6, "function(vars)\n return vars['arg_a1'] == 'a1' and vars.arg_a2 == 'a2' end")),
+            (kind, "header", route("header", 5, "function(vars) return ngx.req.get_headers()['x-beta'] == 'yes' end")),
+            (kind, "all", route("all", 0, "function() return true end")),
+        ],
+    );
+    for (target, header, found) in [
+        ("/?a1=a1&a2=a2", None, "args"),
+        ("/?a1=a1", None, "all"),
+        ("/", Some("yes"), "header"),
+        ("/?loop", None, "all"),
+    ] {
+        let headers: Vec<_> = header.map(|value| ("X-Beta", value)).into_iter().collect();
+        let bytes = sluicegate_testkit::client::request_bytes("GET", target, &headers, b"");
+        let mut client = sluicegate_testkit::client::Client::connect(gateway.addr);
+        client.send(bytes);
+        assert_eq!(client.response().text(), found, "{target}");
+    }
+    gateway.stop();
+    let check = sluicegate_lua::FILTER_FUNCS.check;
+    for (source, text) in [
+        ("function(vars) return true end", ""),
+        ("1", "'filter_func' should be a function"),
+        ("nil", "'filter_func' should be a function"),
+        ("function(", "failed to load 'filter_func' string: [string \"return function(\"]:1: "),
+    ] {
+        let error = check(source).err().unwrap_or_default();
+        assert!(error.starts_with(text) && error.is_empty() == text.is_empty(), "{source}: {error}");
+    }
+}
