@@ -89,8 +89,7 @@ pub(crate) fn host() -> Result<Rc<Host>, LuaError> {
 
 impl Host {
     fn new() -> mlua::Result<Self> {
-        let libraries =
-            StdLib::TABLE | StdLib::STRING | StdLib::MATH | StdLib::OS | StdLib::BIT;
+        let libraries = StdLib::TABLE | StdLib::STRING | StdLib::MATH | StdLib::OS | StdLib::BIT;
         // Lua's own `pcall`: that of mlua, which lets panics pass, could not be yielded across, and
         // would nest on the thread's stack.
         let lua = Lua::new_with(libraries, LuaOptions::new().catch_rust_panics(true))?;

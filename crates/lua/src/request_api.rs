@@ -13,10 +13,10 @@ use sluicegate_gateway::uri;
 use sluicegate_gateway::vars::OtherVars;
 
 use crate::host::Inner;
-use crate::run::Registered;
 use crate::json;
 use crate::natives::{Add, Bytes, append, plain};
 use crate::request::{Parts, Phase, Step, with};
+use crate::run::Registered;
 
 /// Adds them.
 pub(crate) fn add(lua: &Lua, inner: &Rc<Inner>, null: &Value, add: Add<'_>) -> Result<()> {

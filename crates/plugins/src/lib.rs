@@ -19,6 +19,7 @@ mod response_rewrite;
 pub mod template;
 #[cfg(feature = "lua")]
 mod serverless;
+pub mod template;
 
 pub use aws_lambda::AwsLambda;
 pub use azure_functions::AzureFunctions;

@@ -73,7 +73,11 @@ fn what_a_function_returns_ends_the_request() {
         ("ngx.exit(201)", 201, ""),
         ("ngx.status = 418 ngx.say('teapot') ngx.exit(418)", 418, "teapot\n"),
         ("ngx.print('a', 1, true, nil, {'b', {2}})", 200, "a1truenilb2"),
-        ("require('apisix.core').response.exit(402, {error_msg = 'pay'})", 402, "{\"error_msg\":\"pay\"}\n"),
+        (
+            "require('apisix.core').response.exit(402, {error_msg = 'pay'})",
+            402,
+            "{\"error_msg\":\"pay\"}\n",
+        ),
         ("pcall(ngx.exit, 204) ngx.exit(500)", 204, ""),
     ] {
         let ran = run(&format!("return function(conf, ctx) {script} end"));
@@ -202,40 +206,109 @@ fn the_request_is_seen_as_it_is() {
 #[test]
 fn the_library_answers_as_openresty_does() {
     for (script, expected) in [
-        ("ngx.print(ngx.md5('a'), ngx.encode_base64('hi'), ngx.decode_base64('aGk='))", "0cc175b9c0f1b6a831c399e269772661aGk=hi"),
+        (
+            "ngx.print(ngx.md5('a'), ngx.encode_base64('hi'), ngx.decode_base64('aGk='))",
+            "0cc175b9c0f1b6a831c399e269772661aGk=hi",
+        ),
         ("ngx.print(ngx.escape_uri('a b/c'), ngx.unescape_uri('a%20b+c'))", "a%20b%2Fca b c"),
         ("ngx.print(ngx.encode_args({a = {1, 2}}), ngx.decode_args('x=1').x)", "a=1&a=21"),
-        ("ngx.print(ngx.http_time(1547178736), ngx.parse_http_time('Thu, 18 Nov 2010 11:27:35 GMT'))", "Fri, 11 Jan 2019 03:52:16 GMT1290079655"),
+        (
+            "ngx.print(ngx.http_time(1547178736), ngx.parse_http_time('Thu, 18 Nov 2010 11:27:35 GMT'))",
+            "Fri, 11 Jan 2019 03:52:16 GMT1290079655",
+        ),
         ("ngx.print(ngx.cookie_time(1547178736))", "Fri, 11-Jan-19 03:52:16 GMT"),
-        ("ngx.print(ngx.crc32_short('123456789'), ' ', #ngx.sha1_bin(''), #ngx.hmac_sha1('k', 'd'))", "3421780262 2020"),
-        ("ngx.print(#ngx.today(), #ngx.localtime(), #ngx.utctime(), ngx.time() > 1e9)", "101919true"),
+        (
+            "ngx.print(ngx.crc32_short('123456789'), ' ', #ngx.sha1_bin(''), #ngx.hmac_sha1('k', 'd'))",
+            "3421780262 2020",
+        ),
+        (
+            "ngx.print(#ngx.today(), #ngx.localtime(), #ngx.utctime(), ngx.time() > 1e9)",
+            "101919true",
+        ),
         ("ngx.print(ngx.HTTP_FORBIDDEN, ngx.ERR, tostring(ngx.null))", "4034userdata: NULL"),
-        ("local m = ngx.re.match('hello, 1234', '([0-9])(?<rest>[0-9]+)', 'jo') ngx.print(m[0], m[1], m.rest)", "12341234"),
+        (
+            "local m = ngx.re.match('hello, 1234', '([0-9])(?<rest>[0-9]+)', 'jo') ngx.print(m[0], m[1], m.rest)",
+            "12341234",
+        ),
         ("local from, to = ngx.re.find('hello, 1234', '[0-9]+') ngx.print(from, to)", "811"),
-        ("local s, n = ngx.re.gsub('hello, 1234', '([0-9])', '[$1]') ngx.print(s, n)", "hello, [1][2][3][4]4"),
-        ("local s, n = ngx.re.sub('abc', '[a-z]', function(m) return '<' .. m[0] .. '>' end) ngx.print(s, n)", "<a>bc1"),
+        (
+            "local s, n = ngx.re.gsub('hello, 1234', '([0-9])', '[$1]') ngx.print(s, n)",
+            "hello, [1][2][3][4]4",
+        ),
+        (
+            "local s, n = ngx.re.sub('abc', '[a-z]', function(m) return '<' .. m[0] .. '>' end) ngx.print(s, n)",
+            "<a>bc1",
+        ),
         ("for m in ngx.re.gmatch('a1b2', '[0-9]') do ngx.print(m[0], ';') end", "1;2;"),
         ("ngx.print(ngx.re.match('a', '(')) ", "nilpcre_compile() failed"),
         ("ngx.print(table.concat(require('ngx.re').split('a,b,c', ','), '|'))", "a|b|c"),
-        ("local c = require('cjson') ngx.print(c.encode({1, 2, {a = c.null}}), c.decode('[1,null]')[2] == ngx.null)", "[1,2,{\"a\":null}]true"),
-        ("local c = require('cjson.safe') ngx.print(c.decode('{'))", "nilExpected value but found invalid token"),
-        ("local c = require('cjson') ngx.print(pcall(c.decode, '{') == false, c.encode({}), c.encode(c.empty_array))", "true{}[]"),
-        ("local c = require('apisix.core') ngx.print(c.json.encode({a = 1.5}), c.json.decode('{\"b\":2}').b)", "{\"a\":1.5}2"),
-        ("local c = require('apisix.core') ngx.print(c.string.has_prefix('abc', 'ab'), c.string.find('a.b', '.'), c.table.nkeys({a = 1}))", "true21"),
-        ("local c = require('apisix.core') ngx.print(c.utils.resolve_var('$uri/${args}x', ctx.var), #c.utils.uuid())", "//x36"),
+        (
+            "local c = require('cjson') ngx.print(c.encode({1, 2, {a = c.null}}), c.decode('[1,null]')[2] == ngx.null)",
+            "[1,2,{\"a\":null}]true",
+        ),
+        (
+            "local c = require('cjson.safe') ngx.print(c.decode('{'))",
+            "nilExpected value but found invalid token",
+        ),
+        (
+            "local c = require('cjson') ngx.print(pcall(c.decode, '{') == false, c.encode({}), c.encode(c.empty_array))",
+            "true{}[]",
+        ),
+        (
+            "local c = require('apisix.core') ngx.print(c.json.encode({a = 1.5}), c.json.decode('{\"b\":2}').b)",
+            "{\"a\":1.5}2",
+        ),
+        (
+            "local c = require('apisix.core') ngx.print(c.string.has_prefix('abc', 'ab'), c.string.find('a.b', '.'), c.table.nkeys({a = 1}))",
+            "true21",
+        ),
+        (
+            "local c = require('apisix.core') ngx.print(c.utils.resolve_var('$uri/${args}x', ctx.var), #c.utils.uuid())",
+            "//x36",
+        ),
         ("ngx.print(('x'):rep(3), ('a,b'):gsub(',', ';'))", "xxxa;b1"),
-        ("ngx.print((('k=v'):gsub('(%w)=(%w)', function(k, v) return v .. k end)), ('abc'):match('b'))", "vkb"),
+        (
+            "ngx.print((('k=v'):gsub('(%w)=(%w)', function(k, v) return v .. k end)), ('abc'):match('b'))",
+            "vkb",
+        ),
         ("for k, v in ('a=1, b=2'):gmatch('(%w)=(%w)') do ngx.print(k, v) end", "a1b2"),
-        ("ngx.print(string.format('%05.1f|%s', 3.14159, 'x'), ('x'):byte(), string.find('abc', 'b', 1, true))", "003.1|x12022"),
-        ("ngx.print(select('#', pcall(error, 'x')), type(os.time()), os.execute, io, debug, loadfile, dofile, getfenv)", "2numbernilnilnilnilnilnil"),
-        ("ngx.print(loadstring('return 1 + 1')(), load('syntax error here'))", "2nil[string \"syntax error here\"]:1: '=' expected near 'error'"),
-        ("ngx.print(require('bit').band(6, 3), require('table.new')(1, 1) ~= nil, require('resty.string').to_hex('a'))", "2true61"),
-        ("local co = coroutine.wrap(function() coroutine.yield(1) ngx.sleep(0.001) coroutine.yield(2) end) ngx.print(co(), co())", "12"),
-        ("ngx.print(pcall(function() ngx.sleep(0.001) error('after a wait', 0) end))", "falseafter a wait"),
-        ("ngx.print(ngx.timer.at(0, function() end))", "niltimers are not available: a script runs for one request"),
+        (
+            "ngx.print(string.format('%05.1f|%s', 3.14159, 'x'), ('x'):byte(), string.find('abc', 'b', 1, true))",
+            "003.1|x12022",
+        ),
+        (
+            "ngx.print(select('#', pcall(error, 'x')), type(os.time()), os.execute, io, debug, loadfile, dofile, getfenv)",
+            "2numbernilnilnilnilnilnil",
+        ),
+        (
+            "ngx.print(loadstring('return 1 + 1')(), load('syntax error here'))",
+            "2nil[string \"syntax error here\"]:1: '=' expected near 'error'",
+        ),
+        (
+            "ngx.print(require('bit').band(6, 3), require('table.new')(1, 1) ~= nil, require('resty.string').to_hex('a'))",
+            "2true61",
+        ),
+        (
+            "local co = coroutine.wrap(function() coroutine.yield(1) ngx.sleep(0.001) coroutine.yield(2) end) ngx.print(co(), co())",
+            "12",
+        ),
+        (
+            "ngx.print(pcall(function() ngx.sleep(0.001) error('after a wait', 0) end))",
+            "falseafter a wait",
+        ),
+        (
+            "ngx.print(ngx.timer.at(0, function() end))",
+            "niltimers are not available: a script runs for one request",
+        ),
         ("coroutine.yield() ngx.print('on')", "on"),
-        ("ngx.print(pcall(function() ngx.var.nothing = 1 end))", "false[string \"return function(conf, ctx) ngx.print(pcall(fu...\"]:1: variable \"nothing\" not found for writing; maybe it is a built-in variable that is not changeable"),
-        ("ngx.print(require('net.url').parse('args=%40%23%24%25%5E%26').path)", "args=@%23$%25%5E&"),
+        (
+            "ngx.print(pcall(function() ngx.var.nothing = 1 end))",
+            "false[string \"return function(conf, ctx) ngx.print(pcall(fu...\"]:1: variable \"nothing\" not found for writing; maybe it is a built-in variable that is not changeable",
+        ),
+        (
+            "ngx.print(require('net.url').parse('args=%40%23%24%25%5E%26').path)",
+            "args=@%23$%25%5E&",
+        ),
     ] {
         let ran = run(&format!("return function(conf, ctx) {script} ngx.exit(200) end"));
         assert_eq!(ran.status, 200, "{script}: {}", ran.body());
@@ -253,7 +326,10 @@ fn no_script_changes_what_others_use() {
         "rawset(string, 'format', nil)",
         "ngx.ctx = nil and nil or {}",
     ] {
-        says(&format!("{script} ngx.print('fine')").replace("ngx.say = nil", "ngx.say = nil"), "fine");
+        says(
+            &format!("{script} ngx.print('fine')").replace("ngx.say = nil", "ngx.say = nil"),
+            "fine",
+        );
     }
     for script in [
         "ngx.req.get_headers = nil",
@@ -316,13 +392,20 @@ fn header_filters_change_the_head() {
     ] {
         assert_eq!(ran.response.header(name), value, "{name}");
     }
-    let ran = test("header_filter", "return function() error('x') end").origin_answer(answer()).run();
+    let ran =
+        test("header_filter", "return function() error('x') end").origin_answer(answer()).run();
     assert_eq!(ran.status, 500);
-    let ran = test("header_filter", "return function() ngx.sleep(1) end").origin_answer(answer()).run();
+    let ran =
+        test("header_filter", "return function() ngx.sleep(1) end").origin_answer(answer()).run();
     assert_eq!(ran.status, 500);
     // A header set before the answer is known comes with it.
     let ran = run("return function() ngx.header['X-Early'] = {'1', '2'} end");
-    let all: Vec<_> = ran.response.headers.iter().filter(|(name, _)| name.eq_ignore_ascii_case("x-early")).collect();
+    let all: Vec<_> = ran
+        .response
+        .headers
+        .iter()
+        .filter(|(name, _)| name.eq_ignore_ascii_case("x-early"))
+        .collect();
     assert_eq!((ran.status, all.len()), (200, 2));
 }
 
@@ -397,11 +480,10 @@ fn no_script_holds_the_gateway() {
 fn memory_that_scripts_keep_is_taken_back() {
     let mut registry = sluicegate_gateway::plugin::Registry::default();
     registry.add::<Pre>();
-    let route = |id: &str, script: &str| {
-        json!({"id": id, "uri": format!("/{id}"), "plugins": {Pre::NAME: {"functions": [script]}}})
-    };
+    let route = |id: &str, script: &str| json!({"id": id, "uri": format!("/{id}"), "plugins": {Pre::NAME: {"functions": [script]}}});
     let keeps = "local kept = {} return function() for i = 1, 1e7 do kept[#kept + 1] = ('x'):rep(10000) .. i end end";
-    let honest = "return function() local t = {} for i = 1, 1e4 do t[i] = 'x' .. i end ngx.print(#t) end";
+    let honest =
+        "return function() local t = {} for i = 1, 1e4 do t[i] = 'x' .. i end ngx.print(#t) end";
     let kind = sluicegate_model::kind::Kind::Routes;
     let gateway = sluicegate_testkit::plugin::InProcess::start(
         registry,
@@ -421,7 +503,12 @@ fn memory_that_scripts_keep_is_taken_back() {
 #[test]
 fn resty_http_calls_over_the_gateways_connections() {
     let asked = sluicegate_testkit::origin::Origin::start(|request| {
-        Answer::status(203).header("X-Asked", "yes").body(format!("{} {} {}", request.method, request.target, String::from_utf8_lossy(&request.body)))
+        Answer::status(203).header("X-Asked", "yes").body(format!(
+            "{} {} {}",
+            request.method,
+            request.target,
+            String::from_utf8_lossy(&request.body)
+        ))
     });
     let script = format!(
         "return function(conf, ctx)
@@ -453,18 +540,64 @@ fn random_source(seed: &mut u64) -> String {
         usize::try_from(*seed >> 33).unwrap_or(0) % n
     };
     const NAMES: [&str; 40] = [
-        "ngx.say", "ngx.exit", "ngx.sleep", "ngx.log", "ngx.var.uri", "ngx.var", "ngx.header", "ngx.ctx",
-        "ngx.req.get_headers", "ngx.req.set_header", "ngx.req.set_uri", "ngx.req.set_uri_args",
-        "ngx.req.set_body_data", "ngx.req.read_body", "ngx.req.set_method", "ngx.re.match", "ngx.re.gsub",
-        "ngx.decode_args", "ngx.encode_args", "ngx.decode_base64", "ngx.escape_uri", "ngx.redirect",
-        "ngx.arg", "ngx.status", "ngx.null", "string.rep", "string.gsub", "string.find", "string.format",
-        "table.concat", "table.insert", "table.sort", "pcall", "error", "coroutine.wrap", "coroutine.yield",
-        "require('cjson').encode", "require('cjson.safe').decode", "require('apisix.core').response.exit",
+        "ngx.say",
+        "ngx.exit",
+        "ngx.sleep",
+        "ngx.log",
+        "ngx.var.uri",
+        "ngx.var",
+        "ngx.header",
+        "ngx.ctx",
+        "ngx.req.get_headers",
+        "ngx.req.set_header",
+        "ngx.req.set_uri",
+        "ngx.req.set_uri_args",
+        "ngx.req.set_body_data",
+        "ngx.req.read_body",
+        "ngx.req.set_method",
+        "ngx.re.match",
+        "ngx.re.gsub",
+        "ngx.decode_args",
+        "ngx.encode_args",
+        "ngx.decode_base64",
+        "ngx.escape_uri",
+        "ngx.redirect",
+        "ngx.arg",
+        "ngx.status",
+        "ngx.null",
+        "string.rep",
+        "string.gsub",
+        "string.find",
+        "string.format",
+        "table.concat",
+        "table.insert",
+        "table.sort",
+        "pcall",
+        "error",
+        "coroutine.wrap",
+        "coroutine.yield",
+        "require('cjson').encode",
+        "require('cjson.safe').decode",
+        "require('apisix.core').response.exit",
         "setmetatable",
     ];
     const VALUES: [&str; 16] = [
-        "1", "-1", "0/0", "1e300", "''", "'a'", "'%'", "('x'):rep(99)", "{}", "{1, 2}", "{a = {}}", "nil",
-        "true", "function(...) return ... end", "'\\0\\r\\n'", "ngx.null",
+        "1",
+        "-1",
+        "0/0",
+        "1e300",
+        "''",
+        "'a'",
+        "'%'",
+        "('x'):rep(99)",
+        "{}",
+        "{1, 2}",
+        "{a = {}}",
+        "nil",
+        "true",
+        "function(...) return ... end",
+        "'\\0\\r\\n'",
+        "ngx.null",
     ];
     let mut source = String::new();
     for _ in 0..1 + random(6) {
@@ -500,9 +633,7 @@ fn whatever_a_script_says_the_gateway_goes_on() {
         return f(conf, ctx)
     end";
     let kind = sluicegate_model::kind::Kind::Routes;
-    let route = |id: &str, script: &str| {
-        json!({"id": id, "uri": format!("/{id}"), "plugins": {Pre::NAME: {"functions": [script]}}})
-    };
+    let route = |id: &str, script: &str| json!({"id": id, "uri": format!("/{id}"), "plugins": {Pre::NAME: {"functions": [script]}}});
     let honest = "return function() return 200, ngx.md5('a') .. ('x'):rep(2) end";
     let gateway = sluicegate_testkit::plugin::InProcess::start(
         registry,
@@ -512,9 +643,16 @@ fn whatever_a_script_says_the_gateway_goes_on() {
     for round in 0..400 {
         let source = random_source(&mut seed);
         // Sleeps of minutes are not what is tried out here.
-        let source = format!("local ngx_sleep = ngx.sleep\nngx.sleep = function() ngx_sleep(0) end\n{source}");
+        let source = format!(
+            "local ngx_sleep = ngx.sleep\nngx.sleep = function() ngx_sleep(0) end\n{source}"
+        );
         let mut client = sluicegate_testkit::client::Client::connect(gateway.addr);
-        client.send(sluicegate_testkit::client::request_bytes("POST", "/any", &[], source.as_bytes()));
+        client.send(sluicegate_testkit::client::request_bytes(
+            "POST",
+            "/any",
+            &[],
+            source.as_bytes(),
+        ));
         let head = client.try_head();
         assert!(head.is_ok(), "round {round}:\n{source}");
         let answer = sluicegate_testkit::client::get(gateway.addr, "/honest");
@@ -539,8 +677,24 @@ fn a_filter_func_is_one_of_a_routes_conditions() {
             (kind, "fails", route("fails", 9, "function(vars) error('x') end")),
             (kind, "loops", route("loops", 8, "function(vars) while vars.arg_loop do end end")),
             (kind, "waits", route("waits", 7, "function(vars) ngx.sleep(1) return true end")),
-            (kind, "args", route("args", 6, "function(vars)\n return vars['arg_a1'] == 'a1' and vars.arg_a2 == 'a2' end")),
-            (kind, "header", route("header", 5, "function(vars) return ngx.req.get_headers()['x-beta'] == 'yes' end")),
+            (
+                kind,
+                "args",
+                route(
+                    "args",
+                    6,
+                    "function(vars)\n return vars['arg_a1'] == 'a1' and vars.arg_a2 == 'a2' end",
+                ),
+            ),
+            (
+                kind,
+                "header",
+                route(
+                    "header",
+                    5,
+                    "function(vars) return ngx.req.get_headers()['x-beta'] == 'yes' end",
+                ),
+            ),
             (kind, "all", route("all", 0, "function() return true end")),
         ],
     );
@@ -565,6 +719,9 @@ fn a_filter_func_is_one_of_a_routes_conditions() {
         ("function(", "failed to load 'filter_func' string: [string \"return function(\"]:1: "),
     ] {
         let error = check(source).err().unwrap_or_default();
-        assert!(error.starts_with(text) && error.is_empty() == text.is_empty(), "{source}: {error}");
+        assert!(
+            error.starts_with(text) && error.is_empty() == text.is_empty(),
+            "{source}: {error}"
+        );
     }
 }
