@@ -28,4 +28,6 @@ pub mod snapshot;
 pub mod tls;
 pub mod upstream;
 pub mod uri;
-pub mod vars;
+mod vars;
+
+pub use vars::{OtherVars, WithResponse};

@@ -10,7 +10,7 @@ use sluicegate_gateway::exchange::Version;
 use sluicegate_gateway::expr::{VarName, Vars};
 use sluicegate_gateway::http::Headers;
 use sluicegate_gateway::uri;
-use sluicegate_gateway::vars::OtherVars;
+use sluicegate_gateway::OtherVars;
 
 use crate::host::Inner;
 use crate::json;

@@ -11,7 +11,7 @@ use serde_json::Value as Json;
 use sluicegate_gateway::body::Body;
 use sluicegate_gateway::exchange::{Exchange, Response};
 use sluicegate_gateway::upstream::UpstreamDeps;
-use sluicegate_gateway::vars::OtherVars;
+use sluicegate_gateway::OtherVars;
 use tracing::{error, warn};
 
 use crate::host::{Host, LuaError, Ran, host, lua_type};

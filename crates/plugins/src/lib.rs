@@ -16,7 +16,6 @@ mod proxy_rewrite;
 mod redirect;
 mod request_id;
 mod response_rewrite;
-pub mod template;
 #[cfg(feature = "lua")]
 mod serverless;
 pub mod template;
@@ -32,10 +31,6 @@ pub use proxy_rewrite::ProxyRewrite;
 pub use redirect::Redirect;
 pub use request_id::RequestId;
 pub use response_rewrite::ResponseRewrite;
-mod key_auth;
-
-pub use aws_lambda::AwsLambda;
-pub use key_auth::KeyAuth;
 #[cfg(feature = "lua")]
 pub use serverless::{ServerlessPostFunction, ServerlessPreFunction};
 use sluicegate_gateway::plugin::Registry;
