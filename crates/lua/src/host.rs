@@ -33,7 +33,7 @@ pub enum LuaError {
     #[error("{0}")]
     Raised(String),
     /// It was stopped.
-    #[error("{0}, at {1}")]
+    #[error("{1}(): {0}")]
     Stopped(String, String),
     /// There is no Lua state.
     #[error("no Lua state: {0}")]
@@ -135,7 +135,7 @@ impl Host {
             self.relieve();
         }
         match exceeded {
-            Some(exceeded) => LuaError::Stopped(exceeded.to_string(), place_of(error)),
+            Some(exceeded) => LuaError::Stopped(exceeded.to_string(), self.budget.place()),
             None => LuaError::Raised(text),
         }
     }
@@ -306,16 +306,6 @@ pub(crate) fn text_of(error: &mlua::Error) -> String {
         Some(end) => text[..end].to_owned(),
         None => text,
     }
-}
-
-/// The place in a script's source that an error's stack begins with.
-fn place_of(error: &mlua::Error) -> String {
-    let place = match error {
-        mlua::Error::CallbackError { traceback, .. } => first_place(traceback),
-        mlua::Error::RuntimeError(text) | mlua::Error::MemoryError(text) => first_place(text),
-        _ => None,
-    };
-    place.unwrap_or_else(|| "an unknown line".to_owned())
 }
 
 /// `[string "…"]:line` of the first frame that a script wrote.

@@ -5,12 +5,12 @@ use std::rc::Rc;
 use bytes::Bytes as Buffer;
 use http::Method;
 use mlua::{IntoLua, IntoLuaMulti, Lua, Result, String as LuaString, Table, Value};
+use sluicegate_gateway::OtherVars;
 use sluicegate_gateway::body::Body;
 use sluicegate_gateway::exchange::Version;
 use sluicegate_gateway::expr::{VarName, Vars};
 use sluicegate_gateway::http::Headers;
 use sluicegate_gateway::uri;
-use sluicegate_gateway::OtherVars;
 
 use crate::host::Inner;
 use crate::json;

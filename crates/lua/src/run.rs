@@ -8,10 +8,10 @@ use bytes::Bytes;
 use http::StatusCode;
 use mlua::{IntoLuaMulti, MultiValue, Table, Value};
 use serde_json::Value as Json;
+use sluicegate_gateway::OtherVars;
 use sluicegate_gateway::body::Body;
 use sluicegate_gateway::exchange::{Exchange, Response};
 use sluicegate_gateway::upstream::UpstreamDeps;
-use sluicegate_gateway::OtherVars;
 use tracing::{error, warn};
 
 use crate::host::{Host, LuaError, Ran, host, lua_type};
@@ -252,7 +252,8 @@ impl OtherVars for Registered {
 }
 
 fn log(error: &LuaError, exchange: &Exchange) {
-    error!(route = exchange.route_id(), %error, "A Lua function failed.");
+    // The text is the script's own and begins with its place: no fixed sentence says more.
+    error!(route = exchange.route_id(), "[lua] {error}");
 }
 
 fn number(value: &Value) -> Option<i32> {
