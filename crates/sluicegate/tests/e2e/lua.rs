@@ -94,11 +94,7 @@ fn a_filter_func_is_checked_when_written_and_chooses_the_route() {
             "function(vars) oops",
             "failed to load 'filter_func' string: [string \"return function(vars) oops\"]:1: '=' expected near '<eof>'",
         ),
-        (
-            "return 1 + 1",
-            "failed to load 'filter_func' string: [string \"return return 1 + 1\"]:1: unexpected symbol near 'return'",
-        ),
-        ("'not a function'", "'filter_func' should be a function"),
+        ("function() end and 1", "'filter_func' should be a function"),
     ] {
         let (status, answer) = gateway
             .put("/routes/3", &json!({"uri": "/x", "filter_func": source, "upstream": node(&one)}));
