@@ -194,6 +194,36 @@ fn ttl(args: &Args) -> Result<Option<Duration>, Answer> {
     Ok(Some(Duration::from_secs_f64(seconds)))
 }
 
+/// Reads JSON as APISIX's reader does: line ends and other control characters may stand in texts as
+/// they are. Functions in Lua are written so.
+pub(crate) fn parse(bytes: &[u8]) -> Result<Value, serde_json::Error> {
+    serde_json::from_slice(bytes).or_else(|error| match controls_escaped(bytes) {
+        Some(escaped) => serde_json::from_slice(&escaped).map_err(|_| error),
+        None => Err(error),
+    })
+}
+
+/// The text with the control characters in its strings escaped; `None`: there are none.
+fn controls_escaped(bytes: &[u8]) -> Option<Vec<u8>> {
+    let mut escaped = Vec::with_capacity(bytes.len() + 64);
+    let (mut inside, mut backslash, mut found) = (false, false, false);
+    for &byte in bytes {
+        if inside && byte < b' ' {
+            found = true;
+            escaped.extend_from_slice(format!("\\u{byte:04x}").as_bytes());
+        } else {
+            escaped.push(byte);
+        }
+        match byte {
+            _ if backslash => backslash = false,
+            b'\\' => backslash = inside,
+            b'"' => inside = !inside,
+            _ => {}
+        }
+    }
+    found.then_some(escaped)
+}
+
 /// The body as JSON, `None` when there is none.
 async fn read_json(
     settings: &Settings,
@@ -204,7 +234,7 @@ async fn read_json(
     if bytes.is_empty() {
         return Ok(None);
     }
-    serde_json::from_slice(&bytes).map(Some).map_err(|error| {
+    parse(&bytes).map(Some).map_err(|error| {
         let why = malformed(&bytes, &error);
         let req_body = String::from_utf8_lossy(&bytes);
         let body =
@@ -276,3 +306,20 @@ pub(crate) fn malformed(text: &[u8], error: &serde_json::Error) -> String {
 const TTL_SECONDS_MAX: f64 = 9e9;
 /// How deep JSON may be nested: the parser's own limit.
 const JSON_DEPTH_MAX: usize = 128;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn control_characters_may_stand_in_texts_and_nowhere_else() {
+        for (text, value) in [
+            ("{\"a\": \"b\nc\t\\\"\n\"}", Some(json!({"a": "b\nc\t\"\n"}))),
+            ("\n[\"\\\\\", \"\r\"]\n", Some(json!(["\\", "\r"]))),
+            ("{\"a\": \u{1}1}", None),
+            ("{\"a\": \"b\n}", None),
+        ] {
+            assert_eq!(parse(text.as_bytes()).ok(), value, "{text:?}");
+        }
+    }
+}

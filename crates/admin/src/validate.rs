@@ -21,7 +21,7 @@ use crate::{
     AdminState, Settings,
     answer::{Answer, Content},
     checks::{Others, check, type_name},
-    handle::{malformed, read_body},
+    handle::{malformed, parse, read_body},
 };
 
 /// The body, JSON or YAML.
@@ -42,7 +42,7 @@ pub(crate) async fn body(
         let table = value.filter(|value| value.is_object() || value.is_array());
         return table.ok_or_else(|| invalid("invalid yaml request body"));
     }
-    serde_json::from_slice(&bytes).map_err(|error| invalid(&malformed(&bytes, &error)))
+    parse(&bytes).map_err(|error| invalid(&malformed(&bytes, &error)))
 }
 
 /// The answer about a whole configuration.

@@ -30,4 +30,4 @@ pub mod upstream;
 pub mod uri;
 mod vars;
 
-pub use vars::WithResponse;
+pub use vars::{OtherVars, WithResponse};

@@ -2,6 +2,7 @@
 //! formats and plugins.
 
 use std::borrow::Cow;
+use std::rc::Rc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use ::http::Method;
@@ -14,6 +15,13 @@ use crate::graphql::{self, GraphqlError};
 use crate::http::headers::{Headers, Known};
 use crate::tls::CertificateField;
 use crate::uri;
+
+/// Variables that a plugin makes, for route conditions and log formats. A plugin leaves an
+/// `Rc<dyn OtherVars>` in the request's [notes](Exchange::notes).
+pub trait OtherVars {
+    /// The value of a variable that nobody else knows.
+    fn var(&self, exchange: &Exchange, name: &str) -> Option<Vec<u8>>;
+}
 
 impl Vars for Exchange {
     fn exchange(&self) -> Option<&Exchange> {
@@ -42,7 +50,10 @@ impl Vars for Exchange {
             }
             VarName::Builtin(builtin) => self.builtin(*builtin),
             VarName::Graphql(name) => self.graphql()?.var(name),
-            VarName::Other(_) => None,
+            VarName::Other(name) => {
+                let others = self.notes.get::<Rc<dyn OtherVars>>()?;
+                others.var(self, name).map(owned)
+            }
         }
     }
 

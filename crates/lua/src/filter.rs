@@ -76,7 +76,10 @@ impl Filter for LuaFilter {
     /// A function that fails holds for no request.
     fn admits(&self, exchange: &Exchange) -> bool {
         self.ask(exchange).unwrap_or_else(|error| {
-            error!(route = self.owner, %error, "A filter_func failed; its route is passed over.");
+            error!(
+                route = self.owner,
+                "[lua] A filter_func failed; its route is passed over: {error}"
+            );
             false
         })
     }

@@ -33,7 +33,7 @@ pub enum LuaError {
     #[error("{0}")]
     Raised(String),
     /// It was stopped.
-    #[error("{0}, at {1}")]
+    #[error("{1}(): {0}")]
     Stopped(String, String),
     /// There is no Lua state.
     #[error("no Lua state: {0}")]
@@ -51,6 +51,8 @@ pub(crate) struct Host {
     null: Value,
     new_env: Function,
     new_ctx: Function,
+    /// Values of variables that functions registered, by name and `ctx`.
+    pub(crate) registered: Function,
     loaded: RefCell<HashMap<u64, Loaded>>,
 }
 
@@ -88,9 +90,9 @@ pub(crate) fn host() -> Result<Rc<Host>, LuaError> {
 impl Host {
     fn new() -> mlua::Result<Self> {
         let libraries = StdLib::TABLE | StdLib::STRING | StdLib::MATH | StdLib::OS | StdLib::BIT;
-        // mlua's own `pcall`, which lets no panic pass, cannot be yielded across. Without it a panic
-        // of ours is an error to the script.
-        let lua = Lua::new_with(libraries, LuaOptions::new().catch_rust_panics(false))?;
+        // Lua's own `pcall`: that of mlua, which lets panics pass, could not be yielded across, and
+        // would nest on the thread's stack.
+        let lua = Lua::new_with(libraries, LuaOptions::new().catch_rust_panics(true))?;
         // LuaJIT's compiler stays off: code that it compiles calls no hook.
         let limits = limits();
         let budget = Budget::watch(&lua)?;
@@ -103,13 +105,14 @@ impl Host {
         let (natives, null) = natives::table(&lua, &inner)?;
         let op = lua.create_table()?;
         let base = lua.load(BASE).set_name("=[sluicegate]").set_mode(ChunkMode::Text);
-        let (new_env, new_ctx): (Function, Function) = base.call((natives, op.clone()))?;
+        let (new_env, new_ctx, registered): (Function, Function, Function) =
+            base.call((natives, op.clone()))?;
         lua.gc_collect()?;
         lua.set_memory_limit(limits.memory_bytes)?;
         let number = NEXT.get();
         NEXT.set(number + 1);
         let loaded = RefCell::default();
-        Ok(Self { lua, number, limits, budget, op, null, new_env, new_ctx, loaded })
+        Ok(Self { lua, number, limits, budget, op, null, new_env, new_ctx, registered, loaded })
     }
 
     /// Runs `run` against `meter`, with the request at hand.
@@ -132,7 +135,7 @@ impl Host {
             self.relieve();
         }
         match exceeded {
-            Some(exceeded) => LuaError::Stopped(exceeded.to_string(), place_of(error)),
+            Some(exceeded) => LuaError::Stopped(exceeded.to_string(), self.budget.place()),
             None => LuaError::Raised(text),
         }
     }
@@ -303,16 +306,6 @@ pub(crate) fn text_of(error: &mlua::Error) -> String {
         Some(end) => text[..end].to_owned(),
         None => text,
     }
-}
-
-/// The place in a script's source that an error's stack begins with.
-fn place_of(error: &mlua::Error) -> String {
-    let place = match error {
-        mlua::Error::CallbackError { traceback, .. } => first_place(traceback),
-        mlua::Error::RuntimeError(text) | mlua::Error::MemoryError(text) => first_place(text),
-        _ => None,
-    };
-    place.unwrap_or_else(|| "an unknown line".to_owned())
 }
 
 /// `[string "…"]:line` of the first frame that a script wrote.

@@ -204,8 +204,8 @@ pub(crate) fn to_lua(
     })
 }
 
-/// Nested tables, as in cjson.
-const DEPTH_MAX: usize = 1000;
+/// Nested tables. cjson takes 1000; each costs of the thread's stack here.
+const DEPTH_MAX: usize = 128;
 
 /// An array with more holes than values is refused above this length, as in cjson.
 const SPARSE_SAFE: usize = 10;

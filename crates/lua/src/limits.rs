@@ -1,6 +1,6 @@
 //! How much a script may use, and the count of it.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::{Arc, LazyLock, PoisonError, RwLock};
@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use mlua::{HookTriggers, Lua, VmState};
 use serde_json::Value;
+
+use crate::natives::place;
 
 /// What scripts may use: `plugin_attr.serverless` of config.yaml.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -125,6 +127,8 @@ pub(crate) struct Budget {
     left: Cell<i64>,
     until: Cell<Option<Instant>>,
     exceeded: Cell<Option<Exceeded>>,
+    /// Where the script was then.
+    place: RefCell<String>,
     fine: Cell<bool>,
 }
 
@@ -135,6 +139,7 @@ impl Budget {
             left: Cell::new(i64::MAX),
             until: Cell::new(None),
             exceeded: Cell::new(None),
+            place: RefCell::default(),
             fine: Cell::new(false),
         });
         budget.hook(lua, STEP)?;
@@ -150,6 +155,7 @@ impl Budget {
                 None => Ok(VmState::Continue),
                 Some(exceeded) => {
                     if !budget.fine.replace(true) {
+                        budget.place.replace(place(lua, 0).unwrap_or_default());
                         budget.hook(lua, 1)?;
                     }
                     Err(mlua::Error::external(exceeded))
@@ -166,6 +172,11 @@ impl Budget {
         } else if self.until.get().is_some_and(|until| Instant::now() > until) {
             self.exceeded.set(Some(self.exceeded.get().unwrap_or(Exceeded::Time)));
         }
+    }
+
+    /// Where the script was that was stopped last.
+    pub(crate) fn place(&self) -> String {
+        self.place.borrow().clone()
     }
 
     /// Charges work done outside of Lua: as many instructions as there are words in `bytes`.

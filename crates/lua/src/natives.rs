@@ -646,21 +646,24 @@ fn logs(lua: &Lua, add: Add<'_>) -> Result<()> {
     )
 }
 
-/// Writes a line as nginx would: the script, its line, the function, the text.
-fn log(lua: &Lua, level: u8, text: &str) {
-    let place = (1..STACK_MAX).find_map(|depth| {
-        let place = lua.inspect_stack(depth, |frame| {
+/// Where the script is, seen from this level of the stack: its source's begin, line and function.
+pub(crate) fn place(lua: &Lua, level: usize) -> Option<String> {
+    (level..level + STACK_MAX).find_map(|level| {
+        lua.inspect_stack(level, |frame| {
             let source = frame.source();
-            let script =
-                source.short_src.filter(|script| script != "[sluicegate]" && script != "[C]")?;
+            let ours = |script: &str| script == "[sluicegate]" || script == "[C]";
+            let script = source.short_src.filter(|script| !ours(script))?;
             let line = frame.current_line().unwrap_or(0);
             let names = frame.names();
             let name = names.name.as_deref().filter(|name| *name != "?").unwrap_or("func");
-            Some(format!("{script}:{line}: {name}(): "))
-        })?;
-        place
-    });
-    let place = place.unwrap_or_default();
+            Some(format!("{script}:{line}: {name}"))
+        })?
+    })
+}
+
+/// Writes a line as nginx would: the script, its line, the function, the text.
+fn log(lua: &Lua, level: u8, text: &str) {
+    let place = place(lua, 1).map(|place| format!("{place}(): ")).unwrap_or_default();
     let mut end = text.len().min(LOG_BYTES);
     while !text.is_char_boundary(end) {
         end -= 1;

@@ -8,7 +8,10 @@ use fancy_regex::{Regex, RegexBuilder};
 
 /// Compiled expressions of one core.
 #[derive(Default)]
-pub(crate) struct Regexes(RefCell<HashMap<(Box<str>, Box<str>), Rc<Compiled>>>);
+pub(crate) struct Regexes(RefCell<HashMap<Key, Rc<Compiled>>>);
+
+/// The expression and its options.
+type Key = (Box<str>, Box<str>);
 
 /// An expression with its options.
 pub(crate) struct Compiled {

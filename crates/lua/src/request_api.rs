@@ -5,6 +5,7 @@ use std::rc::Rc;
 use bytes::Bytes as Buffer;
 use http::Method;
 use mlua::{IntoLua, IntoLuaMulti, Lua, Result, String as LuaString, Table, Value};
+use sluicegate_gateway::OtherVars;
 use sluicegate_gateway::body::Body;
 use sluicegate_gateway::exchange::Version;
 use sluicegate_gateway::expr::{VarName, Vars};
@@ -15,6 +16,7 @@ use crate::host::Inner;
 use crate::json;
 use crate::natives::{Add, Bytes, append, plain};
 use crate::request::{Parts, Phase, Step, with};
+use crate::run::Registered;
 
 /// Adds them.
 pub(crate) fn add(lua: &Lua, inner: &Rc<Inner>, null: &Value, add: Add<'_>) -> Result<()> {
@@ -221,6 +223,10 @@ fn variable(step: &Step<'_>, name: &VarName) -> Option<Vec<u8>> {
         && name.to_string() == "status"
     {
         return Some(response.status.as_str().as_bytes().to_vec());
+    }
+    if matches!(name, VarName::Other(_)) {
+        // Only functions make these, and `ctx.var` calls them itself.
+        return None;
     }
     exchange.var(name)?.to_bytes().map(|text| text.into_owned())
 }
@@ -484,6 +490,15 @@ fn context(lua: &Lua, null: &Value, add: Add<'_>) -> Result<()> {
         Ok(Some(table))
     };
     add("matched", lua.create_function(matched)?)?;
+    let registers = |_: &Lua, ()| {
+        here(|step| {
+            if let Some(exchange) = step.exchange_mut() {
+                let vars: Rc<dyn OtherVars> = Rc::new(Registered);
+                exchange.notes.set(vars);
+            }
+        })
+    };
+    add("registers", lua.create_function(registers)?)?;
     let null = null.clone();
     let field = move |lua: &Lua, name: Value| {
         let Value::String(name) = name else { return Value::Nil.into_lua_multi(lua) };

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use http::StatusCode;
 use mlua::{IntoLuaMulti, MultiValue, Table, Value};
 use serde_json::Value as Json;
+use sluicegate_gateway::OtherVars;
 use sluicegate_gateway::body::Body;
 use sluicegate_gateway::exchange::{Exchange, Response};
 use sluicegate_gateway::upstream::UpstreamDeps;
@@ -227,8 +228,32 @@ impl Functions {
     }
 }
 
+/// Variables that functions made with `core.ctx.register_var`.
+pub(crate) struct Registered;
+
+impl OtherVars for Registered {
+    fn var(&self, exchange: &Exchange, name: &str) -> Option<Vec<u8>> {
+        let asked = host().and_then(|host| {
+            let mut step = Step::of(Parts::Seen(exchange), Phase::Log);
+            let ctx = host.context(&step).map_err(|error| LuaError::State(error.to_string()))?;
+            host.call(&host.registered, &mut step, (name, ctx))
+        });
+        match asked {
+            Ok(values) => {
+                let value = values.iter().next().filter(|value| !value.is_nil())?;
+                Some(plain(value))
+            }
+            Err(error) => {
+                log(&error, exchange);
+                None
+            }
+        }
+    }
+}
+
 fn log(error: &LuaError, exchange: &Exchange) {
-    error!(route = exchange.route_id(), %error, "A Lua function failed.");
+    // The text is the script's own and begins with its place: no fixed sentence says more.
+    error!(route = exchange.route_id(), "[lua] {error}");
 }
 
 fn number(value: &Value) -> Option<i32> {
@@ -305,8 +330,7 @@ fn exited(remembered: &Remembered, exchange: &Exchange) -> Result<Outcome, LuaEr
     if !said.is_empty() {
         // The head went out with the first word, as far as a script can tell.
         let first = remembered.status.get().map_or(200, i32::from);
-        let code = if first == 200 && code >= 200 { code } else { first };
-        return Ok(Outcome::Respond(spoken(status(code), said, exchange)));
+        return Ok(Outcome::Respond(spoken(status(first), said, exchange)));
     }
     match code {
         // Ends the phase, and the request goes on.

@@ -16,6 +16,8 @@ mod proxy_rewrite;
 mod redirect;
 mod request_id;
 mod response_rewrite;
+#[cfg(feature = "lua")]
+mod serverless;
 pub mod template;
 
 pub use aws_lambda::AwsLambda;
@@ -29,6 +31,8 @@ pub use proxy_rewrite::ProxyRewrite;
 pub use redirect::Redirect;
 pub use request_id::RequestId;
 pub use response_rewrite::ResponseRewrite;
+#[cfg(feature = "lua")]
+pub use serverless::{ServerlessPostFunction, ServerlessPreFunction};
 use sluicegate_gateway::plugin::Registry;
 
 /// Every plugin there is.
@@ -45,7 +49,25 @@ pub fn registry() -> Registry {
     registry.add::<Redirect>();
     registry.add::<RequestId>();
     registry.add::<ResponseRewrite>();
+    #[cfg(feature = "lua")]
+    {
+        registry.add::<ServerlessPreFunction>();
+        registry.add::<ServerlessPostFunction>();
+        registry.run_filter_funcs(sluicegate_lua::FILTER_FUNCS);
+    }
     registry
+}
+
+/// Takes `plugin_attr.serverless` of config.yaml: what Lua functions may use.
+///
+/// # Errors
+/// Which key has a value that it cannot have; the limits before stay in force.
+pub fn configure_lua(attr: &serde_json::Value) -> Result<(), String> {
+    #[cfg(feature = "lua")]
+    sluicegate_lua::configure(sluicegate_lua::Limits::read(attr)?);
+    #[cfg(not(feature = "lua"))]
+    let _ = attr;
+    Ok(())
 }
 
 #[cfg(test)]
@@ -65,6 +87,7 @@ mod tests {
         (plugin.info.check)(config).expect_err(&config.to_string())
     }
 
+    #[cfg(feature = "lua")]
     #[test]
     fn plugins_run_in_the_order_of_the_golden_list() {
         let registry = registry();

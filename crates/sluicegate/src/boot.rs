@@ -413,6 +413,10 @@ pub(crate) fn enabled(config: &Config, declared: &DeclaredPlugins) -> Registry {
 }
 
 fn deps(config: &Config, registry: Registry, upstream: &UpstreamDeps) -> Deps {
+    let lua = config.plugin_attr.get("serverless").unwrap_or(&Value::Null);
+    if let Err(why) = sluicegate_plugins::configure_lua(lua) {
+        warn!("Lua functions keep the limits they have: {why}.");
+    }
     let attrs = registry.iter().filter_map(|p| {
         Some((p.info.name.to_owned(), config.plugin_attr.get(p.info.name)?.clone()))
     });

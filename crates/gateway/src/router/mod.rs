@@ -67,8 +67,11 @@ pub struct FilterFuncs {
     /// Says what is wrong with the source of a function, as the Admin API does.
     pub check: fn(&str) -> Result<(), String>,
     /// Compiles the source of a function; the second text names its route in logs.
-    pub compile: fn(&str, &str) -> Result<Arc<dyn Filter>, String>,
+    pub compile: CompileFilter,
 }
+
+/// Makes a condition of a source.
+pub type CompileFilter = fn(&str, &str) -> Result<Arc<dyn Filter>, String>;
 
 /// One route as the router wants it. Routes with `status: 0` are left out by the caller.
 #[derive(Clone, Debug)]

@@ -45,10 +45,20 @@ local function wait(name, ...)
     return co_yield(OP, name, ...)
 end
 
+-- A coroutine that resumes another takes of the thread's stack, which ends long before memory does.
+local running, nested = coroutine.running, setmetatable({}, {__mode = "k"})
+
+local function resumed(co, ...)
+    local level = (nested[running() or OP] or 0) + 1
+    if level > 100 then error("C stack overflow", 0) end
+    if type(co) == "thread" then nested[co] = level end
+    return co_resume(co, ...)
+end
+
 -- A coroutine of the script that waits hands its wish up to the host.
 local function passed_on(co, ok, tag, ...)
     if ok and tag == OP then
-        return passed_on(co, co_resume(co, co_yield(OP, ...)))
+        return passed_on(co, resumed(co, co_yield(OP, ...)))
     end
     return ok, tag, ...
 end
@@ -59,7 +69,7 @@ local coroutines = {
     running = coroutine.running,
     yield = co_yield,
     isyieldable = coroutine.isyieldable,
-    resume = function(co, ...) return passed_on(co, co_resume(co, ...)) end,
+    resume = function(co, ...) return passed_on(co, resumed(co, ...)) end,
 }
 
 local function raised(ok, ...)
@@ -69,7 +79,7 @@ end
 
 function coroutines.wrap(f)
     local co = co_create(f)
-    return function(...) return raised(passed_on(co, co_resume(co, ...))) end
+    return function(...) return raised(passed_on(co, resumed(co, ...))) end
 end
 
 -- Text and tables -----------------------------------------------------------------------------
@@ -298,7 +308,7 @@ function ngx.redirect(uri, status)
         error("only ngx.HTTP_MOVED_TEMPORARILY, ngx.HTTP_MOVED_PERMANENTLY, ngx.HTTP_PERMANENT_REDIRECT, "
             .. "ngx.HTTP_SEE_OTHER, and ngx.HTTP_TEMPORARY_REDIRECT are allowed", 2)
     end
-    N.header_set("Location", tostring(uri))
+    N.header_set("Location", {tostring(uri)})
     return ngx.exit(status)
 end
 
@@ -996,6 +1006,7 @@ local core_ctx = {
         if type(name) ~= "string" then error("bad argument #1 to 'register_var' (string expected)", 2) end
         if type(f) ~= "function" then error("bad argument #2 to 'register_var' (function expected)", 2) end
         registered[name] = f
+        N.registers()
     end,
     get_var = function(name) return var_get(name) end,
 }
@@ -1067,10 +1078,18 @@ for name, module in pairs(modules) do modules[name] = shared(module, name) end
 
 -- Environments --------------------------------------------------------------------------------
 
+-- LuaJIT calls an error handler where the error was raised. Where that is the hook that counts
+-- instructions, nothing would count those of the handler: it is called when all is unwound.
+local function handled(handler, ok, ...)
+    if ok then return true, ... end
+    return false, handler(...)
+end
+
 local globals = {
+    xpcall = function(f, handler, ...) return handled(handler, pcall(f, ...)) end,
     assert = assert, error = error, ipairs = ipairs, next = next, pairs = pairs, pcall = pcall,
     rawequal = rawequal, rawget = rawget, select = select, tonumber = tonumber, tostring = tostring,
-    type = type, unpack = unpack, xpcall = xpcall, _VERSION = _VERSION,
+    type = type, unpack = unpack, _VERSION = _VERSION,
     setmetatable = setmetatable, getmetatable = getmetatable,
     rawset = function(t, key, value)
         if protected[t] then error("this table cannot be changed: it belongs to every script", 2) end
@@ -1173,5 +1192,8 @@ string_meta.__metatable = false
 return function() return setmetatable({}, env_meta) end, new_ctx,
     function(name, ctx)
         local custom = registered[name]
-        if custom then return custom(ctx) end
+        if not custom then return nil end
+        local value = custom(ctx)
+        if type(value) == "table" then return (json_encode(value)) end
+        return value
     end

@@ -21,6 +21,8 @@ mod functions;
 mod grpc;
 mod lifecycle;
 mod limits;
+#[cfg(feature = "lua")]
+mod lua;
 mod observe;
 mod openapi;
 mod proxying;

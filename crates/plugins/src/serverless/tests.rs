@@ -1,0 +1,723 @@
+use serde_json::json;
+use sluicegate_testkit::plugin::Ran;
+use sluicegate_testkit::{PluginTest, origin::Answer};
+
+use super::*;
+
+type Pre = ServerlessPreFunction;
+
+fn test(phase: &str, script: &str) -> PluginTest<Pre> {
+    PluginTest::<Pre>::new().config(json!({"phase": phase, "functions": [script]}))
+}
+
+#[track_caller]
+fn run(script: &str) -> Ran {
+    test("access", script).run()
+}
+
+/// Runs a function whose last line prints, and compares what the client gets.
+#[track_caller]
+fn says(script: &str, expected: &str) {
+    let ran = run(&format!("return function(conf, ctx) {script} ngx.exit(200) end"));
+    assert_eq!((ran.status, ran.body().as_str()), (200, expected), "{script}");
+}
+
+#[track_caller]
+fn refused(config: &Value, text: &str) {
+    assert_eq!(crate::tests::refusal::<Pre>(config), text);
+}
+
+#[test]
+fn sources_are_checked_with_apisixs_words() {
+    PluginTest::<Pre>::check_schema(&json!({"functions": ["return function() end"]}));
+    for (source, text) in [
+        ("local a = 123;", "only accept Lua function, the input code type is nil"),
+        ("return 1", "only accept Lua function, the input code type is number"),
+        ("return ngx.null", "only accept Lua function, the input code type is userdata"),
+        ("a", "failed to loadstring: [string \"a\"]:1: '=' expected near '<eof>'"),
+        ("zz(", "failed to loadstring: [string \"zz(\"]:1: unexpected symbol near '<eof>'"),
+        ("error('no')", "pcall error: [string \"error('no')\"]:1: no"),
+    ] {
+        refused(&json!({"functions": [source]}), text);
+    }
+    refused(
+        &json!({"functions": ["return function() end"], "phase": "abc"}),
+        "property \"phase\" validation failed: matches none of the enum values",
+    );
+    refused(
+        &json!({"functions": []}),
+        "property \"functions\" validation failed: expect array to have at least 1 items",
+    );
+    refused(&json!({}), "property \"functions\" is required");
+}
+
+#[test]
+fn a_source_that_never_ends_is_refused() {
+    // By its instructions or, where others keep the machine busy, by its time.
+    let error = crate::tests::refusal::<Pre>(&json!({"functions": ["while true do end"]}));
+    assert!(error.starts_with("pcall error: the script ran "), "{error}");
+}
+
+#[test]
+fn what_a_function_returns_ends_the_request() {
+    for (script, status, body) in [
+        ("return 403, 'forbidden'", 403, "forbidden"),
+        ("return 403, {message = 'no'}", 403, "{\"message\":\"no\"}\n"),
+        ("return nil, 'only a body'", 200, "only a body"),
+        ("return 'only a body'", 200, "only a body"),
+        ("return 201", 201, ""),
+        ("ngx.exit(201)", 201, ""),
+        ("ngx.status = 418 ngx.say('teapot') ngx.exit(418)", 418, "teapot\n"),
+        ("ngx.print('a', 1, true, nil, {'b', {2}})", 200, "a1truenilb2"),
+        (
+            "require('apisix.core').response.exit(402, {error_msg = 'pay'})",
+            402,
+            "{\"error_msg\":\"pay\"}\n",
+        ),
+        ("pcall(ngx.exit, 204) ngx.exit(500)", 204, ""),
+    ] {
+        let ran = run(&format!("return function(conf, ctx) {script} end"));
+        assert_eq!((ran.status, ran.body().as_str()), (status, body), "{script}");
+        assert!(ran.sent.is_empty(), "{script}");
+        if status != 204 {
+            let kind = ran.response.header("content-type");
+            assert_eq!(kind, Some("text/plain; charset=utf-8"), "{script}");
+        }
+    }
+}
+
+#[test]
+fn an_exit_without_a_body_answers_the_gateways_page() {
+    let ran = run("return function() ngx.exit(403) end");
+    assert_eq!(ran.status, 403);
+    assert!(ran.body().contains("<title>403 Forbidden</title>"), "{}", ran.body());
+    let ran = run(
+        "return function() ngx.header['Location'] = 'https://foo.com' .. ngx.var.request_uri ngx.exit(ngx.HTTP_MOVED_PERMANENTLY) end",
+    );
+    assert_eq!(ran.status, 301);
+    assert_eq!(ran.response.header("location"), Some("https://foo.com/"));
+    let ran = run("return function() return ngx.redirect('/there') end");
+    assert_eq!((ran.status, ran.response.header("location")), (302, Some("/there")));
+}
+
+#[test]
+fn a_function_that_says_nothing_lets_the_request_pass() {
+    for script in ["", "return nil", "ngx.exit(ngx.OK)", "return false", "ngx.exit(ngx.DECLINED)"] {
+        let ran = run(&format!("return function(conf, ctx) {script} end"));
+        assert_eq!((ran.status, ran.sent.len()), (200, 1), "{script}");
+    }
+}
+
+#[test]
+fn functions_run_in_turn_until_one_ends_the_request() {
+    let ran = PluginTest::<Pre>::new()
+        .config(json!({"functions": [
+            "return function() ngx.ctx.n = 1 end",
+            "return function() ngx.ctx.n = ngx.ctx.n + 1 end",
+            "return function() return 200, 'n = ' .. ngx.ctx.n end",
+            "return function() return 500, 'not reached' end",
+        ]}))
+        .run();
+    assert_eq!((ran.status, ran.body().as_str()), (200, "n = 2"));
+}
+
+#[test]
+fn errors_answer_500_and_no_more() {
+    for script in ["error('secret')", "local x = nil; x.y = 1", "error({})", "cjson.decode('{')"] {
+        let ran = run(&format!("return function() {script} end"));
+        assert_eq!((ran.status, ran.sent.len()), (500, 0), "{script}");
+        assert!(!ran.body().contains("secret"));
+    }
+}
+
+#[test]
+fn requests_are_changed_before_they_are_sent_on() {
+    let ran = test(
+        "rewrite",
+        "return function(conf, ctx)
+            local core = require('apisix.core')
+            ngx.req.set_header('X-One', 1)
+            ngx.req.set_header('X-Two', {'a', 'b'})
+            core.request.set_header(ctx, 'X-Three', 'c')
+            core.request.add_header(ctx, 'X-Four', 'd')
+            ngx.req.clear_header('X-Gone')
+            ngx.req.set_uri('/new path')
+            ngx.req.set_uri_args({a = 'x y'})
+            ngx.req.set_method(ngx.HTTP_PUT)
+            ngx.req.read_body()
+            ngx.req.set_body_data(ngx.req.get_body_data() .. ' and more')
+        end",
+    )
+    .request("POST", "/old?b=1")
+    .request_header("X-Gone", Some("here"))
+    .request_body("body")
+    .run();
+    let sent = ran.sent();
+    assert_eq!((sent.method.as_str(), sent.target.as_str()), ("PUT", "/new%20path?a=x%20y"));
+    assert_eq!(sent.body, b"body and more");
+    assert_eq!((sent.header("x-one"), sent.header("x-three")), (Some("1"), Some("c")));
+    assert_eq!(sent.header("x-gone"), None);
+    assert_eq!(sent.header("content-length"), Some("13"));
+    let ran = run("return function(conf, ctx) ctx.var.upstream_uri = '/server_port' end");
+    assert_eq!(ran.sent().target, "/server_port");
+}
+
+#[test]
+fn the_request_is_seen_as_it_is() {
+    let ran = test(
+        "access",
+        "return function(conf, ctx)
+            local headers, args = ngx.req.get_headers(), ngx.req.get_uri_args()
+            ngx.req.read_body()
+            local post = ngx.req.get_post_args()
+            ngx.say(ngx.var.request_method, ' ', ngx.var.uri, ' ', ngx.var.args, ' ', ngx.var.arg_a)
+            ngx.say(headers['X-Some'], headers.x_some, headers['x-none'], #headers['x-twice'])
+            ngx.say(args.a[1], args.a[2], args.b, args.c)
+            ngx.say(post.p, ' ', ngx.req.get_method(), ' ', ngx.req.http_version())
+            ngx.say(ngx.get_phase(), ' ', ngx.config.subsystem, ' ', ngx.worker.id())
+            ngx.say(conf.phase, ' ', ctx.curr_req_matched._path, ' ', ctx.var.uri, ' ', ctx.route_id)
+            ngx.say(ctx.matched_route.value.id, ' ', ctx.var.none, ' ', ngx.var.http_x_some)
+            ngx.say(ngx.ctx.api_ctx == ctx, ' ', ngx.req.start_time() > 0, ' ', ngx.now() >= ngx.req.start_time())
+            local mine = require('apisix.core').request
+            ngx.say(mine.header(ctx, 'X-Some'), ' ', mine.get_method(), ' ', mine.get_uri_args(ctx).b, ' ', mine.get_body(100, ctx))
+            ngx.say(mine.get_body(2, ctx))
+            return ngx.exit(200)
+        end",
+    )
+    .request("POST", "/p?a=1&b=%202&a=3&c")
+    .request_header("X-Some", Some("value"))
+    .request_header("X-Twice", Some("1"))
+    .request_header("X-Twice", Some("2"))
+    .request_header("Content-Type", Some("application/x-www-form-urlencoded"))
+    .request_body("p=q%26")
+    .run();
+    assert_eq!(
+        ran.body(),
+        "POST /p a=1&b=%202&a=3&c 1\nvaluevaluenil2\n13 2true\nq& POST 1.1\naccess http 0\n\
+         access /* /p 1\n1 nil value\ntrue true true\nvalue POST  2 p=q%26\nnil\
+         request size 6 is greater than the maximum size 2 allowed\n"
+    );
+}
+
+#[test]
+fn the_library_answers_as_openresty_does() {
+    for (script, expected) in [
+        (
+            "ngx.print(ngx.md5('a'), ngx.encode_base64('hi'), ngx.decode_base64('aGk='))",
+            "0cc175b9c0f1b6a831c399e269772661aGk=hi",
+        ),
+        ("ngx.print(ngx.escape_uri('a b/c'), ngx.unescape_uri('a%20b+c'))", "a%20b%2Fca b c"),
+        ("ngx.print(ngx.encode_args({a = {1, 2}}), ngx.decode_args('x=1').x)", "a=1&a=21"),
+        (
+            "ngx.print(ngx.http_time(1547178736), ngx.parse_http_time('Thu, 18 Nov 2010 11:27:35 GMT'))",
+            "Fri, 11 Jan 2019 03:52:16 GMT1290079655",
+        ),
+        ("ngx.print(ngx.cookie_time(1547178736))", "Fri, 11-Jan-19 03:52:16 GMT"),
+        (
+            "ngx.print(ngx.crc32_short('123456789'), ' ', #ngx.sha1_bin(''), #ngx.hmac_sha1('k', 'd'))",
+            "3421780262 2020",
+        ),
+        (
+            "ngx.print(#ngx.today(), #ngx.localtime(), #ngx.utctime(), ngx.time() > 1e9)",
+            "101919true",
+        ),
+        ("ngx.print(ngx.HTTP_FORBIDDEN, ngx.ERR, tostring(ngx.null))", "4034userdata: NULL"),
+        (
+            "local m = ngx.re.match('hello, 1234', '([0-9])(?<rest>[0-9]+)', 'jo') ngx.print(m[0], m[1], m.rest)",
+            "12341234",
+        ),
+        ("local from, to = ngx.re.find('hello, 1234', '[0-9]+') ngx.print(from, to)", "811"),
+        (
+            "local s, n = ngx.re.gsub('hello, 1234', '([0-9])', '[$1]') ngx.print(s, n)",
+            "hello, [1][2][3][4]4",
+        ),
+        (
+            "local s, n = ngx.re.sub('abc', '[a-z]', function(m) return '<' .. m[0] .. '>' end) ngx.print(s, n)",
+            "<a>bc1",
+        ),
+        ("for m in ngx.re.gmatch('a1b2', '[0-9]') do ngx.print(m[0], ';') end", "1;2;"),
+        ("ngx.print(ngx.re.match('a', '(')) ", "nilpcre_compile() failed"),
+        ("ngx.print(table.concat(require('ngx.re').split('a,b,c', ','), '|'))", "a|b|c"),
+        (
+            "local c = require('cjson') ngx.print(c.encode({1, 2, {a = c.null}}), c.decode('[1,null]')[2] == ngx.null)",
+            "[1,2,{\"a\":null}]true",
+        ),
+        (
+            "local c = require('cjson.safe') ngx.print(c.decode('{'))",
+            "nilExpected value but found invalid token",
+        ),
+        (
+            "local c = require('cjson') ngx.print(pcall(c.decode, '{') == false, c.encode({}), c.encode(c.empty_array))",
+            "true{}[]",
+        ),
+        (
+            "local c = require('apisix.core') ngx.print(c.json.encode({a = 1.5}), c.json.decode('{\"b\":2}').b)",
+            "{\"a\":1.5}2",
+        ),
+        (
+            "local c = require('apisix.core') ngx.print(c.string.has_prefix('abc', 'ab'), c.string.find('a.b', '.'), c.table.nkeys({a = 1}))",
+            "true21",
+        ),
+        (
+            "local c = require('apisix.core') ngx.print(c.utils.resolve_var('$uri/${args}x', ctx.var), #c.utils.uuid())",
+            "//x36",
+        ),
+        ("ngx.print(('x'):rep(3), ('a,b'):gsub(',', ';'))", "xxxa;b1"),
+        (
+            "ngx.print((('k=v'):gsub('(%w)=(%w)', function(k, v) return v .. k end)), ('abc'):match('b'))",
+            "vkb",
+        ),
+        ("for k, v in ('a=1, b=2'):gmatch('(%w)=(%w)') do ngx.print(k, v) end", "a1b2"),
+        (
+            "ngx.print(string.format('%05.1f|%s', 3.14159, 'x'), ('x'):byte(), string.find('abc', 'b', 1, true))",
+            "003.1|x12022",
+        ),
+        (
+            "ngx.print(select('#', pcall(error, 'x')), type(os.time()), os.execute, io, debug, loadfile, dofile, getfenv)",
+            "2numbernilnilnilnilnilnil",
+        ),
+        (
+            "ngx.print(loadstring('return 1 + 1')(), load('syntax error here'))",
+            "2nil[string \"syntax error here\"]:1: '=' expected near 'error'",
+        ),
+        (
+            "ngx.print(require('bit').band(6, 3), require('table.new')(1, 1) ~= nil, require('resty.string').to_hex('a'))",
+            "2true61",
+        ),
+        (
+            "local co = coroutine.wrap(function() coroutine.yield(1) ngx.sleep(0.001) coroutine.yield(2) end) ngx.print(co(), co())",
+            "12",
+        ),
+        (
+            "ngx.print(pcall(function() ngx.sleep(0.001) error('after a wait', 0) end))",
+            "falseafter a wait",
+        ),
+        (
+            "ngx.print(ngx.timer.at(0, function() end))",
+            "niltimers are not available: a script runs for one request",
+        ),
+        ("coroutine.yield() ngx.print('on')", "on"),
+        (
+            "ngx.print(pcall(function() ngx.var.nothing = 1 end))",
+            "false[string \"return function(conf, ctx) ngx.print(pcall(fu...\"]:1: variable \"nothing\" not found for writing; maybe it is a built-in variable that is not changeable",
+        ),
+        (
+            "ngx.print(require('net.url').parse('args=%40%23%24%25%5E%26').path)",
+            "args=@%23$%25%5E&",
+        ),
+    ] {
+        let ran = run(&format!("return function(conf, ctx) {script} ngx.exit(200) end"));
+        assert_eq!(ran.status, 200, "{script}: {}", ran.body());
+        assert!(ran.body().starts_with(expected), "{script}: {}", ran.body());
+    }
+}
+
+#[test]
+fn no_script_changes_what_others_use() {
+    for script in [
+        "string.rep = nil; ('x'):rep(2)",
+        "ngx.say = nil",
+        "_G.pcall = nil",
+        "math.floor = error",
+        "rawset(string, 'format', nil)",
+        "ngx.ctx = nil and nil or {}",
+    ] {
+        says(
+            &format!("{script} ngx.print('fine')").replace("ngx.say = nil", "ngx.say = nil"),
+            "fine",
+        );
+    }
+    for script in [
+        "ngx.req.get_headers = nil",
+        "rawset(ngx.req, 'get_headers', 1)",
+        "require('apisix.core').log.error = nil",
+        "require('cjson').decode = nil",
+        "getmetatable('').__index = {}",
+        "setmetatable(ngx.req, {})",
+        "setmetatable(_G, {})",
+    ] {
+        let script = format!("ngx.print(pcall(function() {script} end) == false)");
+        says(&script, "true");
+    }
+}
+
+#[test]
+fn upvalues_are_kept_from_request_to_request() {
+    let config = json!({"functions": [
+        "local count = 1 return function() count = count + 1 ngx.print(count) end",
+    ]});
+    let mut registry = sluicegate_gateway::plugin::Registry::default();
+    registry.add::<Pre>();
+    let route = json!({"id": "1", "uri": "/*", "plugins": {Pre::NAME: config}});
+    let gateway = sluicegate_testkit::plugin::InProcess::start(
+        registry,
+        vec![(sluicegate_model::kind::Kind::Routes, "1", route)],
+    );
+    let mut client = sluicegate_testkit::client::Client::connect(gateway.addr);
+    for expected in ["2", "3", "4"] {
+        client.send(sluicegate_testkit::client::request_bytes("GET", "/", &[], b""));
+        assert_eq!(client.response().text(), expected);
+    }
+    drop(client);
+    gateway.stop();
+}
+
+#[test]
+fn header_filters_change_the_head() {
+    let answer = || Answer::text("body").header("X-From", "origin").header("X-Gone", "1");
+    let ran = test(
+        "header_filter",
+        "return function(conf, ctx)
+            ngx.header['X-Post'] = 1
+            ngx.header.x_under = {'a', 'b'}
+            ngx.header['X-Gone'] = nil
+            ngx.header['X-Seen'] = ngx.header['X-From'] .. ngx.var.sent_http_x_from .. ngx.status
+            require('apisix.core').response.set_header('X-Core', 'c')
+            ngx.status = 202
+        end",
+    )
+    .origin_answer(answer())
+    .run();
+    assert_eq!((ran.status, ran.body().as_str()), (202, "body"));
+    for (name, value) in [
+        ("x-post", Some("1")),
+        ("x-gone", None),
+        ("x-seen", Some("originorigin200")),
+        ("x-core", Some("c")),
+        ("content-length", Some("4")),
+    ] {
+        assert_eq!(ran.response.header(name), value, "{name}");
+    }
+    let ran =
+        test("header_filter", "return function() error('x') end").origin_answer(answer()).run();
+    assert_eq!(ran.status, 500);
+    let ran =
+        test("header_filter", "return function() ngx.sleep(1) end").origin_answer(answer()).run();
+    assert_eq!(ran.status, 500);
+    // A header set before the answer is known comes with it.
+    let ran = run("return function() ngx.header['X-Early'] = {'1', '2'} end");
+    let all: Vec<_> = ran
+        .response
+        .headers
+        .iter()
+        .filter(|(name, _)| name.eq_ignore_ascii_case("x-early"))
+        .collect();
+    assert_eq!((ran.status, all.len()), (200, 2));
+}
+
+#[test]
+fn body_filters_change_the_body() {
+    let origin = || Answer::text("{\"origin\":\"1.2.3.4\",\"url\":\"u\"}");
+    let ran = test(
+        "body_filter",
+        "return function(conf, ctx)
+            local cjson = require('cjson')
+            local core = require('apisix.core')
+            local body = core.response.hold_body_chunk(ctx)
+            if not body then return end
+            body = cjson.decode(body)
+            body.origin = nil
+            ngx.arg[1] = cjson.encode(body)
+        end",
+    )
+    .origin_answer(origin())
+    .run();
+    assert_eq!((ran.status, ran.body().as_str()), (200, "{\"url\":\"u\"}"));
+    let ran = test("body_filter", "return function() ngx.arg[1] = string.upper(ngx.arg[1]) end")
+        .origin_answer(Answer::text("shout"))
+        .run();
+    assert_eq!(ran.body(), "SHOUT");
+    let ran = test("body_filter", "return function() error('x') end").origin_answer(origin()).run();
+    assert_eq!(ran.body(), "", "what was to be filtered does not go out unfiltered");
+}
+
+#[test]
+fn no_script_holds_the_gateway() {
+    for script in [
+        "while true do end",
+        "while true do pcall(function() while true do end end) end",
+        "local function f() return pcall(f) end while true do f() end",
+        "while true do xpcall(function() while true do end end, function() while true do end end) end",
+        "error(setmetatable({}, {__tostring = function() while true do end end}))",
+        "repeat local co = coroutine.wrap(function() while true do end end) pcall(co) until false",
+        "local t = {} for i = 1, 1e9 do t[i] = ('x'):rep(1000) .. i end",
+        "local s = 'x' while true do s = s .. s end",
+        "return ('x'):rep(1e9)",
+        "while true do pcall(string.rep, 'x', 1e9) end",
+        "return (('a'):rep(20000)):match('.-.-.-.-.-.-b')",
+        "return assert(ngx.re.match(('a'):rep(5000) .. 'b', '^(a+)+(?=c)\\\\1$'))",
+        "local function f() f() end f() error('stack')",
+        "local function f() return 1 + f() end f()",
+        "setmetatable({}, {__index = function(t, k) return t[k] end}).x()",
+        "ngx.print(('x'):rep(9e6))",
+        "local t = {} for i = 1, 1e6 do t[i] = i end while true do table.insert(t, 1, 0) end",
+        "while true do coroutine.yield() end",
+        "local t = {} t.t = t require('cjson').encode(t)",
+        "local function f() return coroutine.wrap(f)() end f()",
+        "local function f() return coroutine.resume(coroutine.create(f)) end while true do f() end",
+        "local function f(a, b) table.sort({2, 1}, f) return false end f()",
+        "return (require('cjson').decode(('['):rep(100000)))",
+        "return loadstring('return ' .. ('('):rep(100000))()",
+        "return assert(ngx.re.match('a', ('('):rep(20000)))",
+        "return loadstring('while true do end')()",
+        "for k in ('x'):rep(100):gmatch('') do while true do end end",
+        "return (('x'):rep(100):gsub('', function() while true do end end))",
+        "table.sort({3, 2, 1}, function() while true do end end)",
+    ] {
+        eprintln!("{script}");
+        let began = std::time::Instant::now();
+        let ran = run(&format!("return function(conf, ctx) {script} end"));
+        assert_eq!(ran.status, 500, "{script}: {}", ran.body());
+        assert!(began.elapsed().as_secs() < 20, "{script} took {:?}", began.elapsed());
+    }
+}
+
+#[test]
+fn memory_that_scripts_keep_is_taken_back() {
+    let mut registry = sluicegate_gateway::plugin::Registry::default();
+    registry.add::<Pre>();
+    let route = |id: &str, script: &str| json!({"id": id, "uri": format!("/{id}"), "plugins": {Pre::NAME: {"functions": [script]}}});
+    let keeps = "local kept = {} return function() for i = 1, 1e7 do kept[#kept + 1] = ('x'):rep(10000) .. i end end";
+    let honest =
+        "return function() local t = {} for i = 1, 1e4 do t[i] = 'x' .. i end ngx.print(#t) end";
+    let kind = sluicegate_model::kind::Kind::Routes;
+    let gateway = sluicegate_testkit::plugin::InProcess::start(
+        registry,
+        vec![(kind, "keeps", route("keeps", keeps)), (kind, "honest", route("honest", honest))],
+    );
+    let mut client = sluicegate_testkit::client::Client::connect(gateway.addr);
+    for (target, status) in
+        [("/honest", 200), ("/keeps", 500), ("/honest", 200), ("/keeps", 500), ("/honest", 200)]
+    {
+        client.send(sluicegate_testkit::client::request_bytes("GET", target, &[], b""));
+        assert_eq!(client.response().status, status, "{target}");
+    }
+    drop(client);
+    gateway.stop();
+}
+
+#[test]
+fn resty_http_calls_over_the_gateways_connections() {
+    let asked = sluicegate_testkit::origin::Origin::start(|request| {
+        Answer::status(203).header("X-Asked", "yes").body(format!(
+            "{} {} {}",
+            request.method,
+            request.target,
+            String::from_utf8_lossy(&request.body)
+        ))
+    });
+    let script = format!(
+        "return function(conf, ctx)
+            local http = require('resty.http')
+            local httpc = http.new()
+            httpc:set_timeout(5000)
+            local res, err = httpc:request_uri('http://{}/ask', {{method = 'POST', body = 'b', query = {{a = 1}}, headers = {{['X-Mine'] = 'm'}}}})
+            if not res then return 500, err end
+            httpc:set_keepalive()
+            return 200, res.status .. ' ' .. res.headers['X-Asked'] .. ' ' .. res.body
+        end",
+        asked.addr
+    );
+    let ran = run(&script);
+    assert_eq!((ran.status, ran.body().as_str()), (200, "203 yes POST /ask?a=1 b"));
+    assert_eq!(asked.requests()[0].header("x-mine"), Some("m"));
+    let ran = run(
+        "return function() local ok, err = require('resty.http').new():request_uri('http://127.0.0.1:1/') ngx.print(ok, err) end",
+    );
+    assert!(ran.body().starts_with("nilcannot connect"), "{}", ran.body());
+}
+
+/// Random sources from the words that scripts are made of.
+fn random_source(seed: &mut u64) -> String {
+    let mut random = |n: usize| {
+        *seed ^= *seed << 13;
+        *seed ^= *seed >> 7;
+        *seed ^= *seed << 17;
+        usize::try_from(*seed >> 33).unwrap_or(0) % n
+    };
+    const NAMES: [&str; 40] = [
+        "ngx.say",
+        "ngx.exit",
+        "ngx.sleep",
+        "ngx.log",
+        "ngx.var.uri",
+        "ngx.var",
+        "ngx.header",
+        "ngx.ctx",
+        "ngx.req.get_headers",
+        "ngx.req.set_header",
+        "ngx.req.set_uri",
+        "ngx.req.set_uri_args",
+        "ngx.req.set_body_data",
+        "ngx.req.read_body",
+        "ngx.req.set_method",
+        "ngx.re.match",
+        "ngx.re.gsub",
+        "ngx.decode_args",
+        "ngx.encode_args",
+        "ngx.decode_base64",
+        "ngx.escape_uri",
+        "ngx.redirect",
+        "ngx.arg",
+        "ngx.status",
+        "ngx.null",
+        "string.rep",
+        "string.gsub",
+        "string.find",
+        "string.format",
+        "table.concat",
+        "table.insert",
+        "table.sort",
+        "pcall",
+        "error",
+        "coroutine.wrap",
+        "coroutine.yield",
+        "require('cjson').encode",
+        "require('cjson.safe').decode",
+        "require('apisix.core').response.exit",
+        "setmetatable",
+    ];
+    const VALUES: [&str; 16] = [
+        "1",
+        "-1",
+        "0/0",
+        "1e300",
+        "''",
+        "'a'",
+        "'%'",
+        "('x'):rep(99)",
+        "{}",
+        "{1, 2}",
+        "{a = {}}",
+        "nil",
+        "true",
+        "function(...) return ... end",
+        "'\\0\\r\\n'",
+        "ngx.null",
+    ];
+    let mut source = String::new();
+    for _ in 0..1 + random(6) {
+        let name = NAMES[random(NAMES.len())];
+        let other = NAMES[random(NAMES.len())];
+        let (one, two) = (VALUES[random(VALUES.len())], VALUES[random(VALUES.len())]);
+        source.push_str(&match random(8) {
+            0 => format!("pcall({name}, {one}, {two})\n"),
+            1 => format!("local v = {name} v[{one}] = {two}\n"),
+            2 => format!("pcall(function() {name}({one}) end)\n"),
+            3 => format!("pcall({name}, {other}, {one}, {two})\n"),
+            4 => format!("for i = 1, 3 do pcall({name}, {one}, {two}, i) end\n"),
+            5 => format!("if {one} then pcall({name}) end\n"),
+            6 => format!("pcall(coroutine.wrap({name}), {one}, {two})\n"),
+            _ => format!("{name}({one}, {two})\n"),
+        });
+    }
+    source
+}
+
+#[test]
+fn whatever_a_script_says_the_gateway_goes_on() {
+    sluicegate_lua::configure(sluicegate_lua::Limits {
+        instructions: 200_000,
+        ..sluicegate_lua::Limits::default()
+    });
+    let mut registry = sluicegate_gateway::plugin::Registry::default();
+    registry.add::<Pre>();
+    let script = "return function(conf, ctx)
+        ngx.req.read_body()
+        local f = loadstring(ngx.req.get_body_data())
+        if not f then return 400 end
+        return f(conf, ctx)
+    end";
+    let kind = sluicegate_model::kind::Kind::Routes;
+    let route = |id: &str, script: &str| json!({"id": id, "uri": format!("/{id}"), "plugins": {Pre::NAME: {"functions": [script]}}});
+    let honest = "return function() return 200, ngx.md5('a') .. ('x'):rep(2) end";
+    let gateway = sluicegate_testkit::plugin::InProcess::start(
+        registry,
+        vec![(kind, "any", route("any", script)), (kind, "honest", route("honest", honest))],
+    );
+    let mut seed = 0x9e37_79b9_7f4a_7c15;
+    for round in 0..400 {
+        let source = random_source(&mut seed);
+        // Sleeps of minutes are not what is tried out here.
+        let source = format!(
+            "local ngx_sleep = ngx.sleep\nngx.sleep = function() ngx_sleep(0) end\n{source}"
+        );
+        let mut client = sluicegate_testkit::client::Client::connect(gateway.addr);
+        client.send(sluicegate_testkit::client::request_bytes(
+            "POST",
+            "/any",
+            &[],
+            source.as_bytes(),
+        ));
+        let head = client.try_head();
+        assert!(head.is_ok(), "round {round}:\n{source}");
+        let answer = sluicegate_testkit::client::get(gateway.addr, "/honest");
+        assert_eq!(answer.text(), "0cc175b9c0f1b6a831c399e269772661xx", "round {round}:\n{source}");
+    }
+    gateway.stop();
+}
+
+#[test]
+fn a_filter_func_is_one_of_a_routes_conditions() {
+    let mut registry = crate::registry();
+    registry.run_filter_funcs(sluicegate_lua::FILTER_FUNCS);
+    let kind = sluicegate_model::kind::Kind::Routes;
+    let route = |id: &str, priority: i64, filter: &str| {
+        let say = format!("return function() return 200, '{id}' end");
+        json!({"id": id, "uri": "/*", "priority": priority, "filter_func": filter,
+            "plugins": {Pre::NAME: {"functions": [say]}}})
+    };
+    let gateway = sluicegate_testkit::plugin::InProcess::start(
+        registry,
+        vec![
+            (kind, "fails", route("fails", 9, "function(vars) error('x') end")),
+            (kind, "loops", route("loops", 8, "function(vars) while vars.arg_loop do end end")),
+            (kind, "waits", route("waits", 7, "function(vars) ngx.sleep(1) return true end")),
+            (
+                kind,
+                "args",
+                route(
+                    "args",
+                    6,
+                    "function(vars)\n return vars['arg_a1'] == 'a1' and vars.arg_a2 == 'a2' end",
+                ),
+            ),
+            (
+                kind,
+                "header",
+                route(
+                    "header",
+                    5,
+                    "function(vars) return ngx.req.get_headers()['x-beta'] == 'yes' end",
+                ),
+            ),
+            (kind, "all", route("all", 0, "function() return true end")),
+        ],
+    );
+    for (target, header, found) in [
+        ("/?a1=a1&a2=a2", None, "args"),
+        ("/?a1=a1", None, "all"),
+        ("/", Some("yes"), "header"),
+        ("/?loop", None, "all"),
+    ] {
+        let headers: Vec<_> = header.map(|value| ("X-Beta", value)).into_iter().collect();
+        let bytes = sluicegate_testkit::client::request_bytes("GET", target, &headers, b"");
+        let mut client = sluicegate_testkit::client::Client::connect(gateway.addr);
+        client.send(bytes);
+        assert_eq!(client.response().text(), found, "{target}");
+    }
+    gateway.stop();
+    let check = sluicegate_lua::FILTER_FUNCS.check;
+    for (source, text) in [
+        ("function(vars) return true end", ""),
+        ("1", "'filter_func' should be a function"),
+        ("nil", "'filter_func' should be a function"),
+        ("function(", "failed to load 'filter_func' string: [string \"return function(\"]:1: "),
+    ] {
+        let error = check(source).err().unwrap_or_default();
+        assert!(
+            error.starts_with(text) && error.is_empty() == text.is_empty(),
+            "{source}: {error}"
+        );
+    }
+}

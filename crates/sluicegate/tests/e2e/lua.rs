@@ -1,0 +1,123 @@
+//! Functions in Lua: in front of an upstream and of a function, in logs, and as a route's condition.
+
+use serde_json::{Value, json};
+use sluicegate_testkit::client::{get, request};
+use sluicegate_testkit::gateway::GatewayProcess;
+use sluicegate_testkit::origin::Origin;
+
+use crate::BINARY;
+
+fn pre(phase: &str, source: &str) -> Value {
+    json!({"serverless-pre-function": {"phase": phase, "functions": [source]}})
+}
+
+#[test]
+fn a_function_stands_in_front_of_an_upstream_and_of_a_lambda_function() {
+    let gateway = GatewayProcess::start(BINARY);
+    let (upstream, lambda) = (Origin::text("from the upstream"), Origin::text("from the function"));
+    let source = "return function(conf, ctx)
+        if ngx.req.get_headers()['x-token'] ~= 'good' then
+            return 401, {message = 'no token'}
+        end
+        ngx.req.set_header('X-User', ctx.var.arg_user)
+        ngx.req.clear_header('X-Token')
+        ngx.header['X-Passed'] = 'yes'
+    end";
+    let node = json!({"type": "roundrobin", "nodes": {upstream.addr.to_string(): 1}});
+    gateway.set(
+        "/routes/1",
+        &json!({"uri": "/up", "plugins": pre("access", source), "upstream": node}),
+    );
+    let mut plugins = pre("access", source);
+    plugins["aws-lambda"] =
+        json!({"function_uri": lambda.url("/fn"), "authorization": {"apikey": "key"}});
+    gateway.set("/routes/2", &json!({"uri": "/fn", "plugins": plugins}));
+    for (path, origin, body) in
+        [("/up", &upstream, "from the upstream"), ("/fn", &lambda, "from the function")]
+    {
+        let refused = get(gateway.http, &format!("{path}?user=eve"));
+        assert_eq!((refused.status, refused.json()), (401, json!({"message": "no token"})));
+        assert!(origin.requests().is_empty(), "{path}");
+        let target = format!("{path}?user=ann");
+        let passed = request(gateway.http, "GET", &target, &[("X-Token", "good")], b"");
+        assert_eq!((passed.status, passed.text().as_str()), (200, body));
+        assert_eq!(passed.header("x-passed"), Some("yes"));
+        let sent = origin.last();
+        assert_eq!((sent.header("x-user"), sent.header("x-token")), (Some("ann"), None));
+    }
+}
+
+#[test]
+fn functions_log_with_source_line_and_failures_answer_500() {
+    let gateway = GatewayProcess::start(BINARY);
+    let origin = Origin::text("x");
+    let node = json!({"type": "roundrobin", "nodes": {origin.addr.to_string(): 1}});
+    let pre_log = "return function() ngx.log(ngx.ERR, \"serverless pre function\"); end";
+    let post_log = "return function(conf, ctx) ngx.log(ngx.ERR, \"match uri \", ctx.curr_req_matched and ctx.curr_req_matched._path); end";
+    let mut plugins = pre("rewrite", pre_log);
+    plugins["serverless-post-function"] = json!({"phase": "rewrite", "functions": [post_log]});
+    gateway.set("/routes/1", &json!({"uri": "/anything", "plugins": plugins, "upstream": node}));
+    assert_eq!(get(gateway.http, "/anything").status, 200);
+    gateway.wait_for_error_line("[lua] [string \"return function() ngx.log(ngx.ERR, \"serverles...\"]:1: func(): serverless pre function");
+    gateway.wait_for_error_line("func(): match uri /anything");
+    let fails = "return function()\n  local t = nil\n  t.x = 1\nend";
+    gateway.set("/routes/2", &json!({"uri": "/fails", "plugins": pre("access", fails)}));
+    let loops = "return function()\n  while true do\n  pcall(error)\n  end\nend";
+    gateway.set("/routes/3", &json!({"uri": "/loops", "plugins": pre("access", loops)}));
+    for path in ["/fails", "/loops"] {
+        assert_eq!(get(gateway.http, path).status, 500, "{path}");
+    }
+    gateway.wait_for_error_line(
+        "[string \"return function()...\"]:3: attempt to index local 't' (a nil value)",
+    );
+    gateway
+        .wait_for_error_line("[lua] [string \"return function()...\"]:3: func(): the script ran ");
+    assert_eq!(get(gateway.http, "/anything").status, 200);
+}
+
+#[test]
+fn a_filter_func_is_checked_when_written_and_chooses_the_route() {
+    let gateway = GatewayProcess::start(BINARY);
+    let (one, other) = (Origin::text("one"), Origin::text("other"));
+    let node =
+        |origin: &Origin| json!({"type": "roundrobin", "nodes": {origin.addr.to_string(): 1}});
+    let source = "function(vars)\n  return vars['arg_a1'] == 'a1' and vars['arg_a2'] == 'a2'\nend";
+    gateway.set(
+        "/routes/1",
+        &json!({"uri": "/f", "priority": 1, "filter_func": source, "upstream": node(&one)}),
+    );
+    gateway.set("/routes/2", &json!({"uri": "/f", "upstream": node(&other)}));
+    assert_eq!(get(gateway.http, "/f?a1=a1&a2=a2").text(), "one");
+    assert_eq!(get(gateway.http, "/f?a1=a1").text(), "other");
+    for (source, error) in [
+        (
+            "function(vars) oops",
+            "failed to load 'filter_func' string: [string \"return function(vars) oops\"]:1: '=' expected near '<eof>'",
+        ),
+        ("function() end and 1", "'filter_func' should be a function"),
+    ] {
+        let (status, answer) = gateway
+            .put("/routes/3", &json!({"uri": "/x", "filter_func": source, "upstream": node(&one)}));
+        assert_eq!((status, answer), (400, json!({"error_msg": error})), "{source}");
+    }
+}
+
+#[test]
+fn a_variable_that_a_function_makes_comes_to_the_access_log() {
+    let gateway = GatewayProcess::with(
+        BINARY,
+        json!({"nginx_config": {"http": {"access_log_format": "$uri labels=$a6_route_labels"}}}),
+    );
+    let origin = Origin::text("x");
+    let source = "return function() local core = require \"apisix.core\" core.ctx.register_var(\"a6_route_labels\", function(ctx) local route = ctx.matched_route and ctx.matched_route.value if route and route.labels then return route.labels end return nil end); end";
+    gateway.set(
+        "/services/1",
+        &json!({
+            "plugins": pre("rewrite", source),
+            "upstream": {"type": "roundrobin", "nodes": {origin.addr.to_string(): 1}},
+        }),
+    );
+    gateway.set("/routes/1", &json!({"uri": "/get", "service_id": "1", "labels": {"key": "test"}}));
+    assert_eq!(get(gateway.http, "/get").status, 200);
+    gateway.wait_for_access_line("/get labels={\\x22key\\x22:\\x22test\\x22}");
+}
