@@ -143,8 +143,7 @@ pub(crate) const KEYS: &[Key] = &[
     known("apisix.worker_startup_time_threshold", COUNT, "60", "Seconds after which a worker's start counts as a restart."),
     key("apisix.data_encryption.enable_encrypt_fields", Bool, "true", "Encrypt the secret fields of plugins in the store."),
     deprecated("apisix.data_encryption.enable", Bool, "use apisix.data_encryption.enable_encrypt_fields, which wins when both are set", "The older name of `enable_encrypt_fields`."),
-    // Differs: APISIX falls back to two keys that everybody can read in its sources.
-    key("apisix.data_encryption.keyring", OneOrMore(&AesKey), "", "Keys that encrypt secret fields and private keys in the store (16 characters: AES-128, 32: AES-256). The first encrypts, all decrypt: put a new one first and keep the old ones. Left out: secrets are stored as they are, with a warning.").restart().example("[sixteen-letters-]"),
+    key("apisix.data_encryption.keyring", OneOrMore(&AesKey), "", "Keys that encrypt secret fields and private keys in the store (16 characters: AES-128, 32: AES-256). The first encrypts, all decrypt: put a new one first and keep the old ones. Left out: APISIX's own two, with a warning, as everybody can read them in its sources. Empty: secrets are stored as they are.").restart().example("[sixteen-letters-]"),
     key("apisix.status.ip", Ip, "", "Address of the status API; 127.0.0.1 where it is not set. Without `apisix.status`, which may be `{}`, there is none.").restart().example("127.0.0.1"),
     key("apisix.status.port", PORT, "", "Port of the status API; 7085 where it is not set.").restart().example("7085"),
     known("apisix.disable_upstream_healthcheck", Bool, "false", "Switch every health check off."),

@@ -268,9 +268,13 @@ pub(crate) mod tests {
 
     #[test]
     fn secrets_are_the_same_or_not() {
-        for (a, b, same) in
-            [("", "", true), ("a", "a", true), ("a", "b", false), ("a", "", false), ("ab", "a", false)]
-        {
+        for (a, b, same) in [
+            ("", "", true),
+            ("a", "a", true),
+            ("a", "b", false),
+            ("a", "", false),
+            ("ab", "a", false),
+        ] {
             assert_eq!(same_secret(a.as_bytes(), b.as_bytes()), same, "{a} {b}");
         }
     }

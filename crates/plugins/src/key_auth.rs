@@ -113,13 +113,20 @@ mod tests {
             (json!({}), None, "/", Err("Missing API key in request")),
             (json!({}), None, "/?apikeys=rose-key", Err("Missing API key in request")),
             (json!({}), Some(("apikey", "jack-ke")), "/", Err("Invalid API key in request")),
-            (json!({}), Some(("apikey", "")), "/?apikey=rose-key", Err("Invalid API key in request")),
+            (
+                json!({}),
+                Some(("apikey", "")),
+                "/?apikey=rose-key",
+                Err("Invalid API key in request"),
+            ),
             (own.clone(), Some(("x-key", "jack-key")), "/", Ok("jack")),
             (own.clone(), None, "/?token=jack-key", Ok("jack")),
             (own, Some(("apikey", "jack-key")), "/", Err("Missing API key in request")),
         ] {
-            let mut test =
-                PluginTest::<KeyAuth>::new().config(config).resources(people()).request("GET", target);
+            let mut test = PluginTest::<KeyAuth>::new()
+                .config(config)
+                .resources(people())
+                .request("GET", target);
             if let Some((name, value)) = header {
                 test = test.request_header(name, Some(value));
             }

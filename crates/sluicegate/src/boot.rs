@@ -24,7 +24,7 @@ use sluicegate_gateway::snapshot::{Change, Compiler, Deps, Report};
 use sluicegate_gateway::upstream::UpstreamDeps;
 use sluicegate_gateway::upstream::resolve::Resolver;
 use sluicegate_model::check::Outside;
-use sluicegate_model::encrypt::Keyring;
+use sluicegate_model::encrypt::{Keyring, each_private_key};
 use sluicegate_model::plugin::Catalog;
 use sluicegate_model::resource::Key;
 use sluicegate_store::{Change as StoreChange, Entry, Event, Health, Store, StoreError, Watch};
@@ -149,6 +149,7 @@ impl Running {
         let decode = Decoder {
             catalog: catalog.clone(),
             keyring: keyring.clone(),
+            plain: source.is_some(),
             unreadable: unreadable.clone(),
         };
         // Managers of secrets come before those who ask them. All is read piece by piece, so that
@@ -611,6 +612,9 @@ fn status(inside: Inside) -> Status {
 struct Decoder {
     catalog: Arc<ArcSwap<Catalog>>,
     keyring: Keyring,
+    /// Plugins' secrets are what somebody wrote by hand, as in APISIX's file and API-driven modes:
+    /// only private keys may be encrypted.
+    plain: bool,
     unreadable: Arc<Unreadable>,
 }
 
@@ -621,7 +625,11 @@ impl Decoder {
 
     fn change(&self, event: &Event) -> Option<Change> {
         let Key { kind, parent, id } = Key::parse(&event.key)?;
-        let id = parent.map_or_else(|| id.clone(), |parent| format!("{parent}/{id}"));
+        // What belongs to another goes by the end of its key: `jack/credentials/1`.
+        let id = match parent {
+            Some(parent) => format!("{parent}/{}/{id}", kind.plural()),
+            None => id,
+        };
         let (value, text, created) = match &event.change {
             StoreChange::Delete => {
                 self.unreadable.change(&event.key, None);
@@ -631,12 +639,23 @@ impl Decoder {
                 Ok(mut value) => {
                     self.unreadable.change(&event.key, None);
                     let catalog = self.catalog.load_full();
-                    let sealed = catalog.sealed_secrets(&self.keyring, kind, &value);
+                    let sealed = match self.plain {
+                        true => Vec::new(),
+                        false => catalog.sealed_secrets(&self.keyring, kind, &value),
+                    };
                     if !sealed.is_empty() {
                         error!(key = %event.key, secrets = sealed.join(", "), "Stored secrets do not open with the keyring and are used as they are: put the key that they were encrypted with into apisix.data_encryption.keyring.");
                     }
                     let before = value.clone();
-                    catalog.decrypt_resource(&self.keyring, kind, &mut value);
+                    if self.plain {
+                        each_private_key(kind, &mut value, |key| {
+                            if let Some(opened) = self.keyring.decrypt_pem(key) {
+                                *key = opened;
+                            }
+                        });
+                    } else {
+                        catalog.decrypt_resource(&self.keyring, kind, &mut value);
+                    }
                     let text = (value == before).then(|| entry.value.clone());
                     (Some(value), text, entry.created)
                 }
@@ -739,7 +758,7 @@ impl Follower {
         known.extend(self.references.known());
         let gone = known
             .iter()
-            .map(|(kind, id)| format!("/{}/{id}", kind.plural()))
+            .map(|(kind, id)| format!("/{}/{id}", kind.parent().unwrap_or(*kind).plural()))
             .filter(|key| !kept.contains(key.as_str()))
             .map(|key| Event { revision, key: key.into(), change: StoreChange::Delete });
         let mut events: Vec<Event> = gone.collect();

@@ -3,8 +3,9 @@
 use std::fs;
 
 use serde_json::{Value, json};
+use sluicegate_model::encrypt::Keyring;
 use sluicegate_testkit::client;
-use sluicegate_testkit::gateway::{ADMIN_KEY, GatewayProcess, config};
+use sluicegate_testkit::gateway::{ADMIN_KEY, GatewayProcess, KEYRING, config};
 use sluicegate_testkit::origin::Origin;
 use sluicegate_testkit::wait;
 
@@ -22,6 +23,24 @@ fn data_plane(provider: &str) -> Value {
 
 fn status(gateway: &GatewayProcess, path: &str) -> u16 {
     client::get(gateway.http, path).status
+}
+
+#[test]
+fn a_credential_of_a_file_is_taken_as_it_is_written() {
+    let origin = Origin::text("in");
+    let mut gateway = GatewayProcess::prepare(BINARY, &data_plane("yaml").to_string());
+    // What the keyring opens to another key is no secret that somebody encrypted: files hold none.
+    let key = Keyring::new(vec![KEYRING.to_owned()]).encrypt("another-key");
+    let node = origin.addr;
+    let text = format!(
+        "routes:\n  - uri: /k\n    plugins: {{key-auth: {{}}}}\n    upstream: {{type: roundrobin, nodes: {{\"{node}\": 1}}}}\nconsumers:\n  - id: rose/credentials/c1\n    plugins: {{key-auth: {{key: \"{key}\"}}}}\n  - username: rose\n#END\n"
+    );
+    fs::write(gateway.path("conf/apisix.yaml"), text).unwrap();
+    gateway.launch();
+    for (sent, expected) in [("another-key", 401), (key.as_str(), 200)] {
+        let answer = client::request(gateway.http, "GET", "/k", &[("apikey", sent)], "");
+        assert_eq!(answer.status, expected, "{sent}");
+    }
 }
 
 #[test]
