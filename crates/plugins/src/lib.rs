@@ -29,6 +29,22 @@ pub use proxy_rewrite::ProxyRewrite;
 pub use redirect::Redirect;
 pub use request_id::RequestId;
 pub use response_rewrite::ResponseRewrite;
+mod basic_auth;
+mod consumer_restriction;
+mod csrf;
+mod hmac_auth;
+mod jwt_auth;
+mod key_auth;
+mod multi_auth;
+
+pub use aws_lambda::AwsLambda;
+pub use basic_auth::BasicAuth;
+pub use consumer_restriction::ConsumerRestriction;
+pub use csrf::Csrf;
+pub use hmac_auth::HmacAuth;
+pub use jwt_auth::{JwtAuth, JwtClaims};
+pub use key_auth::KeyAuth;
+pub use multi_auth::MultiAuth;
 use sluicegate_gateway::plugin::Registry;
 
 /// Every plugin there is.
@@ -45,6 +61,13 @@ pub fn registry() -> Registry {
     registry.add::<Redirect>();
     registry.add::<RequestId>();
     registry.add::<ResponseRewrite>();
+    registry.add::<Csrf>();
+    registry.add::<MultiAuth>();
+    registry.add::<HmacAuth>();
+    registry.add::<BasicAuth>();
+    registry.add::<JwtAuth>();
+    registry.add::<KeyAuth>();
+    registry.add::<ConsumerRestriction>();
     registry
 }
 
