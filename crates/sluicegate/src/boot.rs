@@ -617,7 +617,12 @@ impl Decoder {
 
     fn change(&self, event: &Event) -> Option<Change> {
         let Key { kind, parent, id } = Key::parse(&event.key)?;
-        let id = parent.map_or_else(|| id.clone(), |parent| format!("{parent}/{id}"));
+        // The long form of a credential's id names its consumer for the compiler.
+        let id = match parent {
+            Some(parent) if kind == Kind::Credentials => format!("{parent}/credentials/{id}"),
+            Some(parent) => format!("{parent}/{id}"),
+            None => id,
+        };
         let (value, text, created) = match &event.change {
             StoreChange::Delete => {
                 self.unreadable.change(&event.key, None);

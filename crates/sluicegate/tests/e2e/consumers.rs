@@ -187,7 +187,7 @@ fn keys_are_encrypted_at_rest_and_no_two_may_have_one() {
     let jack = json!({"username": "jack", "plugins": {"key-auth": {"key": "jack-key"}}});
     let (status, answer) = gate.put("/consumers/jack", &jack);
     assert_eq!(status, 201);
-    assert_eq!(answer["value"]["plugins"]["key-auth"]["key"], "1jhUSuP5Dz3oF/IEiJ1SAg==");
+    assert!(!answer.to_string().contains("jack-key"), "the answer holds what was stored: {answer}");
     assert_eq!(gate.get("/consumers/jack").1["value"]["plugins"]["key-auth"]["key"], "jack-key");
     let rose = json!({"username": "rose", "plugins": {"key-auth": {"key": "jack-key"}}});
     let (status, answer) = gate.put("/consumers/rose", &rose);
