@@ -24,6 +24,8 @@ pub struct Consumer {
     pub labels: JsonMap<String, Value>,
     /// Its plugins, those that authenticate left out.
     pub chain: Arc<Chain>,
+    /// Its configuration as stored: JSON text.
+    pub text: Arc<[u8]>,
 }
 
 impl Consumer {
@@ -229,6 +231,7 @@ mod tests {
             group_id: None,
             labels: JsonMap::new(),
             chain: Arc::default(),
+            text: Arc::default(),
         })
     }
 

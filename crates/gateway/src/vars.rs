@@ -430,6 +430,15 @@ impl Exchange {
         out
     }
 
+    /// The arguments of the query in their order, decoded; a value is `None` where there is no `=`.
+    pub fn arguments(&self) -> impl Iterator<Item = (Cow<'_, [u8]>, Option<Cow<'_, [u8]>>)> {
+        let parts = self.query().unwrap_or_default().split(|b| *b == b'&');
+        parts.filter(|part| !part.is_empty()).map(|part| match memchr::memchr(b'=', part) {
+            Some(at) => (decoded(&part[..at]), Some(decoded(&part[at + 1..]))),
+            None => (decoded(part), None),
+        })
+    }
+
     /// Is the client's request of HTTP/2?
     pub fn is_h2(&self) -> bool {
         self.request.version == Version::Http2

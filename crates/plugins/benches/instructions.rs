@@ -27,11 +27,12 @@ use sluicegate_gateway::http::head::HeadLimits;
 use sluicegate_gateway::http::{Headers, RequestHead, ResponseHead};
 use sluicegate_gateway::invoker::{FunctionInvoker, InvokerConfig};
 use sluicegate_gateway::plugin::{
-    CompileCtx, ConfigError, Flow, Phases, Plugin, PluginError, Registry,
+    CompileCtx, ConfigError, DynPlugin, Flow, Phases, Plugin, PluginError, Registry,
 };
 use sluicegate_gateway::router::{Match, Matched, Mode, RouteInput, Router};
 use sluicegate_gateway::snapshot::{Change, Compiler, Deps};
 use sluicegate_model::kind::Kind;
+use sluicegate_plugins::KeyAuth;
 use sluicegate_testkit::{InProcess, client, plugin};
 
 fn main() {
@@ -168,7 +169,14 @@ fn inside_a_gateway() {
     let plugins =
         json!({"mark": {"_meta": {"filter": filter}}, "measuring": {"_meta": {"priority": 1}}});
     let route = json!({"id": "1", "uri": "/orders/*", "plugins": plugins});
-    let gateway = InProcess::start(registry, vec![(Kind::Routes, "1", route)]);
+    registry.add::<KeyAuth>();
+    let names: Vec<String> = (0..CONSUMERS).map(|n| format!("consumer_{n}")).collect();
+    let mut resources = vec![(Kind::Routes, "1", route)];
+    resources.extend(names.iter().map(|name| {
+        let plugins = json!({"key-auth": {"key": name}});
+        (Kind::Consumers, name.as_str(), json!({"username": name, "plugins": plugins}))
+    }));
+    let gateway = InProcess::start(registry, resources);
     let mut client = client::Client::connect(gateway.addr);
     client.send(request_bytes());
     assert_eq!(client.response().status, 200, "the measuring plugin answers");
@@ -180,6 +188,7 @@ fn inside_a_gateway() {
 struct Measuring {
     invoker: FunctionInvoker,
     vars: Expr,
+    key_auth: Arc<dyn DynPlugin>,
     measured: AtomicBool,
 }
 
@@ -216,6 +225,7 @@ impl Plugin for Measuring {
         Ok(Self {
             invoker: FunctionInvoker::compile(&invoker, ctx)?,
             vars: Expr::compile(&vars).map_err(ConfigError)?,
+            key_auth: key_auth(ctx)?,
             measured: AtomicBool::new(false),
         })
     }
@@ -250,7 +260,21 @@ impl Measuring {
         measure("chain/route-and-two-plugins", 100, |_| {
             assert_eq!(ready(handle(exchange)).status, http_ok());
         });
+        let keys: Vec<String> = (0..CONSUMERS).map(|n| format!("consumer_{n}")).collect();
+        measure("auth/key-auth-1k-consumers", 100, |i| {
+            let key = &keys[i * SCATTER % CONSUMERS];
+            exchange.request.headers.set("apikey", key.as_bytes());
+            let flow = ready(self.key_auth.rewrite(black_box(exchange)));
+            assert!(matches!(flow, Ok(Flow::Continue)), "the consumer is known");
+        });
     }
+}
+
+fn key_auth(ctx: &CompileCtx<'_>) -> Result<Arc<dyn DynPlugin>, ConfigError> {
+    let mut registry = Registry::default();
+    registry.add::<KeyAuth>();
+    let known = registry.get(KeyAuth::NAME).expect("it was added");
+    known.compile(&json!({}), ctx).map_err(ConfigError)
 }
 
 /// Marks what passes, both ways.
@@ -352,6 +376,7 @@ const RESPONSE: &[u8] = b"HTTP/1.1 200 OK\r\nDate: Sun, 22 Nov 2026 12:00:00 GMT
 
 const QUERY: &str = "page=2&sort=name";
 const CHANGES: usize = 20;
+const CONSUMERS: usize = 1_000;
 
 /// A large prime: its multiples, modulo a count, lie scattered.
 const SCATTER: usize = 7_368_787;

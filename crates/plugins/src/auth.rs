@@ -182,12 +182,27 @@ pub(crate) mod tests {
     use sluicegate_model::kind::Kind;
     use sluicegate_testkit::PluginTest;
 
+    use sluicegate_gateway::plugin::Plugin;
+
     use super::*;
     use crate::KeyAuth;
 
+    /// A request through a plugin of a gateway that knows [`people`].
+    pub(crate) fn test<P: Plugin>() -> PluginTest<P> {
+        PluginTest::new().registry(crate::registry()).resources(people())
+    }
+
     /// Consumers `jack` and `rose`, who have something for every plugin, and `anyone`, who has not.
     pub(crate) fn people() -> Vec<(Kind, &'static str, Value)> {
-        let plugins = |name: &str| json!({"key-auth": {"key": format!("{name}-key")}});
+        let plugins = |name: &str| {
+            let password = if name == "rose" { "rose pass: ü" } else { "jack-pass" };
+            json!({
+                "key-auth": {"key": format!("{name}-key")},
+                "basic-auth": {"username": name, "password": password},
+                "jwt-auth": {"key": format!("{name}-jwt"), "secret": format!("{name}-secret")},
+                "hmac-auth": {"key_id": format!("{name}-id"), "secret_key": format!("{name}-secret")},
+            })
+        };
         vec![
             (Kind::Consumers, "jack", json!({"username": "jack", "plugins": plugins("jack")})),
             (
@@ -230,9 +245,8 @@ pub(crate) mod tests {
             ("nobody", None, 401, None),
             ("nobody", Some("jack-key"), 200, Some("jack")),
         ] {
-            let ran = PluginTest::<KeyAuth>::new()
+            let ran = test::<KeyAuth>()
                 .config(json!({"anonymous_consumer": anonymous}))
-                .resources(people())
                 .request_header("apikey", key)
                 .request_header("X-Consumer-Username", Some("root"))
                 .request_header("X-Credential-Identifier", Some("root"))
@@ -256,7 +270,7 @@ pub(crate) mod tests {
         let credential = json!({"plugins": {"key-auth": {"key": "second"}}});
         resources.push((Kind::Credentials, "rose/credentials/two", credential));
         for (key, credential) in [("rose-key", None), ("second", Some("two"))] {
-            let ran = PluginTest::<KeyAuth>::new()
+            let ran = test::<KeyAuth>()
                 .resources(resources.clone())
                 .request_header("apikey", Some(key))
                 .run();

@@ -94,7 +94,7 @@ mod tests {
     use sluicegate_testkit::PluginTest;
 
     use super::*;
-    use crate::auth::tests::people;
+    use crate::auth::tests::test;
 
     #[test]
     fn the_schema_and_the_config_speak_of_the_same_fields() {
@@ -123,10 +123,7 @@ mod tests {
             (own.clone(), None, "/?token=jack-key", Ok("jack")),
             (own, Some(("apikey", "jack-key")), "/", Err("Missing API key in request")),
         ] {
-            let mut test = PluginTest::<KeyAuth>::new()
-                .config(config)
-                .resources(people())
-                .request("GET", target);
+            let mut test = test::<KeyAuth>().config(config).request("GET", target);
             if let Some((name, value)) = header {
                 test = test.request_header(name, Some(value));
             }
@@ -160,9 +157,8 @@ mod tests {
                 Some(_) => config,
                 None => json!({"hide_credentials": true}),
             };
-            let ran = PluginTest::<KeyAuth>::new()
+            let ran = test::<KeyAuth>()
                 .config(config)
-                .resources(people())
                 .request("GET", target)
                 .request_header("apikey", key)
                 .run();

@@ -6,9 +6,17 @@ mod azure_functions;
 mod coding;
 mod cors;
 mod headers;
+mod basic_auth;
+mod consumer_restriction;
+mod csrf;
+mod forward_auth;
+mod hmac_auth;
+mod jwt_auth;
 mod key_auth;
 mod limit;
 mod limit_count;
+mod multi_auth;
+mod opa;
 mod openfunction;
 mod openwhisk;
 pub mod pcre;
@@ -33,6 +41,27 @@ pub use request_id::RequestId;
 pub use response_rewrite::ResponseRewrite;
 #[cfg(feature = "lua")]
 pub use serverless::{ServerlessPostFunction, ServerlessPreFunction};
+mod basic_auth;
+mod consumer_restriction;
+mod csrf;
+mod hmac_auth;
+mod jwt_auth;
+mod key_auth;
+mod multi_auth;
+
+pub use aws_lambda::AwsLambda;
+pub use basic_auth::BasicAuth;
+pub use consumer_restriction::ConsumerRestriction;
+pub use csrf::Csrf;
+pub use forward_auth::ForwardAuth;
+pub use hmac_auth::HmacAuth;
+pub use jwt_auth::{JwtAuth, JwtClaims};
+pub use key_auth::KeyAuth;
+pub use limit_count::LimitCount;
+pub use multi_auth::MultiAuth;
+pub use opa::Opa;
+pub use openfunction::OpenFunction;
+pub use openwhisk::OpenWhisk;
 use sluicegate_gateway::plugin::Registry;
 
 /// Every plugin there is.
@@ -42,6 +71,8 @@ pub fn registry() -> Registry {
     registry.add::<AzureFunctions>();
     registry.add::<Cors>();
     registry.add::<KeyAuth>();
+    registry.add::<OpenFunction>();
+    registry.add::<OpenWhisk>();
     registry.add::<LimitCount>();
     registry.add::<OpenFunction>();
     registry.add::<OpenWhisk>();
@@ -55,6 +86,15 @@ pub fn registry() -> Registry {
         registry.add::<ServerlessPostFunction>();
         registry.run_filter_funcs(sluicegate_lua::FILTER_FUNCS);
     }
+    registry.add::<Csrf>();
+    registry.add::<MultiAuth>();
+    registry.add::<HmacAuth>();
+    registry.add::<BasicAuth>();
+    registry.add::<JwtAuth>();
+    registry.add::<KeyAuth>();
+    registry.add::<ConsumerRestriction>();
+    registry.add::<ForwardAuth>();
+    registry.add::<Opa>();
     registry
 }
 

@@ -40,6 +40,7 @@ use crate::origin::{Answer, Origin, Received};
 pub struct PluginTest<P> {
     config: Value,
     metadata: Option<Value>,
+    registry: Registry,
     resources: Vec<(Kind, &'static str, Value)>,
     route_uri: String,
     method: String,
@@ -58,6 +59,7 @@ impl<P: Plugin> PluginTest<P> {
         Self {
             config: json!({}),
             metadata: None,
+            registry: Registry::default(),
             resources: Vec::new(),
             route_uri: "/*".to_owned(),
             method: "GET".to_owned(),
@@ -78,6 +80,12 @@ impl<P: Plugin> PluginTest<P> {
     /// The plugin's metadata.
     pub fn metadata(mut self, metadata: Option<&Value>) -> Self {
         self.metadata = metadata.cloned();
+        self
+    }
+
+    /// Other plugins there are, for resources that have some.
+    pub fn registry(mut self, registry: Registry) -> Self {
+        self.registry = registry;
         self
     }
 
@@ -147,8 +155,8 @@ impl<P: Plugin> PluginTest<P> {
         let properties = P::schema()["properties"].as_object().cloned().unwrap_or_default();
         for name in properties.keys() {
             let mut wrong = smallest.clone();
-            // No property of a plugin is an array of arrays.
-            wrong[name] = json!([[]]);
+            // No property of a plugin is an array of arrays; an empty one may be an empty object.
+            wrong[name] = json!([[[]]]);
             let error = (plugin.info.check)(&wrong).expect_err(name);
             assert!(error.contains(&format!("property {name:?}")), "{name}: {error}");
         }
@@ -223,8 +231,10 @@ impl InProcess {
 
     #[track_caller]
     fn with<P: Plugin>(test: &PluginTest<P>, origin: SocketAddr) -> Self {
-        let mut registry = Registry::default();
-        registry.add::<P>();
+        let mut registry = test.registry.clone();
+        if registry.get(P::NAME).is_none() {
+            registry.add::<P>();
+        }
         let config = test.config.to_string().replace(FUNCTION_HOST, &origin.to_string());
         let config: Value = serde_json::from_str(&config).expect("the origin's address is text");
         let mut resources = test.resources.clone();

@@ -68,6 +68,8 @@ pub struct Route {
     pub broken: Option<Box<(StatusCode, String)>>,
     /// Its configuration as stored: JSON text.
     pub text: Arc<[u8]>,
+    /// Its service's configuration as stored: JSON text.
+    pub service_text: Option<Arc<[u8]>>,
     /// Requests it served, for metrics.
     pub requests: RouteCounters,
 }

@@ -11,6 +11,7 @@ mod client_certificates;
 mod cluster;
 mod conditions;
 mod config_cmd;
+mod consumers;
 mod crash;
 mod declared;
 mod doors;

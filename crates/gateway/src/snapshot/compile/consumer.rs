@@ -59,8 +59,8 @@ impl Compiler {
 
     pub(super) fn compile_consumer(&mut self, id: &Arc<str>) {
         let Some(stored) = self.consumers.get(id) else { return };
-        let value = read(&stored.text);
-        let compiled = self.consumer(id, &value);
+        let (text, value) = (stored.text.clone(), read(&stored.text));
+        let compiled = self.consumer(id, text, &value);
         let outcome = compiled.as_ref().map(drop).map_err(|broken| broken.cause.clone());
         let keeps = compiled.as_ref().is_err_and(|broken| broken.keeps_good);
         if let Some(stored) = self.consumers.get_mut(id)
@@ -111,6 +111,7 @@ impl Compiler {
     fn consumer(
         &mut self,
         id: &Arc<str>,
+        text: Arc<[u8]>,
         value: &Value,
     ) -> Result<(Arc<Consumer>, CredentialEntries), Broken> {
         let invalid = |e| unavailable(format!("invalid configuration: {e}"));
@@ -127,6 +128,7 @@ impl Compiler {
             },
             labels: value.get("labels").and_then(Value::as_object).cloned().unwrap_or_default(),
             chain,
+            text,
         });
         let credentials = self.credentials_of(&consumer, None, &auth)?;
         Ok((consumer, credentials))
@@ -167,16 +169,13 @@ impl Compiler {
         for (name, config) in auth {
             let Some(known) = self.deps.registry.get(name) else { continue };
             let Some(unique) = known.info.auth.and_then(|auth| auth.unique) else { continue };
-            let conf = match known.compile_consumer(config) {
-                Ok(conf) => conf,
-                // Like the Admin API, which takes what is switched off whatever is wrong with it.
-                Err(_) if config["_meta"]["disable"] == true => continue,
-                Err(error) => {
-                    return Err(unavailable(format!(
-                        "failed to check the configuration of plugin {name} err: {error}"
-                    )));
-                }
-            };
+            // Differs: APISIX believes also what is switched off.
+            if config["_meta"]["disable"] == true {
+                continue;
+            }
+            let conf = known.compile_consumer(config).map_err(|e| {
+                unavailable(format!("failed to check the configuration of plugin {name} err: {e}"))
+            })?;
             let Some(key) = config.get(unique).and_then(Value::as_str) else { continue };
             made.push(Arc::new(Credential::new(consumer.clone(), id.clone(), name, key, conf)));
         }

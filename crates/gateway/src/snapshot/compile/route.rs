@@ -141,6 +141,7 @@ impl Compiler {
             timeouts: None,
             broken: Some(Box::new((status, self.references.redact(cause)))),
             text: text.clone(),
+            service_text: None,
             requests,
         }
     }
@@ -214,6 +215,8 @@ impl Compiler {
             timeouts: config.timeout.as_ref().map(|t| Box::new(timeouts(Some(t)))),
             broken: None,
             text: text.clone(),
+            service_text: (config.service_id.as_deref())
+                .and_then(|id| Some(self.services.get(id)?.text.clone())),
             requests,
         })
     }

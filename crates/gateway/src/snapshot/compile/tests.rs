@@ -7,7 +7,7 @@ use serde_json::json;
 use super::*;
 use crate::client::{Keepalive, TlsClients};
 use crate::expr::{Value as Var, VarName, Vars};
-use crate::plugin::{CompileCtx, ConfigError, Phases, Plugin};
+use crate::plugin::{Auth, CompileCtx, ConfigError, Phases, Plugin};
 use crate::router::{Match, Matched};
 use crate::upstream::resolve::Resolver;
 
@@ -62,6 +62,40 @@ impl Plugin for Off {
     }
 }
 
+/// A plugin that finds consumers by `key`.
+struct Door;
+
+impl Plugin for Door {
+    const NAME: &'static str = "door";
+    const PRIORITY: i32 = 3;
+    const PHASES: Phases = Phases::REWRITE;
+    const AUTH: Option<Auth> = Some(Auth { unique: Some("key") });
+    type Config = Value;
+
+    fn schema() -> Value {
+        json!({"type": "object"})
+    }
+
+    fn consumer_schema() -> Option<Value> {
+        Some(
+            json!({"type": "object", "properties": {"key": {"type": "string"}}, "required": ["key"]}),
+        )
+    }
+
+    fn compile_consumer(
+        config: Value,
+    ) -> Result<Arc<dyn std::any::Any + Send + Sync>, ConfigError> {
+        match config.get("bad") {
+            Some(_) => Err(ConfigError("`bad` is bad".into())),
+            None => Ok(Arc::new(config)),
+        }
+    }
+
+    fn compile(_: Value, _: &CompileCtx<'_>) -> Result<Self, ConfigError> {
+        Ok(Self)
+    }
+}
+
 thread_local! {
     /// What [`Picky`] was compiled for: owner, `n` of its configuration, metadata.
     static COMPILED: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
@@ -95,7 +129,8 @@ impl Bench {
         let mut registry = Registry::default();
         registry.add::<Picky>();
         registry.add::<Off>();
-        let registry = registry.only(&["picky".to_owned()]);
+        registry.add::<Door>();
+        let registry = registry.only(&["picky".to_owned(), "door".to_owned()]);
         let keepalive =
             Keepalive { size: 1, idle_timeout: std::time::Duration::from_secs(1), requests: 1 };
         let compiler = Compiler::new(Deps {
@@ -144,6 +179,12 @@ impl Bench {
 
     fn upstream_of(&self, path: &str) -> Arc<Upstream> {
         self.find(path).and_then(|route| route.upstream.clone()).expect("it has an upstream")
+    }
+
+    /// Who has a key: the consumer and the credential's id.
+    fn who(&self, key: &str) -> Option<(String, Option<String>)> {
+        let found = self.snapshot.consumers.find("door", key.as_bytes())?;
+        Some((found.consumer.name.to_string(), found.id.as_ref().map(|id| id.to_string())))
     }
 
     /// What a path comes to: the route's status or its first node.
@@ -597,4 +638,150 @@ fn what_references_stand_for_is_in_no_report() {
     assert_eq!(bench.compiler.reports()[0].cause, "service $env://H does not exist");
     let broken = &bench.find("/a").expect("it matches").broken;
     assert_eq!(broken.as_ref().map(|b| &*b.1), Some("service $env://H does not exist"));
+}
+
+fn keyed(key: &str) -> Value {
+    json!({"plugins": {"door": {"key": key}}})
+}
+
+fn consumer(name: &str, plugins: Value) -> Value {
+    json!({"username": name, "plugins": plugins})
+}
+
+fn jack(credential: Option<&str>) -> Option<(String, Option<String>)> {
+    Some(("jack".to_owned(), credential.map(str::to_owned)))
+}
+
+#[test]
+fn a_consumer_is_found_by_its_key_until_it_changes_or_goes() {
+    let mut bench = Bench::new();
+    bench.put(Kind::Consumers, "jack", consumer("jack", json!({"door": {"key": "a"}})));
+    assert_eq!((bench.who("a"), bench.who("b")), (jack(None), None));
+    let conf = bench.snapshot.consumers.find("door", b"a").expect("it is there");
+    assert_eq!(conf.conf::<Value>().map(|conf| &conf["key"]), Some(&json!("a")));
+    bench.put(Kind::Consumers, "jack", consumer("jack", json!({"door": {"key": "b"}})));
+    assert_eq!((bench.who("a"), bench.who("b")), (None, jack(None)));
+    let off = json!({"door": {"key": "b", "_meta": {"disable": true}}});
+    bench.put(Kind::Consumers, "jack", consumer("jack", off));
+    assert_eq!(bench.who("b"), None, "a key that is switched off opens nothing");
+    assert!(bench.snapshot.consumers.named("jack").is_some());
+    bench.put(Kind::Consumers, "jack", consumer("jack", json!({"door": {"key": "c"}})));
+    bench.delete(Kind::Consumers, "jack");
+    assert_eq!(bench.who("c"), None);
+    assert!(bench.snapshot.consumers.named("jack").is_none());
+    assert!(!bench.snapshot.consumers.any("door"));
+    assert!(bench.compiler.reports().is_empty());
+}
+
+#[test]
+fn a_consumer_that_does_not_compile_keeps_its_good_version_or_is_not_there() {
+    let mut bench = Bench::new();
+    for bad in
+        [json!({"door": {"key": "b", "bad": 1}}), json!({"door": {}}), json!({"picky": {"bad": 1}})]
+    {
+        bench.put(Kind::Consumers, "jack", consumer("jack", bad.clone()));
+        assert!(bench.snapshot.consumers.named("jack").is_none(), "{bad}");
+        assert_eq!(bench.compiler.reports().len(), 1);
+        bench.put(Kind::Consumers, "jack", consumer("jack", json!({"door": {"key": "a"}})));
+        bench.put(Kind::Consumers, "jack", consumer("jack", bad.clone()));
+        assert_eq!((bench.who("a"), bench.who("b")), (jack(None), None), "{bad}");
+        assert_eq!(bench.compiler.reports().len(), 1);
+        bench.delete(Kind::Consumers, "jack");
+        assert_eq!(bench.who("a"), None);
+    }
+}
+
+#[test]
+fn credentials_come_and_go_with_their_consumer() {
+    let mut bench = Bench::new();
+    bench.put(Kind::Credentials, "jack/credentials/one", keyed("1"));
+    assert_eq!(bench.who("1"), None, "it belongs to nobody");
+    assert_eq!(bench.compiler.reports().len(), 1);
+    bench.put(Kind::Consumers, "jack", json!({"username": "jack", "labels": {"custom_id": "7"}}));
+    assert_eq!(bench.who("1"), jack(Some("one")));
+    assert!(bench.compiler.reports().is_empty());
+    bench.put(Kind::Credentials, "jack/credentials/two", keyed("2"));
+    bench.put(Kind::Consumers, "jack", json!({"username": "jack", "group_id": "g"}));
+    for key in ["1", "2"] {
+        let found = bench.snapshot.consumers.find("door", key.as_bytes()).expect("it is there");
+        assert_eq!(found.consumer.group_id.as_deref(), Some("g"), "it follows its consumer");
+        assert_eq!(found.consumer.custom_id(), None);
+    }
+    bench.put(Kind::Credentials, "jack/credentials/two", keyed("3"));
+    assert_eq!((bench.who("2"), bench.who("3")), (None, jack(Some("two"))));
+    bench.delete(Kind::Credentials, "jack/credentials/one");
+    assert_eq!((bench.who("1"), bench.who("3")), (None, jack(Some("two"))));
+    bench.delete(Kind::Consumers, "jack");
+    assert_eq!(bench.who("3"), None);
+    bench.put(Kind::Consumers, "jack", json!({"username": "jack"}));
+    assert_eq!(bench.who("3"), jack(Some("two")));
+    // All at once, as at a start: the credential first.
+    let mut fresh = Bench::new();
+    let change = |kind, id: &str, value| Change {
+        kind,
+        id: id.to_owned(),
+        value: Some(value),
+        text: None,
+        revision: 1,
+        created: 1,
+    };
+    fresh.snapshot = fresh.compiler.apply([
+        change(Kind::Credentials, "jack/credentials/one", keyed("1")),
+        change(Kind::Consumers, "jack", json!({"username": "jack"})),
+    ]);
+    assert_eq!(fresh.who("1"), jack(Some("one")));
+    fresh.snapshot = fresh.compiler.rebuild(fresh.compiler.deps.clone());
+    assert_eq!(fresh.who("1"), jack(Some("one")));
+}
+
+#[test]
+fn a_key_that_two_have_belongs_to_the_later_and_then_to_the_other() {
+    let mut bench = Bench::new();
+    let own = |name: &str, key: &str| consumer(name, json!({"door": {"key": key}}));
+    bench.put(Kind::Consumers, "jack", own("jack", "k"));
+    bench.put(Kind::Consumers, "rose", own("rose", "k"));
+    assert_eq!(bench.who("k").map(|(name, _)| name).as_deref(), Some("rose"));
+    bench.put(Kind::Consumers, "rose", own("rose", "other"));
+    assert_eq!(bench.who("k"), jack(None));
+    // Two that exchange their keys, one after the other.
+    bench.put(Kind::Consumers, "jack", own("jack", "other"));
+    bench.put(Kind::Consumers, "rose", own("rose", "k"));
+    assert_eq!(bench.who("other"), jack(None));
+    assert_eq!(bench.who("k").map(|(name, _)| name).as_deref(), Some("rose"));
+    bench.delete(Kind::Consumers, "rose");
+    assert_eq!((bench.who("k"), bench.who("other")), (None, jack(None)));
+}
+
+#[test]
+fn a_key_whose_reference_has_no_value_opens_nothing() {
+    let mut bench = Bench::new();
+    bench.compiler = bench.compiler.with_references(Arc::new(Hidden));
+    bench.put(Kind::Consumers, "jack", consumer("jack", json!({"door": {"key": "a"}})));
+    bench.put(Kind::Credentials, "jack/credentials/one", keyed("1"));
+    // Nor does the version before.
+    bench.put(Kind::Credentials, "jack/credentials/one", keyed("$env://A"));
+    assert_eq!((bench.who("1"), bench.who("$env://A")), (None, None));
+    assert_eq!(bench.who("a"), jack(None));
+    bench.put(Kind::Consumers, "jack", consumer("jack", json!({"door": {"key": "$env://A"}})));
+    assert_eq!((bench.who("a"), bench.who("$env://A")), (None, None));
+    assert!(bench.snapshot.consumers.named("jack").is_none());
+    let off = json!({"door": {"key": "$env://A", "_meta": {"disable": true}}});
+    bench.put(Kind::Consumers, "jack", consumer("jack", off));
+    assert_eq!(bench.who("$env://A"), None);
+    assert!(bench.snapshot.consumers.named("jack").is_some());
+}
+
+#[test]
+fn groups_come_and_go_and_a_bad_one_keeps_its_good_version() {
+    let mut bench = Bench::new();
+    let group = |plugins: Value| json!({"plugins": plugins});
+    let there = |bench: &Bench| bench.snapshot.consumers.group("g").is_some();
+    bench.put(Kind::ConsumerGroups, "g", group(json!({"picky": {"bad": 1}})));
+    assert!(!there(&bench));
+    bench.put(Kind::ConsumerGroups, "g", group(json!({"picky": {}})));
+    assert!(there(&bench) && bench.compiler.reports().is_empty());
+    bench.put(Kind::ConsumerGroups, "g", group(json!({"picky": {"bad": 1}})));
+    assert!(there(&bench));
+    bench.delete(Kind::ConsumerGroups, "g");
+    assert!(!there(&bench) && bench.compiler.reports().is_empty());
 }
