@@ -25,6 +25,7 @@ use sluicegate_gateway::upstream::UpstreamDeps;
 use sluicegate_gateway::upstream::resolve::Resolver;
 use sluicegate_model::check::Outside;
 use sluicegate_model::encrypt::Keyring;
+use sluicegate_model::kind::Kind;
 use sluicegate_model::plugin::Catalog;
 use sluicegate_model::resource::Key;
 use sluicegate_store::{Change as StoreChange, Entry, Event, Health, Store, StoreError, Watch};
