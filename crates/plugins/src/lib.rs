@@ -3,13 +3,13 @@
 mod auth;
 mod aws_lambda;
 mod azure_functions;
-mod coding;
-mod cors;
-mod headers;
 mod basic_auth;
+mod coding;
 mod consumer_restriction;
+mod cors;
 mod csrf;
 mod forward_auth;
+mod headers;
 mod hmac_auth;
 mod jwt_auth;
 mod key_auth;
@@ -30,28 +30,9 @@ pub mod template;
 
 pub use aws_lambda::AwsLambda;
 pub use azure_functions::AzureFunctions;
-pub use cors::Cors;
-pub use key_auth::KeyAuth;
-pub use limit_count::LimitCount;
-pub use openfunction::OpenFunction;
-pub use openwhisk::OpenWhisk;
-pub use proxy_rewrite::ProxyRewrite;
-pub use redirect::Redirect;
-pub use request_id::RequestId;
-pub use response_rewrite::ResponseRewrite;
-#[cfg(feature = "lua")]
-pub use serverless::{ServerlessPostFunction, ServerlessPreFunction};
-mod basic_auth;
-mod consumer_restriction;
-mod csrf;
-mod hmac_auth;
-mod jwt_auth;
-mod key_auth;
-mod multi_auth;
-
-pub use aws_lambda::AwsLambda;
 pub use basic_auth::BasicAuth;
 pub use consumer_restriction::ConsumerRestriction;
+pub use cors::Cors;
 pub use csrf::Csrf;
 pub use forward_auth::ForwardAuth;
 pub use hmac_auth::HmacAuth;
@@ -62,39 +43,42 @@ pub use multi_auth::MultiAuth;
 pub use opa::Opa;
 pub use openfunction::OpenFunction;
 pub use openwhisk::OpenWhisk;
+pub use proxy_rewrite::ProxyRewrite;
+pub use redirect::Redirect;
+pub use request_id::RequestId;
+pub use response_rewrite::ResponseRewrite;
+#[cfg(feature = "lua")]
+pub use serverless::{ServerlessPostFunction, ServerlessPreFunction};
 use sluicegate_gateway::plugin::Registry;
 
 /// Every plugin there is.
 pub fn registry() -> Registry {
     let mut registry = Registry::default();
+        registry.add::<ServerlessPostFunction>();
+        registry.add::<ServerlessPreFunction>();
+        registry.run_filter_funcs(sluicegate_lua::FILTER_FUNCS);
+    #[cfg(feature = "lua")]
+    {
     registry.add::<AwsLambda>();
     registry.add::<AzureFunctions>();
+    registry.add::<BasicAuth>();
+    registry.add::<ConsumerRestriction>();
     registry.add::<Cors>();
+    registry.add::<Csrf>();
+    registry.add::<ForwardAuth>();
+    registry.add::<HmacAuth>();
+    registry.add::<JwtAuth>();
     registry.add::<KeyAuth>();
-    registry.add::<OpenFunction>();
-    registry.add::<OpenWhisk>();
     registry.add::<LimitCount>();
+    registry.add::<MultiAuth>();
+    registry.add::<Opa>();
     registry.add::<OpenFunction>();
     registry.add::<OpenWhisk>();
     registry.add::<ProxyRewrite>();
     registry.add::<Redirect>();
     registry.add::<RequestId>();
     registry.add::<ResponseRewrite>();
-    #[cfg(feature = "lua")]
-    {
-        registry.add::<ServerlessPreFunction>();
-        registry.add::<ServerlessPostFunction>();
-        registry.run_filter_funcs(sluicegate_lua::FILTER_FUNCS);
     }
-    registry.add::<Csrf>();
-    registry.add::<MultiAuth>();
-    registry.add::<HmacAuth>();
-    registry.add::<BasicAuth>();
-    registry.add::<JwtAuth>();
-    registry.add::<KeyAuth>();
-    registry.add::<ConsumerRestriction>();
-    registry.add::<ForwardAuth>();
-    registry.add::<Opa>();
     registry
 }
 

@@ -61,7 +61,7 @@ fn each_way_to_tell_who_it_is_works_before_an_upstream_and_a_function() {
             gate.set(&format!("/routes/{plugin}-{path}"), &route);
             let refused = request(gate.http, "GET", &uri, &[("X-Consumer-Username", "jack")], "");
             assert_eq!(refused.status, 401, "{uri}");
-            assert!(refused.header("www-authenticate").is_some(), "{uri}");
+            assert!(!refused.all("www-authenticate").is_empty(), "{uri}");
             let sent = [(header, value), ("X-Consumer-Username", "root")];
             let answer = request(gate.http, "GET", &uri, &sent, "");
             assert_eq!((answer.status, answer.text().as_str()), (200, "through"), "{uri}");
