@@ -3,6 +3,7 @@
 
 pub(crate) mod amount;
 pub(crate) mod key;
+pub(crate) mod redis;
 pub(crate) mod schema;
 pub(crate) mod store;
 

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
+use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -153,8 +154,13 @@ impl Config {
         self.window_type == "sliding"
     }
 
+    /// How often a Redis is told what was counted, if it is not asked for each request.
+    pub(super) fn delay(&self) -> Option<Duration> {
+        self.is_delayed().then(|| Duration::try_from_secs_f64(self.sync_interval).ok()).flatten()
+    }
+
     /// Is a Redis told now and then, rather than for each request?
-    pub(super) fn is_delayed(&self) -> bool {
+    fn is_delayed(&self) -> bool {
         self.sync_interval != NO_DELAYED_SYNC
     }
 }

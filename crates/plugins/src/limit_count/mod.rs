@@ -7,6 +7,7 @@
 //! Redis counts for all gateways that ask it.
 
 mod config;
+mod remote;
 mod window;
 
 use std::cell::RefCell;
@@ -14,15 +15,17 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 
 use http::StatusCode;
-use serde_json::Value;
+use serde_json::{Value, json};
 use sluicegate_gateway::exchange::{Exchange, Response};
 use sluicegate_gateway::plugin::{CompileCtx, ConfigError, Flow, Phases, Plugin, PluginError};
 use tracing::error;
 
 use self::config::{Config, GroupInUse};
+use self::remote::{Delayed, Remote};
 use self::window::{Counted, SharedWindows};
 use crate::limit::amount::{Amount, AmountError};
 use crate::limit::key::{Name, Source};
+use crate::limit::redis::Servers;
 use crate::limit::{Refusal, bare, now_ms};
 
 /// The plugin, compiled.
@@ -60,6 +63,8 @@ enum Counters {
     Trial,
     /// On this gateway.
     Local { windows: SharedWindows, sliding: bool },
+    /// On a Redis.
+    Remote(Remote),
 }
 
 impl Plugin for LimitCount {
@@ -136,8 +141,17 @@ impl LimitCount {
         };
         let counters = match ctx.deps {
             None => Counters::Trial,
-            Some(deps) => {
+            Some(deps) if config.policy == "local" => {
                 Counters::Local { windows: deps.state.get(), sliding: config.is_sliding() }
+            }
+            Some(deps) => {
+                let redis = deps.state.get::<Servers>().of(&value, &deps.background)?;
+                let delayed = config.delay().map(|interval| Delayed {
+                    interval,
+                    shares: deps.state.get(),
+                    windows: deps.state.get(),
+                });
+                Counters::Remote(Remote::new(redis, config.is_sliding(), delayed))
             }
         };
         Ok(Self {
@@ -186,6 +200,16 @@ impl LimitCount {
                     let _ = write!(Text(name), ":{window_s}");
                     windows.sliding(name, now_ms(), (limit, window_s), 1)
                 }
+                Counters::Remote(remote) => match remote.count(name, (limit, window_s)).await {
+                    Ok(counted) => counted,
+                    Err(error) => {
+                        error!(route = exchange.route_id(), %error, "The Redis of limit-count does not answer.");
+                        return self.without_limit(|| {
+                            let said = json!({"error_msg": "failed to limit count"});
+                            Response::message(StatusCode::INTERNAL_SERVER_ERROR, &said)
+                        });
+                    }
+                },
             };
             let (remaining, reset) = match counted {
                 Counted::Within { remaining, reset } => (Some(remaining), reset),

@@ -1,6 +1,5 @@
 //! What clients of a route with `limit-count` see.
 
-use serde_json::json;
 use sluicegate_gateway::plugin::Registry;
 use sluicegate_model::kind::Kind;
 use sluicegate_testkit::client::{Client, Response};
