@@ -3,33 +3,50 @@
 mod auth;
 mod aws_lambda;
 mod azure_functions;
+mod client_control;
 mod coding;
 mod cors;
+mod echo;
 mod headers;
 mod key_auth;
 mod limit;
 mod limit_count;
+mod ip_restriction;
 mod openfunction;
 mod openwhisk;
 pub mod pcre;
 mod proxy_rewrite;
+mod real_ip;
 mod redirect;
+mod referer_restriction;
 mod request_id;
 mod response_rewrite;
 pub mod template;
+mod ua_restriction;
+mod uri_blocker;
 
 pub use aws_lambda::AwsLambda;
 pub use azure_functions::AzureFunctions;
 pub use cors::Cors;
 pub use key_auth::KeyAuth;
 pub use limit_count::LimitCount;
+pub use client_control::ClientControl;
+pub use cors::Cors;
+pub use echo::Echo;
+use http::StatusCode;
+pub use ip_restriction::IpRestriction;
 pub use openfunction::OpenFunction;
 pub use openwhisk::OpenWhisk;
 pub use proxy_rewrite::ProxyRewrite;
+pub use real_ip::RealIp;
 pub use redirect::Redirect;
+pub use referer_restriction::RefererRestriction;
 pub use request_id::RequestId;
 pub use response_rewrite::ResponseRewrite;
-use sluicegate_gateway::plugin::Registry;
+use sluicegate_gateway::exchange::Response;
+use sluicegate_gateway::plugin::{ConfigError, Registry};
+pub use ua_restriction::UaRestriction;
+pub use uri_blocker::UriBlocker;
 
 /// Every plugin there is.
 pub fn registry() -> Registry {
@@ -45,7 +62,31 @@ pub fn registry() -> Registry {
     registry.add::<Redirect>();
     registry.add::<RequestId>();
     registry.add::<ResponseRewrite>();
+    registry.add::<ClientControl>();
+    registry.add::<Echo>();
+    registry.add::<IpRestriction>();
+    registry.add::<RealIp>();
+    registry.add::<RefererRestriction>();
+    registry.add::<UaRestriction>();
+    registry.add::<UriBlocker>();
     registry
+}
+
+/// A status that a configuration names.
+fn status(field: &str, code: u16) -> Result<StatusCode, ConfigError> {
+    // Differs: APISIX takes any number from 200 on, and fails when it is sent.
+    StatusCode::from_u16(code).map_err(|_| ConfigError(format!("`{field}` {code} is not a status")))
+}
+
+/// An answer that is a status and nothing else: with the gateway's page if it is a redirect or an
+/// error, as nginx makes it.
+fn answer(status: StatusCode) -> Response {
+    if status.as_u16() >= 300 {
+        return Response::page(status);
+    }
+    let mut response = Response::new(status);
+    response.headers.append("Content-Type", b"text/plain; charset=utf-8");
+    response
 }
 
 #[cfg(test)]

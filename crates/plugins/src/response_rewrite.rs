@@ -461,7 +461,7 @@ mod tests {
             ),
             (
                 json!({"body": "a", "filters": [{"regex": "a", "replace": ""}]}),
-                "property \"body\" validation failed",
+                "failed to validate dependent schema for \"body\": ",
             ),
         ] {
             let said = crate::tests::refusal::<ResponseRewrite>(&config);
