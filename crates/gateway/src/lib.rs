@@ -25,6 +25,7 @@ mod real_ip;
 pub mod router;
 pub mod settings;
 pub mod snapshot;
+pub mod subrequest;
 pub mod tls;
 pub mod upstream;
 pub mod uri;

@@ -1,47 +1,64 @@
 //! The plugins. This is the one list of them.
 
 mod auth;
+mod apis;
 mod aws_lambda;
 mod azure_functions;
+mod batch_requests;
+mod brotli;
 mod client_control;
 mod coding;
 mod cors;
 mod echo;
+mod fault_injection;
+mod gzip;
 mod headers;
 mod key_auth;
 mod limit;
 mod limit_count;
 mod ip_restriction;
+mod mocking;
+mod node_status;
 mod openfunction;
 mod openwhisk;
 pub mod pcre;
 mod proxy_rewrite;
+mod public_api;
 mod real_ip;
 mod redirect;
 mod referer_restriction;
 mod request_id;
+mod request_validation;
 mod response_rewrite;
 pub mod template;
 mod ua_restriction;
 mod uri_blocker;
 
+pub use self::brotli::Brotli;
 pub use aws_lambda::AwsLambda;
 pub use azure_functions::AzureFunctions;
 pub use cors::Cors;
 pub use key_auth::KeyAuth;
 pub use limit_count::LimitCount;
+pub use batch_requests::BatchRequests;
 pub use client_control::ClientControl;
 pub use cors::Cors;
 pub use echo::Echo;
+pub use fault_injection::FaultInjection;
+pub use gzip::Gzip;
 use http::StatusCode;
 pub use ip_restriction::IpRestriction;
+pub use mocking::Mocking;
+pub use node_status::NodeStatus;
 pub use openfunction::OpenFunction;
 pub use openwhisk::OpenWhisk;
 pub use proxy_rewrite::ProxyRewrite;
+pub use public_api::PublicApi;
 pub use real_ip::RealIp;
 pub use redirect::Redirect;
 pub use referer_restriction::RefererRestriction;
 pub use request_id::RequestId;
+pub use request_validation::RequestValidation;
 pub use response_rewrite::ResponseRewrite;
 use sluicegate_gateway::exchange::Response;
 use sluicegate_gateway::plugin::{ConfigError, Registry};
@@ -69,6 +86,14 @@ pub fn registry() -> Registry {
     registry.add::<RefererRestriction>();
     registry.add::<UaRestriction>();
     registry.add::<UriBlocker>();
+    registry.add::<BatchRequests>();
+    registry.add::<NodeStatus>();
+    registry.add::<PublicApi>();
+    registry.add::<FaultInjection>();
+    registry.add::<Mocking>();
+    registry.add::<RequestValidation>();
+    registry.add::<Gzip>();
+    registry.add::<Brotli>();
     registry
 }
 

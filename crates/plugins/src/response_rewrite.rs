@@ -308,7 +308,7 @@ mod tests {
 
     fn brotlied(text: &str) -> Vec<u8> {
         let mut out = Vec::new();
-        brotli::CompressorWriter::new(&mut out, 4096, 5, 19).write_all(text.as_bytes()).unwrap();
+        ::brotli::CompressorWriter::new(&mut out, 4096, 5, 19).write_all(text.as_bytes()).unwrap();
         out
     }
 

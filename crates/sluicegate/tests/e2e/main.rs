@@ -15,6 +15,7 @@ mod crash;
 mod declared;
 mod doors;
 mod encryption;
+mod essentials;
 mod etcd;
 mod forwarding;
 mod functions;
