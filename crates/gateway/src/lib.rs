@@ -31,4 +31,5 @@ pub mod upstream;
 pub mod uri;
 mod vars;
 
+pub use forwarded::OwnForwarded;
 pub use vars::WithResponse;

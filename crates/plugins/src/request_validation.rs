@@ -54,7 +54,10 @@ impl Plugin for RequestValidation {
     }
 
     fn compile(config: Config, _: &CompileCtx<'_>) -> Result<Self, ConfigError> {
-        let compile = |schema: &Value| Schema::compile(schema).map_err(ConfigError);
+        let compile = |schema: &Value| {
+            lists_are_lists(schema, 0)?;
+            Schema::compile(schema).map_err(ConfigError)
+        };
         let headers = config.header_schema.map(|schema| {
             let named = schema["properties"].as_object().into_iter().flatten();
             let required = schema["required"].as_array().into_iter().flatten();
@@ -128,6 +131,19 @@ impl RequestValidation {
     }
 }
 
+/// Refuses `enum` and `required` that are not lists, which the schema compiler passes over.
+fn lists_are_lists(schema: &Value, depth: usize) -> Result<(), ConfigError> {
+    let Some(members) = schema.as_object().filter(|_| depth < DEPTH_MAX) else { return Ok(()) };
+    for name in ["enum", "required"] {
+        if let Some(text) = members.get(name).filter(|list| list.is_string()) {
+            return Err(ConfigError(format!("`{name}` {text}: table expected, got string")));
+        }
+    }
+    let properties = members.get("properties").and_then(Value::as_object);
+    let inner = properties.into_iter().flatten().map(|(_, schema)| schema);
+    inner.chain(members.get("items")).try_for_each(|schema| lists_are_lists(schema, depth + 1))
+}
+
 /// Header fields as an object: several of one name are an array.
 fn fields(headers: &Headers, names: &[String]) -> Value {
     let mut object = Map::new();
@@ -193,6 +209,9 @@ pub struct Config {
     rejected_code: u16,
     rejected_msg: Option<String>,
 }
+
+/// How deep a schema is looked through for malformed lists.
+const DEPTH_MAX: usize = 64;
 
 const FORM: &[u8] = b"application/x-www-form-urlencoded";
 
@@ -299,6 +318,8 @@ mod tests {
         for config in [
             json!({}),
             json!({"body_schema": {"type": "objject"}}),
+            json!({"body_schema": {"properties": {"a": {"enum": "x"}}}}),
+            json!({"header_schema": {"required": "x"}}),
             json!({"header_schema": {"properties": {"a": {"type": "x"}}}}),
             json!({"body_schema": {}, "rejected_code": 600}),
         ] {
