@@ -110,6 +110,12 @@ pub trait Plugin: Sized + Send + Sync + 'static {
         Vec::new()
     }
 
+    /// The phases that this configuration takes part in, [`Plugin::PHASES`] or some of them: what is
+    /// left out costs nothing.
+    fn phases(&self) -> Phases {
+        Self::PHASES
+    }
+
     /// Makes the runtime form, or says which field is wrong and why.
     fn compile(config: Self::Config, ctx: &CompileCtx<'_>) -> Result<Self, ConfigError>;
 

@@ -147,7 +147,7 @@ impl Plugin for Cors {
             exchange.notes.set(ClientOrigin(origin));
         }
         if *exchange.client_method() == Method::OPTIONS {
-            return Ok(Flow::Respond(crate::answer(StatusCode::OK)));
+            return Ok(Flow::Respond(crate::answers::answer(StatusCode::OK)));
         }
         Ok(Flow::Continue)
     }

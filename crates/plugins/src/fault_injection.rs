@@ -84,7 +84,7 @@ impl Plugin for FaultInjection {
             let fields =
                 fields.map(|(name, value)| (name.clone(), Template::compile(&text_of(value))));
             let answer = Abort {
-                status: crate::status("http_status", abort.http_status)?,
+                status: crate::answers::status("http_status", abort.http_status)?,
                 body: abort.body.as_deref().map(Template::compile),
                 headers: fields.collect(),
             };
@@ -117,7 +117,7 @@ impl Plugin for FaultInjection {
         };
         let mut response = match &abort.body {
             Some(body) => Response::text(abort.status, body.render(exchange).into_owned()),
-            None => crate::answer(abort.status),
+            None => crate::answers::answer(abort.status),
         };
         for (name, value) in &abort.headers {
             response.headers.set(name, &value.render(exchange));

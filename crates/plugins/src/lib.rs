@@ -1,7 +1,8 @@
 //! The plugins. This is the one list of them.
 
-mod auth;
+mod answers;
 mod apis;
+mod auth;
 mod aws_lambda;
 mod azure_functions;
 mod batch_requests;
@@ -13,10 +14,10 @@ mod echo;
 mod fault_injection;
 mod gzip;
 mod headers;
+mod ip_restriction;
 mod key_auth;
 mod limit;
 mod limit_count;
-mod ip_restriction;
 mod mocking;
 mod node_status;
 mod openfunction;
@@ -37,17 +38,15 @@ mod uri_blocker;
 pub use self::brotli::Brotli;
 pub use aws_lambda::AwsLambda;
 pub use azure_functions::AzureFunctions;
-pub use cors::Cors;
-pub use key_auth::KeyAuth;
-pub use limit_count::LimitCount;
 pub use batch_requests::BatchRequests;
 pub use client_control::ClientControl;
 pub use cors::Cors;
 pub use echo::Echo;
 pub use fault_injection::FaultInjection;
 pub use gzip::Gzip;
-use http::StatusCode;
 pub use ip_restriction::IpRestriction;
+pub use key_auth::KeyAuth;
+pub use limit_count::LimitCount;
 pub use mocking::Mocking;
 pub use node_status::NodeStatus;
 pub use openfunction::OpenFunction;
@@ -60,8 +59,7 @@ pub use referer_restriction::RefererRestriction;
 pub use request_id::RequestId;
 pub use request_validation::RequestValidation;
 pub use response_rewrite::ResponseRewrite;
-use sluicegate_gateway::exchange::Response;
-use sluicegate_gateway::plugin::{ConfigError, Registry};
+use sluicegate_gateway::plugin::Registry;
 pub use ua_restriction::UaRestriction;
 pub use uri_blocker::UriBlocker;
 
@@ -95,23 +93,6 @@ pub fn registry() -> Registry {
     registry.add::<Gzip>();
     registry.add::<Brotli>();
     registry
-}
-
-/// A status that a configuration names.
-fn status(field: &str, code: u16) -> Result<StatusCode, ConfigError> {
-    // Differs: APISIX takes any number from 200 on, and fails when it is sent.
-    StatusCode::from_u16(code).map_err(|_| ConfigError(format!("`{field}` {code} is not a status")))
-}
-
-/// An answer that is a status and nothing else: with the gateway's page if it is a redirect or an
-/// error, as nginx makes it.
-fn answer(status: StatusCode) -> Response {
-    if status.as_u16() >= 300 {
-        return Response::page(status);
-    }
-    let mut response = Response::new(status);
-    response.headers.append("Content-Type", b"text/plain; charset=utf-8");
-    response
 }
 
 #[cfg(test)]

@@ -89,7 +89,7 @@ impl Plugin for Mocking {
         let fields = config.response_headers.iter().flatten();
         Ok(Self {
             delay,
-            status: crate::status("response_status", config.response_status)?,
+            status: crate::answers::status("response_status", config.response_status)?,
             content_type: config.content_type,
             body,
             mark: config.with_mock_header,

@@ -107,7 +107,7 @@ impl Plugin for ProxyRewrite {
 
     fn compile(config: Config, _: &CompileCtx<'_>) -> Result<Self, ConfigError> {
         let rules = config.regex_uri.unwrap_or_default();
-        if rules.len() % 2 != 0 {
+        if !rules.len().is_multiple_of(2) {
             let text = "The length of regex_uri should be an even number";
             return Err(ConfigError(text.to_owned()));
         }

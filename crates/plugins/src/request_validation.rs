@@ -69,7 +69,7 @@ impl Plugin for RequestValidation {
             headers: headers.transpose()?,
             body: config.body_schema.as_ref().map(compile).transpose()?,
             body_max: config.max_req_body_size,
-            status: crate::status("rejected_code", config.rejected_code)?,
+            status: crate::answers::status("rejected_code", config.rejected_code)?,
             message: config.rejected_msg,
         })
     }
@@ -126,7 +126,7 @@ impl RequestValidation {
         info!(route = exchange.route_id(), cause, "A request does not follow its schema.");
         Flow::Respond(match self.message.clone().or(cause) {
             Some(text) => Response::text(self.status, text),
-            None => crate::answer(self.status),
+            None => crate::answers::answer(self.status),
         })
     }
 }

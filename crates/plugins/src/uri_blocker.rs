@@ -47,7 +47,7 @@ impl Plugin for UriBlocker {
         Ok(Self {
             // Differs: with no rules at all APISIX refuses every request.
             rule: Pcre::any_of(&config.block_rules, options).map_err(ConfigError)?,
-            status: crate::status("rejected_code", config.rejected_code)?,
+            status: crate::answers::status("rejected_code", config.rejected_code)?,
             message: config.rejected_msg.map(|text| json!({"error_msg": text})),
         })
     }
@@ -61,7 +61,7 @@ impl Plugin for UriBlocker {
         }
         Ok(Flow::Respond(match &self.message {
             Some(message) => Response::message(self.status, message),
-            None => crate::answer(self.status),
+            None => crate::answers::answer(self.status),
         }))
     }
 }
