@@ -15,6 +15,7 @@ use crate::body::{Body, BodyError, Room};
 use crate::chain::Chain;
 use crate::consumer::Consumer;
 use crate::core::{Core, Held};
+use crate::forwarded::OwnForwarded;
 use crate::graphql;
 use crate::http::headers::{Headers, Known};
 use crate::io::within;
@@ -71,6 +72,8 @@ pub struct Exchange {
     client_method: Option<Method>,
     /// The `Host` for the upstream in place of the client's; the upstream's `pass_host` comes first.
     pub host_for_upstream: Option<Arc<str>>,
+    /// Forwarding fields that a plugin set or removed.
+    pub own_forwarded: OwnForwarded,
     /// The variable `apisix_request_id`, where a plugin gave the request an id.
     pub apisix_request_id: Option<Box<str>>,
     /// What plugins remember about this request.
@@ -514,6 +517,7 @@ impl Exchange {
             unfiltered: Default::default(),
             client_method: None,
             host_for_upstream: None,
+            own_forwarded: OwnForwarded::default(),
             apisix_request_id: None,
             notes: Notes::default(),
             skipped: Vec::new(),

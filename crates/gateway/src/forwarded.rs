@@ -14,20 +14,49 @@ use crate::http::headers::{Headers, Known, tokens, write_line};
 pub(crate) struct Forwarded {
     trusted: bool,
     keep_for: bool,
+    /// What plugins said themselves, or took away.
+    own: OwnForwarded,
+}
+
+/// Which of `X-Forwarded-Proto`, `-Host` and `-Port` plugins gave a request: those go on as they are.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct OwnForwarded(u8);
+
+impl OwnForwarded {
+    /// A plugin set or removed the field of this name.
+    pub fn note(&mut self, name: &str) {
+        self.0 |= Self::bit(Known::of(name.as_bytes()));
+    }
+
+    fn has(self, known: Known) -> bool {
+        self.0 & Self::bit(known) != 0
+    }
+
+    fn bit(known: Known) -> u8 {
+        match known {
+            Known::XForwardedProto => 1,
+            Known::XForwardedHost => 2,
+            Known::XForwardedPort => 4,
+            _ => 0,
+        }
+    }
 }
 
 impl Forwarded {
     /// Decides for one request.
     pub(crate) fn of(exchange: &Exchange) -> Self {
         let trusted = exchange.connection.trusted_peer;
-        Self { trusted: trusted == Some(true), keep_for: trusted != Some(false) }
+        let own = exchange.own_forwarded;
+        Self { trusted: trusted == Some(true), keep_for: trusted != Some(false), own }
     }
 
     /// Is a client's field replaced or dropped when a request is proxied?
     pub(crate) fn replaces(self, known: Known) -> bool {
         match known {
             Known::XForwardedFor | Known::XRealIp => true,
-            Known::XForwardedProto | Known::XForwardedHost | Known::XForwardedPort => !self.trusted,
+            Known::XForwardedProto | Known::XForwardedHost | Known::XForwardedPort => {
+                !self.trusted && !self.own.has(known)
+            }
             Known::Forwarded => !self.trusted,
             _ => false,
         }
@@ -42,7 +71,8 @@ impl Forwarded {
         let headers = &exchange.request.headers;
         let mut fields = SmallVec::new();
         let mut add = |known, name, value| {
-            if !self.trusted || headers.known(known).is_none() {
+            let own = self.own.has(known);
+            if !own && (!self.trusted || headers.known(known).is_none()) {
                 fields.push((name, value));
             }
         };

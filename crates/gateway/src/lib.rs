@@ -25,9 +25,11 @@ mod real_ip;
 pub mod router;
 pub mod settings;
 pub mod snapshot;
+pub mod subrequest;
 pub mod tls;
 pub mod upstream;
 pub mod uri;
 mod vars;
 
+pub use forwarded::OwnForwarded;
 pub use vars::{OtherVars, WithResponse};

@@ -2,14 +2,16 @@
 
 use std::io::Write;
 
-use sluicegate_gateway::http::headers::Headers;
+use serde_json::{Value, json};
+use sluicegate_gateway::exchange::{Exchange, Response, Version};
+use sluicegate_gateway::http::headers::{Headers, Known};
 
 /// Takes the content coding of a body away, piece by piece.
 pub(crate) enum Decoder {
     /// There is none.
     Plain,
     Gzip(Box<flate2::write::MultiGzDecoder<Vec<u8>>>),
-    Brotli(Box<brotli::DecompressorWriter<Vec<u8>>>),
+    Brotli(Box<::brotli::DecompressorWriter<Vec<u8>>>),
 }
 
 impl Decoder {
@@ -24,7 +26,7 @@ impl Decoder {
             b"gzip" | b"x-gzip" => {
                 Some(Self::Gzip(Box::new(flate2::write::MultiGzDecoder::new(Vec::new()))))
             }
-            b"br" => Some(Self::Brotli(Box::new(brotli::DecompressorWriter::new(
+            b"br" => Some(Self::Brotli(Box::new(::brotli::DecompressorWriter::new(
                 Vec::new(),
                 BROTLI_BUFFER_BYTES,
             )))),
@@ -61,6 +63,63 @@ impl Decoder {
                 done
             }
         }
+    }
+}
+
+/// Which responses a compression is for.
+pub(crate) struct Which {
+    /// Media types; `None`: all.
+    types: Option<Vec<String>>,
+    length_min: u64,
+    /// HTTP/1.0 clients too.
+    http10: bool,
+}
+
+impl Which {
+    /// The schema of `types`.
+    pub(crate) fn types_schema() -> Value {
+        json!({
+            "anyOf": [
+                {"type": "array", "minItems": 1, "items": {"type": "string", "minLength": 1}},
+                {"enum": ["*"]},
+            ],
+            "default": ["text/html"],
+        })
+    }
+
+    pub(crate) fn compile(types: &Value, length_min: u64, http_version: f64) -> Self {
+        let types = types.as_array().map(|_| crate::headers::names(types));
+        Self { types, length_min, http10: http_version < 1.05 }
+    }
+
+    /// Is it for this one? A response without a type or of unknown length is as nginx takes it: the
+    /// first never, the second always.
+    pub(crate) fn has(&self, exchange: &Exchange, response: &Response) -> bool {
+        let Some(media) = response.headers.known(Known::ContentType) else { return false };
+        let media = media.split(|byte| *byte == b';').next().unwrap_or_default();
+        let listed = |types: &Vec<String>| types.iter().any(|listed| listed.as_bytes() == media);
+        self.types.as_ref().is_none_or(listed)
+            && response.body.remaining().is_none_or(|length| length >= self.length_min)
+            && (self.http10 || exchange.request.version != Version::Http10)
+    }
+}
+
+/// Does the client take this coding?
+pub(crate) fn asked(exchange: &Exchange, coding: &[u8]) -> bool {
+    exchange.request.headers.get("Accept-Encoding").is_some_and(|text| accepts(text, coding))
+}
+
+/// An encoded body is another one byte for byte: its tag tells no more than that the content is the
+/// same (RFC 9110 section 8.8.3). One that cannot say so is taken out.
+pub(crate) fn weaken_etag(response: &mut Response) {
+    let weak = match response.headers.get("ETag") {
+        Some([b'W', b'/', b'"', .., b'"']) | None => return,
+        Some(tag @ [b'"', .., b'"']) if tag.len() > 1 => Some([b"W/", tag].concat()),
+        Some(_) => None,
+    };
+    match weak {
+        Some(weak) => response.headers.set("ETag", &weak),
+        None => drop(response.headers.remove("ETag")),
     }
 }
 

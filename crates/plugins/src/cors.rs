@@ -147,9 +147,7 @@ impl Plugin for Cors {
             exchange.notes.set(ClientOrigin(origin));
         }
         if *exchange.client_method() == Method::OPTIONS {
-            let mut response = Response::new(StatusCode::OK);
-            response.headers.append("Content-Type", b"text/plain; charset=utf-8");
-            return Ok(Flow::Respond(response));
+            return Ok(Flow::Respond(crate::answers::answer(StatusCode::OK)));
         }
         Ok(Flow::Continue)
     }

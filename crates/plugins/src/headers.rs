@@ -26,6 +26,12 @@ impl HeaderOps {
             .any(|key| config.get(key).is_some_and(|value| value.is_object() || value.is_array()))
     }
 
+    /// The names of the fields that it changes.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        let given = self.add.iter().chain(&self.set).map(|(name, _)| name.as_str());
+        given.chain(self.remove.iter().map(String::as_str))
+    }
+
     /// Whether nothing is to be done.
     pub(crate) fn is_empty(&self) -> bool {
         self.add.is_empty() && self.set.is_empty() && self.remove.is_empty()
@@ -44,12 +50,16 @@ impl HeaderOps {
         for (name, templates) in &self.set {
             let mut first = true;
             for _ in templates {
-                let Some(value) = values.next() else { continue };
+                let Some(value) = values.next().filter(|value| !value.is_empty()) else { continue };
                 match first {
                     true => headers.set(name, value),
                     false => headers.append(name, value),
                 }
                 first = false;
+            }
+            // A field that is set to nothing goes, as with nginx.
+            if first {
+                headers.remove(name);
             }
         }
         for name in &self.remove {

@@ -1,54 +1,86 @@
 //! The plugins. This is the one list of them.
 
+mod answers;
+mod apis;
 mod auth;
 mod aws_lambda;
 mod azure_functions;
 mod basic_auth;
+mod batch_requests;
+mod brotli;
+mod client_control;
 mod coding;
 mod consumer_restriction;
 mod cors;
 mod csrf;
+mod echo;
+mod fault_injection;
 mod forward_auth;
+mod gzip;
 mod headers;
 mod hmac_auth;
+mod ip_restriction;
 mod jwt_auth;
 mod key_auth;
 mod limit;
 mod limit_count;
+mod mocking;
 mod multi_auth;
+mod node_status;
 mod opa;
 mod openfunction;
 mod openwhisk;
 pub mod pcre;
 mod proxy_rewrite;
+mod public_api;
+mod real_ip;
 mod redirect;
+mod referer_restriction;
 mod request_id;
+mod request_validation;
 mod response_rewrite;
 #[cfg(feature = "lua")]
 mod serverless;
 pub mod template;
+mod ua_restriction;
+mod uri_blocker;
 
 pub use aws_lambda::AwsLambda;
 pub use azure_functions::AzureFunctions;
 pub use basic_auth::BasicAuth;
+pub use batch_requests::BatchRequests;
+pub use client_control::ClientControl;
 pub use consumer_restriction::ConsumerRestriction;
 pub use cors::Cors;
 pub use csrf::Csrf;
+pub use echo::Echo;
+pub use fault_injection::FaultInjection;
 pub use forward_auth::ForwardAuth;
+pub use gzip::Gzip;
 pub use hmac_auth::HmacAuth;
+pub use ip_restriction::IpRestriction;
 pub use jwt_auth::{JwtAuth, JwtClaims};
 pub use key_auth::KeyAuth;
 pub use limit_count::LimitCount;
+pub use mocking::Mocking;
 pub use multi_auth::MultiAuth;
+pub use node_status::NodeStatus;
 pub use opa::Opa;
 pub use openfunction::OpenFunction;
 pub use openwhisk::OpenWhisk;
 pub use proxy_rewrite::ProxyRewrite;
+pub use public_api::PublicApi;
+pub use real_ip::RealIp;
 pub use redirect::Redirect;
+pub use referer_restriction::RefererRestriction;
 pub use request_id::RequestId;
+pub use request_validation::RequestValidation;
 pub use response_rewrite::ResponseRewrite;
+pub use self::brotli::Brotli;
 #[cfg(feature = "lua")]
 pub use serverless::{ServerlessPostFunction, ServerlessPreFunction};
+pub use ua_restriction::UaRestriction;
+pub use uri_blocker::UriBlocker;
 use sluicegate_gateway::plugin::Registry;
 
 /// Every plugin there is.
@@ -62,22 +94,37 @@ pub fn registry() -> Registry {
     registry.add::<AwsLambda>();
     registry.add::<AzureFunctions>();
     registry.add::<BasicAuth>();
+    registry.add::<BatchRequests>();
+    registry.add::<Brotli>();
+    registry.add::<ClientControl>();
     registry.add::<ConsumerRestriction>();
     registry.add::<Cors>();
     registry.add::<Csrf>();
+    registry.add::<Echo>();
+    registry.add::<FaultInjection>();
     registry.add::<ForwardAuth>();
+    registry.add::<Gzip>();
     registry.add::<HmacAuth>();
+    registry.add::<IpRestriction>();
     registry.add::<JwtAuth>();
     registry.add::<KeyAuth>();
     registry.add::<LimitCount>();
+    registry.add::<Mocking>();
     registry.add::<MultiAuth>();
+    registry.add::<NodeStatus>();
     registry.add::<Opa>();
     registry.add::<OpenFunction>();
     registry.add::<OpenWhisk>();
     registry.add::<ProxyRewrite>();
+    registry.add::<PublicApi>();
+    registry.add::<RealIp>();
     registry.add::<Redirect>();
+    registry.add::<RefererRestriction>();
     registry.add::<RequestId>();
+    registry.add::<RequestValidation>();
     registry.add::<ResponseRewrite>();
+    registry.add::<UaRestriction>();
+    registry.add::<UriBlocker>();
     }
     registry
 }

@@ -107,7 +107,7 @@ impl Plugin for ProxyRewrite {
 
     fn compile(config: Config, _: &CompileCtx<'_>) -> Result<Self, ConfigError> {
         let rules = config.regex_uri.unwrap_or_default();
-        if rules.len() % 2 != 0 {
+        if !rules.len().is_multiple_of(2) {
             let text = "The length of regex_uri should be an even number";
             return Err(ConfigError(text.to_owned()));
         }
@@ -163,6 +163,9 @@ impl Plugin for ProxyRewrite {
         if !self.headers.is_empty() {
             let values = self.headers.values(exchange, &captures);
             self.headers.apply(&mut exchange.request.headers, &values);
+            for name in self.headers.names() {
+                exchange.own_forwarded.note(name);
+            }
         }
         if let Some(method) = &self.method {
             exchange.set_method(method.clone());
@@ -385,6 +388,20 @@ mod tests {
         ] {
             assert_eq!(sent.header(name), value, "{name}");
         }
+    }
+
+    #[test]
+    fn forwarding_fields_are_what_the_plugin_says() {
+        let ran = test(json!({"headers": {
+            "set": {"X-Forwarded-Proto": "own", "X-Empty": "$arg_none"}, "remove": ["X-Forwarded-Host"],
+        }}))
+        .request_header("X-Forwarded-Port", Some("1"))
+        .request_header("X-Empty", Some("x"))
+        .run();
+        let sent = ran.sent();
+        assert_eq!(sent.all("x-forwarded-proto"), ["own"]);
+        assert_eq!((sent.header("x-forwarded-host"), sent.header("x-empty")), (None, None));
+        assert_ne!(sent.header("x-forwarded-port"), Some("1"), "the plugin says nothing about it");
     }
 
     #[test]

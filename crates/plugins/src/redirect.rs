@@ -85,10 +85,7 @@ impl Plugin for Redirect {
             (None, _, Some(true)) => To::Https,
             _ => To::Nowhere,
         };
-        let status = StatusCode::from_u16(config.ret_code).map_err(|_| {
-            // Differs: APISIX takes any number from 200 on, and fails when it is sent.
-            ConfigError(format!("`ret_code` {} is not a status", config.ret_code))
-        })?;
+        let status = crate::answers::status("ret_code", config.ret_code)?;
         let port = ctx.attr.and_then(|attr| attr["https_port"].as_u64());
         Ok(Self {
             to,
@@ -143,7 +140,7 @@ impl Plugin for Redirect {
             location.push(if mark.is_some() { b'&' } else { b'?' });
             location.extend_from_slice(query);
         }
-        let mut response = Response::page(status);
+        let mut response = crate::answers::answer(status);
         // Control characters cannot stand in a field: they come from `$uri`, which is decoded.
         let location = match location.iter().any(u8::is_ascii_control) {
             true => uri::escape_query(&location).into_owned().into_bytes(),

@@ -167,7 +167,7 @@ impl Algorithm {
 }
 
 /// The text of a UUID (RFC 9562).
-fn uuid(mut raw: [u8; 16], version: u8) -> String {
+pub(crate) fn uuid(mut raw: [u8; 16], version: u8) -> String {
     raw[6] = raw[6] & 0x0f | version << 4;
     raw[8] = raw[8] & 0x3f | 0x80;
     let mut text = String::with_capacity(36);

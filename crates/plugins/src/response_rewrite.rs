@@ -252,6 +252,10 @@ fn compile_headers(config: &Value) -> Result<HeaderOps, ConfigError> {
         if config.as_object().is_some_and(|fields| fields.keys().any(String::is_empty)) {
             return Err(ConfigError("invalid field length in header".to_owned()));
         }
+        let mut values = config.as_object().into_iter().flatten().map(|(_, value)| value);
+        if values.any(|value| !value.is_string() && !value.is_number()) {
+            return Err(ConfigError("invalid type as header value".to_owned()));
+        }
         return Ok(HeaderOps { set: fields(config, Template::compile), ..HeaderOps::default() });
     }
     let lines = names(&config["add"]);
@@ -308,7 +312,7 @@ mod tests {
 
     fn brotlied(text: &str) -> Vec<u8> {
         let mut out = Vec::new();
-        brotli::CompressorWriter::new(&mut out, 4096, 5, 19).write_all(text.as_bytes()).unwrap();
+        ::brotli::CompressorWriter::new(&mut out, 4096, 5, 19).write_all(text.as_bytes()).unwrap();
         out
     }
 
@@ -452,6 +456,7 @@ mod tests {
             (json!({"body_base64": true}), "invalid base64 content"),
             (json!({"body_base64": true, "body": ""}), "invalid base64 content"),
             (json!({"body_base64": true, "body": "1"}), "invalid base64 content"),
+            (json!({"headers": {"X": ["a"]}}), "invalid type as header value"),
             (json!({"vars": [{}]}), "failed to validate the 'vars' expression: "),
             (filter("(", "jo"), "regex \"(\" validation failed: "),
             (filter("a", "h"), "regex \"a\" validation failed: unknown flag \"h\" (flags \"h\")"),
@@ -461,7 +466,7 @@ mod tests {
             ),
             (
                 json!({"body": "a", "filters": [{"regex": "a", "replace": ""}]}),
-                "property \"body\" validation failed",
+                "failed to validate dependent schema for \"body\": ",
             ),
         ] {
             let said = crate::tests::refusal::<ResponseRewrite>(&config);

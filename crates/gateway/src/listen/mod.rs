@@ -360,7 +360,7 @@ async fn serve(core: &Rc<Core>, listen: &Listen, mut tcp: TcpStream, peer: Socke
 }
 
 /// Headers that every response carries, whoever made it.
-fn complete_head(exchange: &Exchange, response: &mut Response) {
+pub(crate) fn complete_head(exchange: &Exchange, response: &mut Response) {
     response.headers.put(Known::Server, "Server", exchange.settings.server.as_bytes());
     if response.headers.known(Known::Date).is_none() {
         let headers = &mut response.headers;
@@ -369,7 +369,7 @@ fn complete_head(exchange: &Exchange, response: &mut Response) {
 }
 
 /// The last step: plugins' `log` phase and the access log.
-fn log(exchange: &mut Exchange) {
+pub(crate) fn log(exchange: &mut Exchange) {
     exchange.core.counters.requests.add(1);
     let now = exchange.core.look();
     exchange.ended = Some(now);
@@ -402,7 +402,7 @@ pub(crate) async fn discard(body: &mut Body) -> Result<(), BodyError> {
 }
 
 /// A request out of its parts.
-fn request(
+pub(crate) fn request(
     method: ::http::Method,
     version: Version,
     headers: Headers,

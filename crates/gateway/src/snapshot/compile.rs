@@ -28,7 +28,7 @@ use crate::upstream::{Upstream, UpstreamDeps};
 use super::counters::Source;
 use super::links::{Links, Node};
 use super::references::{self, References, Refuse};
-use super::{Route, Snapshot, UnknownPlugins};
+use super::{PluginFacts, Route, Snapshot, UnknownPlugins};
 use consumer::{ConsumerEntry, CredentialEntries};
 
 /// One resource written or removed. Secrets are in the clear.
@@ -98,6 +98,7 @@ pub struct Compiler {
     serving: BTreeMap<Arc<str>, Arc<TlsEntry>>,
     certificates: Arc<Certificates>,
     no_plugins: Arc<Chain>,
+    plugins: Arc<PluginFacts>,
     counters: Source,
     revision: u64,
     reports: BTreeMap<Node, String>,
@@ -148,6 +149,7 @@ impl Compiler {
             serving: BTreeMap::new(),
             certificates: Arc::default(),
             no_plugins: Arc::default(),
+            plugins: Arc::default(),
             counters: Source::new(deps.workers),
             revision: 0,
             reports: BTreeMap::new(),
@@ -177,6 +179,7 @@ impl Compiler {
     /// Takes new static configuration (plugins, router mode) and recompiles everything.
     pub fn rebuild(&mut self, deps: Deps) -> Arc<Snapshot> {
         self.deps = deps;
+        self.plugins = Arc::default();
         self.warned.clear();
         let mut all = Dirty::new();
         for (kind, id) in self.all() {
@@ -263,6 +266,10 @@ impl Compiler {
                     _ => self.compile_plugin_config(id),
                 }
             }
+            let none_yet = self.plugins.enabled.is_empty();
+            if kind == Kind::PluginMetadata && (none_yet || !ids.is_empty()) {
+                self.plugins = self.plugin_facts();
+            }
         }
         for id in self.take(Kind::Services, &mut dirty) {
             self.compile_service(&id);
@@ -292,6 +299,7 @@ impl Compiler {
             global: self.global.clone(),
             consumers: self.known_consumers.clone(),
             certificates: self.certificates.clone(),
+            plugins: self.plugins.clone(),
         })
     }
 
@@ -326,6 +334,19 @@ impl Compiler {
             Ok(())
         });
         self.note(Kind::Ssls, id, compiled);
+    }
+
+    /// Puts together what is said about plugins as such.
+    fn plugin_facts(&self) -> Arc<PluginFacts> {
+        let metadata = self.metadata.iter();
+        let made = |(id, stored): (&Arc<str>, &Stored<Option<Value>>)| {
+            Some((id.clone(), stored.made.clone()?))
+        };
+        Arc::new(PluginFacts {
+            enabled: self.deps.registry.iter().map(|plugin| plugin.info.name).collect(),
+            metadata: metadata.filter_map(made).collect(),
+            attr: self.deps.plugin_attr.clone(),
+        })
     }
 
     fn compile_metadata(&mut self, id: &Arc<str>) {

@@ -6,9 +6,11 @@ mod links;
 pub(crate) mod references;
 mod unknown;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use ::http::StatusCode;
+use serde_json::Value;
 
 use crate::chain::Chain;
 use crate::client::Timeouts;
@@ -34,6 +36,19 @@ pub struct Snapshot {
     pub consumers: Consumers,
     /// Certificates by server name.
     pub certificates: Arc<Certificates>,
+    /// What is said about plugins as such.
+    pub plugins: Arc<PluginFacts>,
+}
+
+/// What is said about plugins as such, for those that serve APIs of others.
+#[derive(Debug, Default)]
+pub struct PluginFacts {
+    /// The plugins that are enabled.
+    pub enabled: Vec<&'static str>,
+    /// Metadata by plugin.
+    pub metadata: BTreeMap<Arc<str>, Value>,
+    /// `plugin_attr` of config.yaml.
+    pub attr: Value,
 }
 
 impl Default for Snapshot {
@@ -44,6 +59,7 @@ impl Default for Snapshot {
             global: Box::default(),
             consumers: Consumers::default(),
             certificates: Arc::default(),
+            plugins: Arc::default(),
         }
     }
 }

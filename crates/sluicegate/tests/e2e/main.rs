@@ -16,6 +16,7 @@ mod crash;
 mod declared;
 mod doors;
 mod encryption;
+mod essentials;
 mod etcd;
 mod forwarding;
 mod functions;
