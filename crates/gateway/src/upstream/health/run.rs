@@ -205,3 +205,72 @@ const SPREAD_FROM: f64 = 200.0;
 
 /// No first round waits longer than this.
 const SPREAD_MAX: Duration = Duration::from_secs(60);
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use serde_json::json;
+    use sluicegate_model::upstream as model;
+    use tokio::net::TcpListener;
+
+    use super::super::{HealthChecks, NodeAddr};
+    use super::*;
+
+    #[test]
+    fn many_upstreams_are_spread_over_their_interval_and_few_are_checked_at_once() {
+        let every = Duration::from_secs(10);
+        let waits = |planned| {
+            let mut waits: Vec<_> =
+                (0..100).map(|n| spread(&format!("/upstreams/{n}"), every, planned)).collect();
+            waits.sort();
+            (waits[0], waits[50], waits[99])
+        };
+        let (first, half, last) = waits(0);
+        assert_eq!((first, half, last), Default::default());
+        let (first, half, last) = waits(20_000);
+        assert!(first < Duration::from_secs(1) && last > Duration::from_secs(9), "{first:?}");
+        assert!(half > Duration::from_secs(3) && half < Duration::from_secs(7), "{half:?}");
+        assert!(spread("/upstreams/1", Duration::from_secs(1 << 20), 20_000) <= SPREAD_MAX);
+    }
+
+    #[tokio::test]
+    async fn no_more_probes_are_under_way_than_allowed() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback has a free port");
+        let addr = listener.local_addr().expect("it is bound");
+        let tls = Arc::new(TlsClients::new(Some(b"")));
+        let checks = HealthChecks::start(&tokio::runtime::Handle::current(), tls);
+        let config = model::Upstream {
+            checks: Some(json!({"active": {"timeout": 60, "healthy": {"interval": 1}}})),
+            ..Default::default()
+        };
+        let nodes = [(addr.ip().to_string().into(), NodeAddr::Ip(addr))];
+        let checkers: Vec<_> = (0..2 * PROBES_MAX)
+            .map(|n| checks.checker(&format!("/upstreams/{n}"), &config, &nodes))
+            .collect::<Result<_, _>>()
+            .expect("they compile");
+        for checker in checkers.iter().flatten() {
+            checker.used();
+        }
+        // No probe is answered: each holds its place.
+        let mut held = Vec::new();
+        let accepted = async {
+            while let Ok((stream, _)) = listener.accept().await {
+                held.push(stream);
+                if held.len() > PROBES_MAX {
+                    return;
+                }
+            }
+        };
+        let more = tokio::time::timeout(Duration::from_secs(3), accepted).await;
+        assert!(more.is_err(), "one more than allowed came");
+        assert_eq!(held.len(), PROBES_MAX);
+        // Those that are answered make room for others.
+        held.clear();
+        let next: Result<(_, SocketAddr), _> =
+            tokio::time::timeout(Duration::from_secs(10), listener.accept())
+                .await
+                .expect("another probe comes");
+        next.expect("it is accepted");
+    }
+}
