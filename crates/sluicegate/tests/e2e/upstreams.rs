@@ -3,7 +3,7 @@
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -250,7 +250,14 @@ fn a_key_stays_with_its_node_while_another_is_down() {
 
 #[test]
 fn least_conn_sends_requests_where_the_fewest_are() {
-    let slow = Origin::start(|_| Answer::text("slow").after(Duration::from_millis(800)));
+    let free = Arc::new(AtomicBool::new(false));
+    let slow = {
+        let free = free.clone();
+        Origin::start(move |_| {
+            wait::until("leave to answer", || free.load(Ordering::SeqCst).then_some(()));
+            Answer::text("slow")
+        })
+    };
     let quick = Origin::text("quick");
     let (gate, _) = gateway(json!({}));
     gate.set(
@@ -260,17 +267,22 @@ fn least_conn_sends_requests_where_the_fewest_are() {
             "nodes": {slow.addr.to_string(): 1, quick.addr.to_string(): 1},
         }}),
     );
-    let mut waiting: Vec<Client> = (0..2).map(|_| Client::connect(gate.http)).collect();
-    for client in &mut waiting {
-        client.send("GET / HTTP/1.1\r\nHost: a.test\r\n\r\n");
+    // Idle nodes take turns: one of the first two requests is for the slow node, and stays there.
+    let mut waiting = Client::connect(gate.http);
+    waiting.send("GET / HTTP/1.1\r\nHost: a.test\r\n\r\n");
+    let first = wait::until("a node to be asked", || {
+        let [slow, quick] = [slow.requests().len(), quick.requests().len()];
+        (slow + quick > 0).then_some(slow > 0)
+    });
+    if !first {
+        assert_eq!(waiting.response().text(), "quick");
+        waiting.send("GET / HTTP/1.1\r\nHost: a.test\r\n\r\n");
+        slow.wait_for(0);
     }
-    slow.wait_for(0);
-    // One is with the slow node; whoever comes now is sent to the other.
     assert_eq!(turns(&gate, "/", 6), "quick quick quick quick quick quick");
-    for mut client in waiting {
-        client.response();
-    }
-    assert!(turns(&gate, "/", 2).contains("slow"), "it has nothing to do now");
+    free.store(true, Ordering::SeqCst);
+    assert_eq!(waiting.response().text(), "slow");
+    assert!(turns(&gate, "/", 3).contains("slow"), "it has nothing to do now");
 }
 
 /// A gateway with a Control API.
