@@ -44,10 +44,16 @@ pub struct ControlState {
     pub reload_plugins: Option<ReloadPlugins>,
     /// What `GET /v1/status` answers: Sluicegate's own, APISIX has nothing like it.
     pub status: Option<Status>,
+    /// What health checks know of the nodes of the resource stored at a key, as `/upstreams/1`;
+    /// nothing while they do not run.
+    pub health: Option<Health>,
 }
 
 /// Tells how the gateway is doing.
 pub type Status = Arc<dyn Fn() -> Value + Send + Sync>;
+
+/// Tells of the nodes of a resource, each as `GET /v1/healthcheck` shows it.
+pub type Health = Arc<dyn Fn(&str) -> Option<Vec<Value>> + Send + Sync>;
 
 async fn control(State(state): State<Arc<ControlState>>, request: Request) -> Response<Body> {
     let path = segments(request.uri().path()).unwrap_or_default();
@@ -154,16 +160,17 @@ impl ControlState {
         Ok(Answer::json(StatusCode::OK, checks))
     }
 
-    /// The health of a resource's nodes, where its configuration asks for checks. No checker runs
-    /// before health checks come with their own issue, so no node has a state: what APISIX shows
-    /// until the first request starts its checker.
+    /// The health of a resource's nodes, where its configuration asks for checks. There are none
+    /// to show until the first request starts its checker.
     fn checks(&self, entry: &Entry) -> Option<Value> {
         let value = parse(entry).ok()?;
         let checks = value.get("checks").or_else(|| value.get("upstream")?.get("checks"))?;
         let named = |way| checks.get(way)?.get("type")?.as_str();
         // An active check that does not say is one over HTTP.
         let kind = named("active").or_else(|| checks.get("active").map(|_| "http"));
-        let mut shown = json!({"name": format!("{}{}", self.key_prefix, entry.key), "nodes": {}});
+        let nodes = self.health.as_ref().and_then(|health| health(&entry.key));
+        let name = format!("{}{}", self.key_prefix, entry.key);
+        let mut shown = json!({"name": name, "nodes": list(nodes.unwrap_or_default())});
         if let Some(kind) = kind.or_else(|| named("passive")) {
             shown["type"] = kind.into();
         }

@@ -232,6 +232,10 @@ pub struct Apisix {
     pub dns_resolver_valid: Option<Duration>,
     /// `resolver_timeout`.
     pub resolver_timeout: Duration,
+    /// `enable_resolv_search_opt`.
+    pub resolver_search: bool,
+    /// `disable_upstream_healthcheck`.
+    pub disable_upstream_healthcheck: bool,
     /// `ssl`: TLS for clients.
     pub ssl: Ssl,
     /// `control`: the control API's address; `None` when `enable_control` is false.
@@ -696,6 +700,8 @@ impl Build<'_> {
             dns_resolver: v.opt("apisix.dns_resolver").filter(|list: &Vec<_>| !list.is_empty()),
             dns_resolver_valid: v.opt("apisix.dns_resolver_valid"),
             resolver_timeout: v.get("apisix.resolver_timeout"),
+            resolver_search: v.get("apisix.enable_resolv_search_opt"),
+            disable_upstream_healthcheck: v.get("apisix.disable_upstream_healthcheck"),
             ssl: Ssl {
                 enable: v.get("apisix.ssl.enable"),
                 listen: listen("apisix.ssl.listen", v),

@@ -84,8 +84,12 @@ async fn try_nodes(
         tried.push(at);
         exchange.held = upstream.hold(at);
         match try_node(exchange, route, upstream, at, timeouts, &mut body).await {
-            Ok(received) => return Ok(received),
+            Ok(received) => {
+                upstream.answered(at, received.status.as_u16());
+                return Ok(received);
+            }
             Err(Failed { error, again }) => {
+                upstream.failed(at, &error);
                 let more = again && tried.len() <= upstream.retries;
                 if more {
                     warn!(route = %route.id, upstream = %upstream.id, node = %upstream.nodes[at].authority, %error, "A node did not answer; the next one is tried.");
@@ -95,6 +99,10 @@ async fn try_nodes(
                         record.failed.push((error.status().as_u16(), took));
                     }
                     record.began = Some(exchange.core.look());
+                }
+                if !more {
+                    // As in APISIX, the status that the client gets counts as well.
+                    upstream.answered(at, error.status().as_u16());
                 }
                 last_error = error;
                 if !more {

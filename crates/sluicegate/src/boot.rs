@@ -21,8 +21,9 @@ use sluicegate_gateway::core::Shared;
 use sluicegate_gateway::listen::{Gateway, Listeners};
 use sluicegate_gateway::plugin::Registry;
 use sluicegate_gateway::snapshot::{Change, Compiler, Deps, Report};
-use sluicegate_gateway::upstream::UpstreamDeps;
+use sluicegate_gateway::upstream::health::HealthChecks;
 use sluicegate_gateway::upstream::resolve::Resolver;
+use sluicegate_gateway::upstream::{Known, UpstreamDeps};
 use sluicegate_model::check::Outside;
 use sluicegate_model::encrypt::{Keyring, each_private_key};
 use sluicegate_model::plugin::Catalog;
@@ -113,7 +114,13 @@ impl Running {
             );
         }
         let upstream_deps = UpstreamDeps {
-            known: Arc::default(),
+            known: Arc::new(Known {
+                health: match config.apisix.disable_upstream_healthcheck {
+                    true => HealthChecks::off(),
+                    false => HealthChecks::start(runtime.handle(), tls.clone()),
+                },
+                ..Known::default()
+            }),
             resolver: Resolver::new(runtime.handle().clone(), &settings::dns(&config)),
             keepalive: settings::keepalive(&config),
             tls: tls.clone(),
@@ -236,10 +243,15 @@ impl Running {
                 store,
                 catalog,
                 keyring: keyring.clone(),
-                key_prefix: settings::admin(&config).key_prefix,
+                // What a file declares has no other key than its own.
+                key_prefix: match &source {
+                    Some(Source::File { .. }) => String::new(),
+                    _ => settings::admin(&config).key_prefix,
+                },
                 server: settings::admin(&config).server,
                 reload_plugins: Some(reload),
                 status: Some(status(within.clone())),
+                health: Some(health(upstream_deps.known.clone())),
             };
             door.open(&runtime, sluicegate_admin::control::router(Arc::new(state)))?;
         }
@@ -429,6 +441,14 @@ fn deps(config: &Config, registry: Registry, upstream: &UpstreamDeps) -> Deps {
         router: settings::router(config),
         workers: settings::workers(config),
     }
+}
+
+/// What the Control API shows of an upstream's nodes.
+fn health(known: Arc<Known>) -> sluicegate_admin::control::Health {
+    Arc::new(move |key| {
+        let checker = known.health.look(key)?;
+        Some(checker.targets().map(|target| target.show()).collect())
+    })
 }
 
 fn tls_clients(config: &Config, place: &Place) -> anyhow::Result<TlsClients> {

@@ -114,6 +114,7 @@ pub(crate) fn dns(config: &Config) -> DnsSettings {
         servers: config.apisix.dns_resolver.clone(),
         valid: config.apisix.dns_resolver_valid,
         timeout: config.apisix.resolver_timeout,
+        search: config.apisix.resolver_search,
         ipv6: config.apisix.enable_ipv6,
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::{body::Body, http::Request};
-use serde_json::json;
+use serde_json::{Value, json};
 use sluicegate_admin::control::{ControlState, router};
 use sluicegate_model::encrypt::Keyring;
 use sluicegate_store::Put;
@@ -117,7 +117,7 @@ async fn a_secret_shows_only_where_it_is_encrypted_or_a_reference() {
         ("$env://API_KEY", "$env://API_KEY"),
     ] {
         let harness = Harness::new();
-        let put = async |key: &str, value: serde_json::Value| {
+        let put = async |key: &str, value: Value| {
             let bytes = value.to_string().into_bytes().into();
             harness.store.put(key, bytes, Put::default()).await.unwrap();
         };
@@ -149,7 +149,8 @@ async fn health_is_shown_where_checks_are_configured() {
     let route = json!({"uri": "/a", "upstream": upstream});
     harness.json("PUT", "/apisix/admin/routes/1", route).await.assert_ok();
     let of_route = json!({"name": "/apisix/routes/1", "nodes": {}, "type": "http"});
-    let of_upstream = json!({"name": "/apisix/upstreams/hc", "nodes": {}, "type": "http"});
+    let of_upstream =
+        json!({"name": "/apisix/upstreams/hc", "nodes": [checked_node()], "type": "http"});
     for (path, body) in [
         ("/v1/healthcheck", json!([of_route, of_upstream])),
         ("/v1/healthcheck/routes/1", of_route),
@@ -161,6 +162,20 @@ async fn health_is_shown_where_checks_are_configured() {
     let page = reply(&control(&harness), request.body(Body::empty()).unwrap()).await;
     assert_eq!(page.header("content-type"), "text/html");
     assert!(page.text.contains("<th>Upstream</th>"), "{}", page.text);
+    let row = "<tr bgcolor=\"#FF0000\"><td>1</td><td>/apisix/upstreams/hc</td><td>http</td>\
+               <td>127.0.0.1:81</td><td>unhealthy</td><td>0</td><td>2</td><td>1</td><td>0</td></tr>";
+    assert!(page.text.contains(row), "{}", page.text);
+}
+
+fn checked_node() -> Value {
+    let counter = json!({"http_failure": 1, "success": 0, "tcp_failure": 2, "timeout_failure": 0});
+    json!({
+        "counter": counter,
+        "hostname": "127.0.0.1",
+        "ip": "127.0.0.1",
+        "port": 81,
+        "status": "unhealthy",
+    })
 }
 
 async fn get(harness: &Harness, path: &str) -> Reply {
@@ -181,6 +196,7 @@ fn control(harness: &Harness) -> axum::Router {
         server: "Sluicegate/9.8.7".to_owned(),
         reload_plugins: None,
         status: Some(Arc::new(|| json!({"revision": 7}))),
+        health: Some(Arc::new(|key| (key == "/upstreams/hc").then(|| vec![checked_node()]))),
     };
     router(Arc::new(state))
 }

@@ -16,7 +16,7 @@ use sluicegate_model::kind::Kind;
 use sluicegate_model::service::Service as ServiceConfig;
 use sluicegate_model::ssl::Ssl;
 use sluicegate_model::upstream::Upstream as UpstreamConfig;
-use tracing::{error, warn};
+use tracing::error;
 
 use crate::chain::Chain;
 use crate::consumer::Consumers;
@@ -390,12 +390,6 @@ impl Compiler {
         id: &Arc<str>,
         config: &UpstreamConfig,
     ) -> Result<Arc<Upstream>, String> {
-        if config.checks.is_some() {
-            warn!(
-                upstream = &**id,
-                "Health checks are not there yet: every node counts as healthy."
-            );
-        }
         if config.nodes.is_none() && config.service_name.is_some() {
             return Err("service discovery is not there yet".into());
         }

@@ -1,18 +1,22 @@
 //! An upstream, compiled: nodes, whose turn it is, and how to talk to them.
 
 pub mod balance;
+pub mod health;
 pub mod resolve;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use ::http::StatusCode;
+use arc_swap::ArcSwap;
 use sluicegate_model::upstream as model;
 
 use crate::client::{CallError, Keepalive, Timeouts, TlsClients, TlsRequest, TlsTarget};
 use crate::expr::Vars;
 use crate::plugin::PluginState;
 use balance::{Hold, Loads, Plan, Turns};
+use health::{Checker, HealthChecks};
 use resolve::{Name, Resolver};
 
 /// A compiled upstream.
@@ -24,6 +28,7 @@ pub struct Upstream {
     /// How a node is chosen.
     plan: Plan,
     turns: Turns,
+    checked: Option<Box<Checked>>,
     /// How to talk to the nodes.
     pub scheme: Scheme,
     /// Which `Host` they get.
@@ -42,6 +47,12 @@ pub struct Upstream {
     client: Option<Box<(String, String)>>,
 }
 
+/// Health checks, and turns as of what they last said.
+struct Checked {
+    checker: Arc<Checker>,
+    turns: ArcSwap<(u64, Turns)>,
+}
+
 /// A node.
 pub struct Node {
     /// Host and port as configured: the `Host` of `pass_host: node`.
@@ -50,6 +61,8 @@ pub struct Node {
     addr: NodeAddr,
 }
 
+/// Where a node is.
+#[derive(Clone)]
 enum NodeAddr {
     Ip(SocketAddr),
     Name(Arc<Name>, u16),
@@ -125,6 +138,8 @@ pub struct UpstreamDeps {
 pub struct Known {
     /// What they have to do.
     pub loads: Loads,
+    /// How they are.
+    pub health: HealthChecks,
 }
 
 impl Upstream {
@@ -178,8 +193,11 @@ impl Upstream {
             requests: pool.requests,
         });
         let plan = Plan::compile(key, config, scheme.default_port(), &deps.known.loads)?;
+        let addrs: Vec<_> = nodes.iter().map(|n| (n.host().into(), n.addr.clone())).collect();
+        let checker = deps.known.health.checker(key, config, &addrs)?;
         let upstream = Self {
             id: id.clone(),
+            checked: checker.map(|checker| Checked::new(checker, &plan)),
             turns: plan.turns(|_| true),
             plan,
             retries: config.retries.map_or(nodes.len().saturating_sub(1), |n| {
@@ -204,9 +222,30 @@ impl Upstream {
     /// A node for a request, other than those `tried` before: of the highest priority that has one
     /// left. An only node is tried as often as it takes.
     pub fn pick(&self, vars: &dyn Vars, tried: &[usize]) -> Option<usize> {
+        if let Some(checked) = &self.checked {
+            return checked.pick(&self.plan, self.nodes.len(), vars, tried);
+        }
         match self.nodes.len() {
             1 => Some(0),
             _ => self.turns.pick(vars, tried),
+        }
+    }
+
+    /// A node answered with this status.
+    pub fn answered(&self, node: usize, status: u16) {
+        if let Some(checked) = &self.checked {
+            checked.checker.answered(node, status);
+        }
+    }
+
+    /// A node did not answer.
+    pub fn failed(&self, node: usize, error: &CallError) {
+        // What the client does not send is no fault of the node.
+        if let Some(checked) = &self.checked
+            && !matches!(error, CallError::RequestBody(_))
+        {
+            let timed_out = error.status() == StatusCode::GATEWAY_TIMEOUT;
+            checked.checker.failed(node, timed_out, || error.to_string());
         }
     }
 
@@ -223,6 +262,33 @@ impl Upstream {
             h2: self.scheme.is_h2(),
             client: self.client.as_deref().cloned(),
         })
+    }
+}
+
+impl Checked {
+    fn new(checker: Arc<Checker>, plan: &Plan) -> Box<Self> {
+        let turns = Self::turns(&checker, plan);
+        Box::new(Self { turns: ArcSwap::from_pointee(turns), checker })
+    }
+
+    // Invariant: the version is read before what it is the version of.
+    fn turns(checker: &Checker, plan: &Plan) -> (u64, Turns) {
+        let version = checker.version();
+        (version, plan.turns(|node| checker.is_up(node)))
+    }
+
+    fn pick(&self, plan: &Plan, nodes: usize, vars: &dyn Vars, tried: &[usize]) -> Option<usize> {
+        self.checker.used();
+        if nodes == 1 {
+            return Some(0);
+        }
+        let turns = self.turns.load();
+        if turns.0 == self.checker.version() {
+            return turns.1.pick(vars, tried);
+        }
+        let anew = Arc::new(Self::turns(&self.checker, plan));
+        self.turns.store(anew.clone());
+        anew.1.pick(vars, tried)
     }
 }
 
@@ -250,17 +316,41 @@ impl Node {
 
     /// An address of the node, unless it is a name that was never resolved yet.
     pub fn known_addr(&self) -> Option<SocketAddr> {
-        match &self.addr {
-            NodeAddr::Ip(addr) => Some(*addr),
-            NodeAddr::Name(name, port) => Some(SocketAddr::new(name.next()?, *port)),
-        }
+        self.addr.known()
     }
 
     /// An address of the node; waits for the first of a name.
     pub async fn first_addr(&self, limit: Duration) -> Result<SocketAddr, CallError> {
-        match &self.addr {
-            NodeAddr::Ip(addr) => Ok(*addr),
-            NodeAddr::Name(name, port) => {
+        self.addr.first(limit).await
+    }
+}
+
+impl NodeAddr {
+    fn port(&self) -> u16 {
+        match self {
+            Self::Ip(addr) => addr.port(),
+            Self::Name(_, port) => *port,
+        }
+    }
+
+    fn with_port(&self, port: u16) -> Self {
+        match self {
+            Self::Ip(addr) => Self::Ip(SocketAddr::new(addr.ip(), port)),
+            Self::Name(name, _) => Self::Name(name.clone(), port),
+        }
+    }
+
+    fn known(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Ip(addr) => Some(*addr),
+            Self::Name(name, port) => Some(SocketAddr::new(name.next()?, *port)),
+        }
+    }
+
+    async fn first(&self, limit: Duration) -> Result<SocketAddr, CallError> {
+        match self {
+            Self::Ip(addr) => Ok(*addr),
+            Self::Name(name, port) => {
                 let ip = name
                     .first(limit)
                     .await

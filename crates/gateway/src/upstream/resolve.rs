@@ -13,6 +13,7 @@ use arc_swap::ArcSwap;
 use hickory_resolver::TokioResolver;
 use hickory_resolver::config::{NameServerConfig, ResolverConfig};
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use hickory_resolver::system_conf::read_system_conf;
 use tokio::sync::Notify;
 use tracing::{info, warn};
 
@@ -33,9 +34,14 @@ struct Names {
 }
 
 fn build(settings: &DnsSettings) -> Result<TokioResolver, hickory_resolver::net::NetError> {
-    let mut builder = match &settings.servers {
-        None => TokioResolver::builder_tokio()?,
-        Some(servers) => {
+    let system = read_system_conf();
+    let (domain, search) = match &system {
+        Ok((config, _)) if settings.search => (config.domain().cloned(), config.search().to_vec()),
+        _ => (None, Vec::new()),
+    };
+    let (servers, options) = match (&settings.servers, system) {
+        (None, system) => system.map(|(config, options)| (config.into_parts().2, options))?,
+        (Some(servers), system) => {
             let servers = servers.iter().map(|server| {
                 let mut config = NameServerConfig::udp_and_tcp(server.ip());
                 for connection in &mut config.connections {
@@ -43,10 +49,12 @@ fn build(settings: &DnsSettings) -> Result<TokioResolver, hickory_resolver::net:
                 }
                 config
             });
-            let config = ResolverConfig::from_name_servers(servers.collect());
-            TokioResolver::builder_with_config(config, TokioRuntimeProvider::default())
+            (servers.collect(), system.map(|(_, options)| options).unwrap_or_default())
         }
     };
+    let config = ResolverConfig::from_parts(domain, search, servers);
+    let provider = TokioRuntimeProvider::default();
+    let mut builder = TokioResolver::builder_with_config(config, provider).with_options(options);
     builder.options_mut().timeout = settings.timeout;
     // Names are kept here; a second cache would only make answers older.
     builder.options_mut().cache_size = 0;
@@ -80,12 +88,20 @@ pub struct DnsSettings {
     pub timeout: Duration,
     /// Use IPv6 addresses where a name has no others.
     pub ipv6: bool,
+    /// Try short names under the domains of `/etc/resolv.conf`.
+    pub search: bool,
 }
 
 /// The system's servers and hosts, as APISIX's defaults have it.
 impl Default for DnsSettings {
     fn default() -> Self {
-        Self { servers: None, valid: None, timeout: Duration::from_secs(5), ipv6: true }
+        Self {
+            servers: None,
+            valid: None,
+            timeout: Duration::from_secs(5),
+            ipv6: true,
+            search: true,
+        }
     }
 }
 

@@ -37,6 +37,7 @@ mod signing;
 mod smuggling;
 mod streaming;
 mod tls;
+mod upstreams;
 mod walk;
 mod websocket;
 mod wire;
