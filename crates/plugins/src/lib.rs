@@ -3,6 +3,7 @@
 mod answers;
 mod apis;
 mod auth;
+mod api_breaker;
 mod aws_lambda;
 mod azure_functions;
 mod basic_auth;
@@ -23,11 +24,13 @@ mod ip_restriction;
 mod jwt_auth;
 mod key_auth;
 mod limit;
+mod limit_conn;
 mod limit_count;
 mod mocking;
 mod multi_auth;
 mod node_status;
 mod opa;
+mod limit_req;
 mod openfunction;
 mod openwhisk;
 pub mod pcre;
@@ -44,7 +47,10 @@ mod serverless;
 pub mod template;
 mod ua_restriction;
 mod uri_blocker;
+mod traffic_split;
+mod workflow;
 
+pub use api_breaker::ApiBreaker;
 pub use aws_lambda::AwsLambda;
 pub use azure_functions::AzureFunctions;
 pub use basic_auth::BasicAuth;
@@ -66,6 +72,9 @@ pub use mocking::Mocking;
 pub use multi_auth::MultiAuth;
 pub use node_status::NodeStatus;
 pub use opa::Opa;
+pub use limit_conn::LimitConn;
+pub use limit_count::LimitCount;
+pub use limit_req::LimitReq;
 pub use openfunction::OpenFunction;
 pub use openwhisk::OpenWhisk;
 pub use proxy_rewrite::ProxyRewrite;
@@ -82,6 +91,8 @@ pub use serverless::{ServerlessPostFunction, ServerlessPreFunction};
 pub use ua_restriction::UaRestriction;
 pub use uri_blocker::UriBlocker;
 use sluicegate_gateway::plugin::Registry;
+pub use traffic_split::TrafficSplit;
+pub use workflow::Workflow;
 
 /// Every plugin there is.
 pub fn registry() -> Registry {
@@ -126,6 +137,12 @@ pub fn registry() -> Registry {
     registry.add::<UaRestriction>();
     registry.add::<UriBlocker>();
     }
+    registry.add::<LimitConn>();
+    registry.add::<LimitCount>();
+    registry.add::<LimitReq>();
+    registry.add::<ApiBreaker>();
+    registry.add::<TrafficSplit>();
+    registry.add::<Workflow>();
     registry
 }
 

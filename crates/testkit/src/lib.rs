@@ -12,6 +12,7 @@ pub mod gateway;
 pub mod judge;
 pub mod origin;
 pub mod plugin;
+pub mod redis;
 pub mod wait;
 
 pub use client::{Client, Response};
@@ -19,3 +20,4 @@ pub use gateway::GatewayProcess;
 pub use judge::Judge;
 pub use origin::{Answer, Origin, Received};
 pub use plugin::{InProcess, PluginTest};
+pub use redis::Redis;

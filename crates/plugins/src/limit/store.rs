@@ -11,7 +11,7 @@
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::LocalKey;
 
 /// A counter that a [`Store`] keeps.
@@ -84,6 +84,17 @@ impl<C: Counter> Store<C> {
         }
     }
 
+    /// The counter of a name, if there is one.
+    pub(crate) fn peek(&self, name: &[u8]) -> Option<Arc<C>> {
+        let hash = self.hash(name);
+        self.shard(hash).counters.get(&hash).cloned()
+    }
+
+    fn shard(&self, hash: u128) -> MutexGuard<'_, Shard<C>> {
+        let at = usize::try_from(hash >> 120).unwrap_or(0) % self.shards.len();
+        self.shards[at].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn hash(&self, name: &[u8]) -> u128 {
         let [high, low] = &self.hashers;
         let of = |state: &RandomState| {
@@ -96,8 +107,7 @@ impl<C: Counter> Store<C> {
 
     /// The living counter of a name, made if there is none.
     fn find(&self, hash: u128, now_ms: u64) -> Arc<C> {
-        let at = usize::try_from(hash >> 120).unwrap_or(0) % self.shards.len();
-        let mut shard = self.shards[at].lock().unwrap_or_else(PoisonError::into_inner);
+        let mut shard = self.shard(hash);
         // What is in the table is not retired: whoever retires a counter takes it out, under this
         // lock.
         if let Some(counter) = shard.counters.get(&hash) {

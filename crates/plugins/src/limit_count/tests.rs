@@ -3,7 +3,7 @@
 use sluicegate_gateway::plugin::Registry;
 use sluicegate_model::kind::Kind;
 use sluicegate_testkit::client::{Client, Response};
-use sluicegate_testkit::{InProcess, Origin, PluginTest};
+use sluicegate_testkit::{InProcess, Origin, PluginTest, Redis, wait};
 
 use super::*;
 
@@ -240,5 +240,125 @@ fn seconds_are_written_as_lua_writes_them() {
         [(60.0, "60"), (59.98, "59.98"), (59.9, "59.9"), (0.001, "0"), (0.05, "0.05"), (-1.0, "0")]
     {
         assert_eq!(cents(seconds, &mut [0; 32]), text.as_bytes(), "{seconds}");
+    }
+}
+
+/// Configurations for a Redis and for a cluster, in which windows do not turn while a test runs.
+fn remote(redis: &Redis, policy: &str, extra: Value) -> Value {
+    let mut config = json!({
+        "count": 3,
+        "time_window": 86_400_000,
+        "policy": policy,
+        "redis_host": "127.0.0.1",
+        "redis_port": redis.addr(0).port(),
+        "redis_cluster_name": "c",
+        "redis_cluster_nodes": redis.nodes(),
+    });
+    config.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+    config
+}
+
+#[test]
+fn a_redis_counts_for_all_gateways_that_ask_it() {
+    let (Some(one), Some(cluster)) = (Redis::start(&[]), Redis::cluster(3)) else { return };
+    for (redis, policy) in [(&one, "redis"), (&cluster, "redis-cluster")] {
+        for window_type in ["fixed", "sliding"] {
+            for key in ["a", "b", "c"] {
+                let extra = json!({"window_type": window_type, "key": key, "key_type": "constant"});
+                let config = remote(redis, policy, extra);
+                let gateways = [Setup::one(config.clone()), Setup::one(config)];
+                let answers: Vec<Response> =
+                    (0..4).map(|at| gateways[at % 2].get("/a", &[])).collect();
+                let statuses: Vec<u16> = answers.iter().map(|answer| answer.status).collect();
+                assert_eq!(statuses, [200, 200, 200, 503], "{policy} {window_type} {key}");
+                let left: Vec<_> =
+                    answers.iter().map(|a| a.header("X-RateLimit-Remaining").unwrap()).collect();
+                assert_eq!(left, ["2", "1", "0", "0"], "{policy} {window_type} {key}");
+                let reset = answers[1].header("X-RateLimit-Reset").unwrap().parse::<f64>().unwrap();
+                assert!(reset > 0.0 && reset <= 86_400_000.0, "{reset}");
+            }
+        }
+    }
+    let keys = one.command(0, "KEYS *");
+    assert!(keys.contains("plugin-limit-count:v1:/apisix/routes/a:"), "{keys}");
+    assert!(keys.contains(".counter"), "{keys}");
+}
+
+#[test]
+fn a_redis_with_a_password_a_user_and_a_database_is_asked_with_them() {
+    let Some(redis) =
+        Redis::start(&["--requirepass", "secret", "--user", "me", "on", ">word", "~*", "+@all"])
+    else {
+        return;
+    };
+    for (extra, status) in [
+        (json!({"redis_password": "secret", "redis_database": 1}), 200),
+        (json!({"redis_username": "me", "redis_password": "word"}), 200),
+        (json!({"redis_password": "wrong"}), 500),
+        (json!({}), 500),
+    ] {
+        let setup = Setup::one(remote(&redis, "redis", extra.clone()));
+        assert_eq!(setup.get("/a", &[]).status, status, "{extra}");
+    }
+}
+
+#[test]
+fn a_redis_that_is_gone_or_stuck_neither_hangs_requests_nor_lets_them_through() {
+    let Some(mut redis) = Redis::start(&[]) else { return };
+    let strict = Setup::one(remote(&redis, "redis", json!({"redis_timeout": 200})));
+    let lenient = Setup::one(remote(
+        &redis,
+        "redis",
+        json!({"redis_timeout": 200, "allow_degradation": true, "count": 2}),
+    ));
+    assert_eq!(strict.get("/a", &[]).status, 200);
+    let signal = |signal: &str| {
+        let pid = redis.pid(0).to_string();
+        assert!(
+            std::process::Command::new("kill").args([signal, &pid]).status().unwrap().success()
+        );
+    };
+    signal("-STOP");
+    for _ in 0..3 {
+        let began = std::time::Instant::now();
+        let response = strict.get("/a", &[]);
+        assert_eq!(response.status, 500);
+        assert_eq!(response.json(), json!({"error_msg": "failed to limit count"}));
+        assert_eq!(lenient.get("/a", &[]).status, 200);
+        assert!(began.elapsed() < std::time::Duration::from_secs(3), "{:?}", began.elapsed());
+    }
+    signal("-CONT");
+    redis.kill(0);
+    assert_eq!(strict.get("/a", &[]).status, 500);
+    redis.launch(0);
+    let back = wait::within(wait::PATIENCE, || (strict.get("/a", &[]).status == 200).then_some(()));
+    assert!(back.is_some(), "a Redis that is back is asked again");
+}
+
+#[test]
+fn with_delayed_sync_gateways_learn_of_each_other_after_a_while() {
+    let Some(redis) = Redis::start(&[]) else { return };
+    for window_type in ["fixed", "sliding"] {
+        let extra = json!({"count": 5, "sync_interval": 0.2, "window_type": window_type});
+        let config = remote(&redis, "redis", extra);
+        let gateways = [Setup::one(config.clone()), Setup::one(config)];
+        let left = |at: usize| {
+            let response = gateways[at].get("/a", &[]);
+            let left = response.header("X-RateLimit-Remaining").unwrap_or("").to_owned();
+            (response.status, left)
+        };
+        // Both know five at first.
+        assert_eq!(left(0), (200, "4".into()), "{window_type}");
+        assert_eq!(left(0), (200, "3".into()), "{window_type}");
+        assert_eq!(left(1), (200, "4".into()), "{window_type}");
+        // Who counted tells the Redis, and learns what the others did.
+        std::thread::sleep(std::time::Duration::from_millis(600));
+        assert_eq!((left(0).0, left(1).0), (200, 200), "{window_type}: five are used up");
+        // Of two reports only the later one learns of both; one request more may pass.
+        std::thread::sleep(std::time::Duration::from_millis(600));
+        let more = [left(0).0, left(1).0];
+        assert!(more.contains(&503), "{window_type}: {more:?}");
+        std::thread::sleep(std::time::Duration::from_millis(600));
+        assert_eq!((left(0).0, left(1).0), (503, 503), "{window_type}");
     }
 }

@@ -1,0 +1,150 @@
+//! Real Redis, started by tests: one server or a cluster of several, on ports from the system, gone
+//! with the test.
+//!
+//! Needs `redis-server` on the path (Debian's `redis-server`). Without it tests say so and are
+//! skipped, in continuous integration they fail.
+
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::process::{Child, Command, Stdio};
+
+use tempfile::TempDir;
+
+use crate::wait;
+
+/// Redis servers.
+#[derive(Debug)]
+pub struct Redis {
+    _folder: TempDir,
+    servers: Vec<Server>,
+}
+
+#[derive(Debug)]
+struct Server {
+    addr: SocketAddr,
+    arguments: Vec<String>,
+    process: Option<Child>,
+}
+
+impl Redis {
+    /// One server that answers, started with these further arguments; `None`, with a printed line,
+    /// where there is no Redis.
+    #[track_caller]
+    pub fn start(arguments: &[&str]) -> Option<Self> {
+        Self::with(1, |_, _| arguments.iter().map(|text| (*text).to_owned()).collect())
+    }
+
+    /// A cluster of so many servers that has all its slots.
+    #[track_caller]
+    pub fn cluster(servers: usize) -> Option<Self> {
+        let redis = Self::with(servers, |at, bus| {
+            let words = ["--cluster-enabled", "yes", "--cluster-config-file"];
+            let mut arguments: Vec<String> = words.map(str::to_owned).to_vec();
+            let bus = bus.to_string();
+            arguments.extend([format!("nodes-{at}.conf"), "--cluster-port".into(), bus]);
+            arguments
+        })?;
+        let slots = 16384;
+        for (at, server) in redis.servers.iter().enumerate() {
+            let (from, to) = (slots * at / servers, slots * (at + 1) / servers - 1);
+            redis.command(at, &format!("CLUSTER ADDSLOTSRANGE {from} {to}"));
+            let bus = server.arguments.last().expect("it is the last one");
+            redis.command(0, &format!("CLUSTER MEET 127.0.0.1 {} {bus}", server.addr.port()));
+        }
+        wait::until("the cluster to agree", || {
+            let agrees = |at| redis.command(at, "CLUSTER INFO").contains("cluster_state:ok");
+            let knows_all = |at| {
+                redis
+                    .command(at, "CLUSTER INFO")
+                    .contains(&format!("cluster_known_nodes:{servers}"))
+            };
+            (0..servers).all(|at| agrees(at) && knows_all(at)).then_some(())
+        });
+        Some(redis)
+    }
+
+    fn with(servers: usize, arguments: impl Fn(usize, u16) -> Vec<String>) -> Option<Self> {
+        if Command::new("redis-server").arg("--version").output().is_err() {
+            let why = "no redis-server on the path (Debian's redis-server)";
+            assert!(std::env::var_os("CI").is_none_or(|ci| ci != "true"), "{why}");
+            println!("skipped: {why}");
+            return None;
+        }
+        let folder = tempfile::Builder::new().prefix("redis-test-").tempdir();
+        let folder = folder.expect("a temporary folder can be made");
+        // All ports are held until the last one is known, so that none is given twice.
+        let bind = || TcpListener::bind("127.0.0.1:0").expect("a port is free");
+        let ports: Vec<_> = (0..servers).map(|_| (bind(), bind())).collect();
+        let addr = |listener: &TcpListener| listener.local_addr().expect("it is bound");
+        let server = |(at, (own, bus)): (usize, &(TcpListener, TcpListener))| {
+            let words = ["--bind", "127.0.0.1", "--save", "", "--dir"].map(str::to_owned);
+            let mut all = words.to_vec();
+            all.push(folder.path().display().to_string());
+            all.extend(["--port".to_owned(), addr(own).port().to_string()]);
+            all.extend(arguments(at, addr(bus).port()));
+            Server { addr: addr(own), arguments: all, process: None }
+        };
+        let servers = ports.iter().enumerate().map(server).collect();
+        drop(ports);
+        let mut redis = Self { _folder: folder, servers };
+        for at in 0..redis.servers.len() {
+            redis.launch(at);
+        }
+        Some(redis)
+    }
+
+    /// Starts a server again, empty.
+    #[track_caller]
+    pub fn launch(&mut self, at: usize) {
+        let server = &mut self.servers[at];
+        let mut command = Command::new("redis-server");
+        command.args(&server.arguments).stdin(Stdio::null()).stdout(Stdio::null());
+        server.process = Some(command.spawn().expect("redis-server can be run"));
+        let addr = server.addr;
+        wait::until("Redis to answer", || TcpStream::connect(addr).ok());
+    }
+
+    /// Kills a server.
+    pub fn kill(&mut self, at: usize) {
+        if let Some(mut process) = self.servers[at].process.take() {
+            let _ = process.kill();
+            let _ = process.wait();
+        }
+    }
+
+    /// A server's process id.
+    #[track_caller]
+    pub fn pid(&self, at: usize) -> u32 {
+        self.servers[at].process.as_ref().expect("it runs").id()
+    }
+
+    /// A server's address.
+    pub fn addr(&self, at: usize) -> SocketAddr {
+        self.servers[at].addr
+    }
+
+    /// The servers' addresses, as `redis_cluster_nodes` takes them.
+    pub fn nodes(&self) -> Vec<String> {
+        self.servers.iter().map(|server| server.addr.to_string()).collect()
+    }
+
+    /// What a server answers to a command without blanks in its words, as it is sent.
+    #[track_caller]
+    pub fn command(&self, at: usize, words: &str) -> String {
+        let mut stream = TcpStream::connect(self.addr(at)).expect("Redis listens");
+        let limit = Some(wait::PATIENCE);
+        stream.set_read_timeout(limit).expect("a limit can be set");
+        stream.write_all(format!("{words}\r\nQUIT\r\n").as_bytes()).expect("Redis reads");
+        let mut answer = String::new();
+        let _ = stream.read_to_string(&mut answer);
+        answer.trim_end().trim_end_matches("+OK").trim_end().to_owned()
+    }
+}
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        for at in 0..self.servers.len() {
+            self.kill(at);
+        }
+    }
+}
