@@ -626,6 +626,18 @@ fn modern(schema: &Value) -> Value {
     let mut new = Map::new();
     for (word, value) in old {
         match (word.as_str(), value) {
+            // PCRE's anchors; JSON Schema has those of ECMAScript.
+            ("pattern", Value::String(text)) => {
+                let text = match text.strip_prefix(r"\A") {
+                    Some(rest) => format!("^{rest}"),
+                    None => text.clone(),
+                };
+                let text = match text.strip_suffix(r"\z") {
+                    Some(rest) => format!("{rest}$"),
+                    None => text,
+                };
+                new.insert(word.clone(), text.into());
+            }
             // Said to us, not about values.
             ("encrypt_fields", _) => {}
             ("properties" | "patternProperties" | "definitions", Value::Object(map)) => {

@@ -1,9 +1,9 @@
 //! The plugins. This is the one list of them.
 
 mod answers;
+mod api_breaker;
 mod apis;
 mod auth;
-mod api_breaker;
 mod aws_lambda;
 mod azure_functions;
 mod basic_auth;
@@ -26,11 +26,11 @@ mod key_auth;
 mod limit;
 mod limit_conn;
 mod limit_count;
+mod limit_req;
 mod mocking;
 mod multi_auth;
 mod node_status;
 mod opa;
-mod limit_req;
 mod openfunction;
 mod openwhisk;
 pub mod pcre;
@@ -45,9 +45,9 @@ mod response_rewrite;
 #[cfg(feature = "lua")]
 mod serverless;
 pub mod template;
+mod traffic_split;
 mod ua_restriction;
 mod uri_blocker;
-mod traffic_split;
 mod workflow;
 
 pub use api_breaker::ApiBreaker;
@@ -67,14 +67,13 @@ pub use hmac_auth::HmacAuth;
 pub use ip_restriction::IpRestriction;
 pub use jwt_auth::{JwtAuth, JwtClaims};
 pub use key_auth::KeyAuth;
+pub use limit_conn::LimitConn;
 pub use limit_count::LimitCount;
+pub use limit_req::LimitReq;
 pub use mocking::Mocking;
 pub use multi_auth::MultiAuth;
 pub use node_status::NodeStatus;
 pub use opa::Opa;
-pub use limit_conn::LimitConn;
-pub use limit_count::LimitCount;
-pub use limit_req::LimitReq;
 pub use openfunction::OpenFunction;
 pub use openwhisk::OpenWhisk;
 pub use proxy_rewrite::ProxyRewrite;
@@ -88,11 +87,11 @@ pub use response_rewrite::ResponseRewrite;
 pub use self::brotli::Brotli;
 #[cfg(feature = "lua")]
 pub use serverless::{ServerlessPostFunction, ServerlessPreFunction};
+pub use traffic_split::TrafficSplit;
 pub use ua_restriction::UaRestriction;
 pub use uri_blocker::UriBlocker;
-use sluicegate_gateway::plugin::Registry;
-pub use traffic_split::TrafficSplit;
 pub use workflow::Workflow;
+use sluicegate_gateway::plugin::Registry;
 
 /// Every plugin there is.
 pub fn registry() -> Registry {
@@ -102,6 +101,7 @@ pub fn registry() -> Registry {
         registry.run_filter_funcs(sluicegate_lua::FILTER_FUNCS);
     #[cfg(feature = "lua")]
     {
+    registry.add::<ApiBreaker>();
     registry.add::<AwsLambda>();
     registry.add::<AzureFunctions>();
     registry.add::<BasicAuth>();
@@ -119,7 +119,9 @@ pub fn registry() -> Registry {
     registry.add::<IpRestriction>();
     registry.add::<JwtAuth>();
     registry.add::<KeyAuth>();
+    registry.add::<LimitConn>();
     registry.add::<LimitCount>();
+    registry.add::<LimitReq>();
     registry.add::<Mocking>();
     registry.add::<MultiAuth>();
     registry.add::<NodeStatus>();
@@ -134,15 +136,11 @@ pub fn registry() -> Registry {
     registry.add::<RequestId>();
     registry.add::<RequestValidation>();
     registry.add::<ResponseRewrite>();
+    registry.add::<TrafficSplit>();
     registry.add::<UaRestriction>();
     registry.add::<UriBlocker>();
-    }
-    registry.add::<LimitConn>();
-    registry.add::<LimitCount>();
-    registry.add::<LimitReq>();
-    registry.add::<ApiBreaker>();
-    registry.add::<TrafficSplit>();
     registry.add::<Workflow>();
+    }
     registry
 }
 

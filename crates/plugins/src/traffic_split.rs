@@ -125,7 +125,7 @@ impl Plugin for TrafficSplit {
             if !(rule.conditions.is_empty() || any) {
                 continue;
             }
-            let turn = shares.turns.pick(&[]).and_then(|turn| shares.upstreams.get(turn));
+            let turn = shares.turns.pick(|_| true).and_then(|turn| shares.upstreams.get(turn));
             if let Some(Some(upstream)) = turn {
                 exchange.chosen_upstream = Some(upstream.clone());
             }

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 use sluicegate_testkit::client::{Client, Response, get};
-use sluicegate_testkit::{GatewayProcess, Origin};
+use sluicegate_testkit::{Answer, GatewayProcess, Origin, Redis, wait};
 
 #[test]
 fn limit_count_counts_alike_before_an_upstream_and_a_function() {
@@ -99,4 +99,87 @@ fn both(gate: &GatewayProcess, origin: &Origin, plugin: &str, config: &Value) ->
         &json!({"uri": "/function", "plugins": {plugin: config, "aws-lambda": function}}),
     );
     ["/upstream", "/function"]
+}
+
+#[test]
+fn three_gateways_share_a_limit_through_redis() {
+    let Some(redis) = Redis::start(&[]) else { return };
+    let origin = Origin::text("through");
+    let gates = [(); 3].map(|()| GatewayProcess::start(crate::BINARY));
+    let limit = json!({
+        "count": 30, "time_window": 86_400_000, "policy": "redis",
+        "redis_host": "127.0.0.1", "redis_port": redis.addr(0).port(),
+    });
+    for path in gates.each_ref().map(|gate| both(gate, &origin, "limit-count", &limit))[0] {
+        let ask = |gate: &GatewayProcess| {
+            let mut client = Client::connect(gate.http);
+            (0..20).filter(|_| client.get(path).status == 200).count()
+        };
+        let through: usize = std::thread::scope(|scope| {
+            let asked: Vec<_> = gates.iter().map(|gate| scope.spawn(move || ask(gate))).collect();
+            asked.into_iter().map(|thread| thread.join().unwrap_or(0)).sum()
+        });
+        assert_eq!(through, 30, "{path}");
+    }
+}
+
+#[test]
+fn limit_req_limit_conn_and_workflow_answer_alike_before_an_upstream_and_a_function() {
+    let (gate, origin) = (GatewayProcess::start(crate::BINARY), Origin::text("through"));
+    let slow = json!({"rate": 0.01, "burst": 1, "key": "remote_addr", "nodelay": true});
+    let conn = json!({"conn": 1, "burst": 0, "default_conn_delay": 0.1, "key": "remote_addr"});
+    let workflow = json!({"rules": [{"actions": [["return", {"code": 403}]]}]});
+    for (plugin, config, statuses) in [
+        ("limit-req", slow, [200, 200, 503]),
+        // One after the other they are never two at once.
+        ("limit-conn", conn, [200, 200, 200]),
+        ("workflow", workflow, [403, 403, 403]),
+    ] {
+        for path in both(&gate, &origin, plugin, &config) {
+            let got = [(); 3].map(|()| {
+                let status = get(gate.http, path).status;
+                // A place is given back when the answer is sent, which may be seen a little later.
+                std::thread::sleep(std::time::Duration::from_millis(20));
+                status
+            });
+            assert_eq!(got, statuses, "{plugin} {path}");
+        }
+    }
+}
+
+#[test]
+fn api_breaker_opens_for_a_failing_upstream_and_a_failing_function() {
+    let gate = GatewayProcess::start(crate::BINARY);
+    let origin = Origin::start(|_| Answer::status(500).body("failing"));
+    let breaker = json!({
+        "break_response_code": 502,
+        "break_response_body": "{\"broken\":true}",
+        "break_response_headers": [{"key": "X-Path", "value": "$uri"}],
+        "unhealthy": {"http_statuses": [500], "failures": 2},
+    });
+    for path in both(&gate, &origin, "api-breaker", &breaker) {
+        let before = origin.requests().len();
+        assert_eq!([(); 2].map(|()| get(gate.http, path).status), [500, 500], "{path}");
+        // The state is noted when an answer is sent, which may be seen a little later.
+        let open = wait::until("the circuit to open", || {
+            Some(get(gate.http, path)).filter(|answer| answer.status == 502)
+        });
+        assert_eq!(open.json(), json!({"broken": true}), "{path}");
+        assert_eq!(open.header("X-Path"), Some(path));
+        assert!(origin.requests().len() - before <= 4, "{path}: it is left alone");
+    }
+}
+
+#[test]
+fn traffic_split_follows_changes_of_the_upstreams_it_names() {
+    let (gate, own) = (GatewayProcess::start(crate::BINARY), Origin::text("own"));
+    let [a, b] = ["a", "b"].map(Origin::text);
+    let at = |origin: &Origin| json!({"type": "roundrobin", "nodes": {origin.addr.to_string(): 1}});
+    gate.set("/upstreams/u", &at(&a));
+    let rules = json!({"rules": [{"weighted_upstreams": [{"upstream_id": "u"}]}]});
+    let paths = both(&gate, &own, "traffic-split", &rules);
+    assert_eq!(get(gate.http, paths[0]).text(), "a");
+    assert_eq!(get(gate.http, paths[1]).text(), "own", "a function answers for itself");
+    gate.set("/upstreams/u", &at(&b));
+    assert_eq!(get(gate.http, paths[0]).text(), "b");
 }

@@ -15,7 +15,7 @@ use chash::{Chash, HashKey};
 use ewma::Ewma;
 use least_conn::LeastConn;
 pub use load::{Hold, Load, Loads};
-use round_robin::RoundRobin;
+pub use round_robin::RoundRobin;
 
 /// How an upstream chooses its nodes, worked out from its configuration.
 pub struct Plan {

@@ -6,7 +6,7 @@ use super::gcd;
 
 /// The order in which nodes of one priority take turns.
 #[derive(Debug)]
-pub(super) struct RoundRobin {
+pub struct RoundRobin {
     /// Node indexes, one full round.
     order: Box<[u32]>,
     turn: AtomicUsize,
@@ -15,7 +15,7 @@ pub(super) struct RoundRobin {
 impl RoundRobin {
     /// One round over nodes `(index, weight)`. Nodes of weight 0 take no turn, unless all
     /// are of weight 0.
-    pub(super) fn new(nodes: &[(usize, u32)]) -> Self {
+    pub fn new(nodes: &[(usize, u32)]) -> Self {
         let all_zero = nodes.iter().all(|(_, weight)| *weight == 0);
         let weights: Vec<u64> =
             nodes.iter().map(|(_, w)| if all_zero { 1 } else { u64::from(*w) }).collect();
@@ -45,7 +45,7 @@ impl RoundRobin {
     }
 
     /// The node whose turn it is, of those that are `usable`.
-    pub(super) fn pick(&self, usable: impl Fn(usize) -> bool) -> Option<usize> {
+    pub fn pick(&self, usable: impl Fn(usize) -> bool) -> Option<usize> {
         let len = self.order.len();
         if len == 0 {
             return None;
