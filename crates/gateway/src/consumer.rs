@@ -81,10 +81,13 @@ pub struct Consumers {
     names: Map<Named>,
     groups: Arc<BTreeMap<Arc<str>, Arc<Chain>>>,
     /// Credentials whose key another one has since; the last is the first to have it back.
-    shadowed: Arc<BTreeMap<Box<[u8]>, Vec<Arc<Credential>>>>,
+    shadowed: Arc<Shadowed>,
     /// How many keys there are of each plugin.
     counts: Arc<BTreeMap<Box<str>, usize>>,
 }
+
+/// Credentials by the place that another one has.
+type Shadowed = BTreeMap<Box<[u8]>, Vec<Arc<Credential>>>;
 
 impl Consumers {
     /// The credential of `plugin` that has this key.

@@ -403,7 +403,7 @@ fn a_stored_resource_that_is_no_json_is_named_until_it_is_gone() {
     gateway.launch();
     gateway.kill();
     let put = |key: &'static str, value: &'static str| {
-        let store = EmbeddedStore::open(&gateway.path("data/sluicegate.redb")).unwrap();
+        let store = EmbeddedStore::open(gateway.path("data/sluicegate.redb")).unwrap();
         let runtime = tokio::runtime::Runtime::new().unwrap();
         let value = value.as_bytes().into();
         runtime.block_on(store.put(key, value, Expect::Any.into())).unwrap();
