@@ -81,7 +81,7 @@ pub struct Consumers {
     names: Map<Named>,
     groups: Arc<BTreeMap<Arc<str>, Arc<Chain>>>,
     /// Credentials whose key another one has since; the last is the first to have it back.
-    shadowed: Arc<BTreeMap<Box<[u8]>, Vec<Arc<Credential>>>>,
+    shadowed: Arc<Shadowed>,
     /// How many keys there are of each plugin.
     counts: Arc<BTreeMap<Box<str>, usize>>,
 }
@@ -191,6 +191,9 @@ impl Consumers {
         };
     }
 }
+
+/// Credentials by their places.
+type Shadowed = BTreeMap<Box<[u8]>, Vec<Arc<Credential>>>;
 
 fn place(plugin: &str, key: &[u8]) -> SmallVec<[u8; 96]> {
     let mut place = SmallVec::from_slice(plugin.as_bytes());

@@ -54,30 +54,30 @@ use sluicegate_gateway::plugin::Registry;
 /// Every plugin there is.
 pub fn registry() -> Registry {
     let mut registry = Registry::default();
-        registry.add::<ServerlessPostFunction>();
-        registry.add::<ServerlessPreFunction>();
-        registry.run_filter_funcs(sluicegate_lua::FILTER_FUNCS);
+    registry.add::<ServerlessPostFunction>();
+    registry.add::<ServerlessPreFunction>();
+    registry.run_filter_funcs(sluicegate_lua::FILTER_FUNCS);
     #[cfg(feature = "lua")]
     {
-    registry.add::<AwsLambda>();
-    registry.add::<AzureFunctions>();
-    registry.add::<BasicAuth>();
-    registry.add::<ConsumerRestriction>();
-    registry.add::<Cors>();
-    registry.add::<Csrf>();
-    registry.add::<ForwardAuth>();
-    registry.add::<HmacAuth>();
-    registry.add::<JwtAuth>();
-    registry.add::<KeyAuth>();
-    registry.add::<LimitCount>();
-    registry.add::<MultiAuth>();
-    registry.add::<Opa>();
-    registry.add::<OpenFunction>();
-    registry.add::<OpenWhisk>();
-    registry.add::<ProxyRewrite>();
-    registry.add::<Redirect>();
-    registry.add::<RequestId>();
-    registry.add::<ResponseRewrite>();
+        registry.add::<AwsLambda>();
+        registry.add::<AzureFunctions>();
+        registry.add::<BasicAuth>();
+        registry.add::<ConsumerRestriction>();
+        registry.add::<Cors>();
+        registry.add::<Csrf>();
+        registry.add::<ForwardAuth>();
+        registry.add::<HmacAuth>();
+        registry.add::<JwtAuth>();
+        registry.add::<KeyAuth>();
+        registry.add::<LimitCount>();
+        registry.add::<MultiAuth>();
+        registry.add::<Opa>();
+        registry.add::<OpenFunction>();
+        registry.add::<OpenWhisk>();
+        registry.add::<ProxyRewrite>();
+        registry.add::<Redirect>();
+        registry.add::<RequestId>();
+        registry.add::<ResponseRewrite>();
     }
     registry
 }
