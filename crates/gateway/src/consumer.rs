@@ -195,6 +195,9 @@ impl Consumers {
     }
 }
 
+/// Credentials by their places.
+type Shadowed = BTreeMap<Box<[u8]>, Vec<Arc<Credential>>>;
+
 fn place(plugin: &str, key: &[u8]) -> SmallVec<[u8; 96]> {
     let mut place = SmallVec::from_slice(plugin.as_bytes());
     place.push(0);

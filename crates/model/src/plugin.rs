@@ -259,8 +259,14 @@ pub fn inject_meta(schema: &mut Value) {
         "properties": {
             "disable": {"type": "boolean"},
             "error_response": {"oneOf": [{"type": "string"}, {"type": "object"}]},
-            "priority": {"type": "integer"},
-            "filter": {"type": "array"},
+            "priority": {
+                "description": "priority of plugins by customized order",
+                "type": "integer",
+            },
+            "filter": {
+                "description": "filter determines whether the plugin needs to be executed at runtime",
+                "type": "array",
+            },
             "pre_function": {"type": "string"},
         },
         "additionalProperties": false,
@@ -599,8 +605,14 @@ mod tests {
             json!({
                 "type": "object",
                 "properties": {
-                    "priority": {"type": "integer"},
-                    "filter": {"type": "array"},
+                    "priority": {
+                        "description": "priority of plugins by customized order",
+                        "type": "integer",
+                    },
+                    "filter": {
+                        "description": "filter determines whether the plugin needs to be executed at runtime",
+                        "type": "array",
+                    },
                     "pre_function": {"type": "string"},
                     "disable": {"type": "boolean"},
                     "error_response": {"oneOf": [{"type": "string"}, {"type": "object"}]},

@@ -59,7 +59,7 @@ impl Plugin for HmacAuth {
                 },
                 "validate_request_body": {
                     "type": "boolean",
-                    "description": "Check the Digest header against the body.",
+                    "description": "A boolean value telling the plugin to enable body validation",
                     "default": false,
                 },
                 "max_req_body_size": {

@@ -125,6 +125,18 @@ pub fn registry() -> Registry {
         registry.add::<Mocking>();
         registry.add::<MultiAuth>();
         registry.add::<NodeStatus>();
+        registry.add::<AwsLambda>();
+        registry.add::<AzureFunctions>();
+        registry.add::<BasicAuth>();
+        registry.add::<ConsumerRestriction>();
+        registry.add::<Cors>();
+        registry.add::<Csrf>();
+        registry.add::<ForwardAuth>();
+        registry.add::<HmacAuth>();
+        registry.add::<JwtAuth>();
+        registry.add::<KeyAuth>();
+        registry.add::<LimitCount>();
+        registry.add::<MultiAuth>();
         registry.add::<Opa>();
         registry.add::<OpenFunction>();
         registry.add::<OpenWhisk>();
@@ -140,6 +152,9 @@ pub fn registry() -> Registry {
         registry.add::<UaRestriction>();
         registry.add::<UriBlocker>();
         registry.add::<Workflow>();
+        registry.add::<Redirect>();
+        registry.add::<RequestId>();
+        registry.add::<ResponseRewrite>();
     }
     registry
 }

@@ -56,6 +56,7 @@ fn every_algorithm_verifies_what_another_implementation_signed_and_nothing_else(
         for changed in [
             format!("{head}.{first}{}", &signature[1..]),
             format!("{head}."),
+            format!("{head}.@@@@"),
             format!("{head}.{}", shortened(signature)),
             format!("{}.{signature}", signed_claims_replaced(head)),
         ] {
@@ -98,7 +99,6 @@ fn a_key_that_cannot_be_used_is_refused_without_being_shown() {
 #[test]
 fn what_is_no_token_is_refused() {
     let good = signed("HS256", b"s", json!({}));
-    let (head, _) = good.rsplit_once('.').expect("it has parts");
     let crit = with_header(json!({"alg": "HS256", "crit": ["b64"]}), b"s", json!({}));
     for (text, error) in [
         ("", "a token has three parts"),
@@ -107,7 +107,6 @@ fn what_is_no_token_is_refused() {
         ("a.e30.e30", "its header cannot be read"),
         ("e30.!.e30", "its claims cannot be read"),
         ("e30.W10.e30", "its claims cannot be read"),
-        (&format!("{head}.a"), "its signature cannot be read"),
         (&crit, "its header has extensions that must be understood"),
     ] {
         assert_eq!(Token::read(text.as_bytes()).err(), Some(error), "{text}");
