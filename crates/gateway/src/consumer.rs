@@ -86,9 +86,6 @@ pub struct Consumers {
     counts: Arc<BTreeMap<Box<str>, usize>>,
 }
 
-/// Credentials by the place that another one has.
-type Shadowed = BTreeMap<Box<[u8]>, Vec<Arc<Credential>>>;
-
 impl Consumers {
     /// The credential of `plugin` that has this key.
     pub fn find(&self, plugin: &str, key: &[u8]) -> Option<&Arc<Credential>> {
