@@ -420,7 +420,7 @@ async fn what_expired_while_the_store_was_closed_is_gone_when_it_opens() {
 #[tokio::test]
 async fn many_changes_at_once_are_one_commit() {
     let folder = tempfile::tempdir().unwrap();
-    let store = EmbeddedStore::open(&folder.path().join("store.redb")).unwrap();
+    let store = EmbeddedStore::open(folder.path().join("store.redb")).unwrap();
     let (_, mut watch) = store.snapshot_and_watch("/").await.unwrap();
     let many = 3 * BATCH_WRITES_MAX;
     let put = |n| (Arc::from(format!("/routes/{n}")), Some(Arc::from(*b"{}")));
