@@ -17,7 +17,7 @@
 //! booleans are fine as header values; `isBase64Encoded` is obeyed. Headers that belong to one
 //! connection, and `Content-Length`, which is computed anew, are left out.
 //!
-//! Differs: API Gateway reads `cookies` in 2.0 and `multiValueHeaders` in 1.0 only, an ALB the map
+//! Unlike there: API Gateway reads `cookies` in 2.0 and `multiValueHeaders` in 1.0 only, an ALB the map
 //! that its attribute names only. Here whatever the function says is heard in each of them, since
 //! what is ignored is a cookie lost.
 

@@ -16,7 +16,7 @@
 //! as there). Paths keep their escapes in every format: what a function decodes twice is a fault
 //! that people look for on the wrong side. Names in maps come sorted.
 //!
-//! Differs: a body that is no UTF-8 goes in base64 whatever the format's rule says, so that the
+//! Unlike there: a body that is no UTF-8 goes in base64 whatever the format's rule says, so that the
 //! function gets the bytes the client sent; and `x-forwarded-for` of the API Gateway and ALB
 //! formats holds the address the gateway believes, not the client's own claim before it.
 
