@@ -55,6 +55,12 @@ pub enum BodyError {
     /// Nothing came for this long.
     #[error("no body bytes for {0:?}")]
     TimedOut(std::time::Duration),
+    /// It did not end within the time for all of it.
+    #[error("the body did not end within {0:?}")]
+    Overdue(std::time::Duration),
+    /// What the body is made from is broken.
+    #[error("{0}")]
+    Broken(String),
     /// More bytes than allowed.
     #[error("the body is larger than {limit} bytes")]
     TooLarge {

@@ -440,6 +440,10 @@ pub struct Counters {
     pub function_errors: Count,
     /// Function answers that carry an AWS error type or function error.
     pub function_refusals: Count,
+    /// Function calls that broke off after they were sent: the function may have run.
+    pub function_ambiguous: Count,
+    /// Streamed answers of functions that broke off after bytes of them went to the client.
+    pub function_streams_broken: Count,
     /// Client connections accepted.
     pub connections: Count,
     /// TLS handshakes that failed.
@@ -450,7 +454,7 @@ impl Shared {
     /// Every counter by name, summed over the request threads.
     pub fn counters(&self) -> Vec<(&'static str, u64)> {
         type Of = fn(&Counters) -> &Count;
-        let all: [(&'static str, Of); 10] = [
+        let all: [(&'static str, Of); 12] = [
             ("connections", |c| &c.connections),
             ("requests", |c| &c.requests),
             ("not_found", |c| &c.not_found),
@@ -461,6 +465,8 @@ impl Shared {
             ("function_calls", |c| &c.function_calls),
             ("function_errors", |c| &c.function_errors),
             ("function_refusals", |c| &c.function_refusals),
+            ("function_ambiguous", |c| &c.function_ambiguous),
+            ("function_streams_broken", |c| &c.function_streams_broken),
         ];
         all.iter().map(|(name, of)| (*name, self.total(of))).collect()
     }

@@ -5,20 +5,25 @@
 //! answer is streamed back as it arrives. Follows APISIX 3.18's generic function upstream;
 //! where that is wrong, `Differs:` says so.
 
-use std::time::Duration;
+use std::future::Future as _;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use ::http::{Method, StatusCode};
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tokio::time::{Sleep, sleep_until};
 use tracing::{error, warn};
 
-use crate::body::{BodyError, Room};
+use crate::body::{Body, BodyError, Room, Source};
 use crate::client::{CallError, Keepalive, Received, Timeouts};
 use crate::endpoint::{Ask, Endpoint, EndpointOptions};
 use crate::exchange::{Exchange, Origin, Response};
 use crate::forwarded::{ConnectionTokens, Forwarded};
 use crate::http::headers::{Headers, Known};
+use crate::io::within;
 use crate::plugin::{CompileCtx, ConfigError, PluginError};
 use crate::uri;
 
@@ -27,6 +32,14 @@ use crate::uri;
 pub struct InvokerConfig {
     /// `http(s)://host[:port][/path][?query]`
     pub function_uri: String,
+    /// How it is called.
+    #[serde(flatten)]
+    pub options: InvokerOptions,
+}
+
+/// How a function is called, wherever it is. Defaults come from the schema.
+#[derive(Debug, Deserialize)]
+pub struct InvokerOptions {
     /// For the connection, for sending and for each read; milliseconds.
     pub timeout: u64,
     /// Verify the function's certificate.
@@ -41,10 +54,29 @@ pub struct InvokerConfig {
     pub max_req_body_size: u64,
 }
 
+/// Time limits of a call as a whole, in the place of [`InvokerOptions::timeout`].
+#[derive(Debug, Clone, Copy)]
+pub struct CallLimits {
+    /// For the connection, TLS included.
+    pub connect: Duration,
+    /// From the call to the head of its answer, the connection included.
+    pub first_byte: Option<Duration>,
+    /// From the call to the end of its answer, tries that are repeated included.
+    pub total: Option<Duration>,
+}
+
 /// A function's address and how to call it, compiled.
 pub struct FunctionInvoker {
     endpoint: Endpoint,
     body_max: u64,
+    limits: Option<CallLimits>,
+}
+
+/// The whole body of a request, held in memory.
+pub struct HeldBody {
+    /// The bytes.
+    pub bytes: Bytes,
+    room: Option<Room>,
 }
 
 /// A request to a function, ready to be changed and sent.
@@ -60,6 +92,8 @@ pub struct Call {
     /// The whole body.
     pub body: Bytes,
     _room: Option<Room>,
+    /// When [`CallLimits::total`] ends.
+    deadline: Option<Instant>,
 }
 
 /// Why a function did not answer.
@@ -74,6 +108,14 @@ pub enum InvokeError {
     /// The call failed.
     #[error(transparent)]
     Call(#[from] CallError),
+    /// One of [`CallLimits`] ended first.
+    #[error("`timeouts.{name}` of {limit:?} ended before the function answered")]
+    Expired {
+        /// Its name in configurations.
+        name: &'static str,
+        /// The limit.
+        limit: Duration,
+    },
 }
 
 impl InvokeError {
@@ -86,6 +128,7 @@ impl InvokeError {
             Self::Body(BodyError::TimedOut(_)) => StatusCode::REQUEST_TIMEOUT,
             Self::Body(_) | Self::Path => StatusCode::BAD_REQUEST,
             Self::Call(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Expired { .. } => StatusCode::GATEWAY_TIMEOUT,
         }
     }
 }
@@ -111,21 +154,45 @@ impl FunctionInvoker {
 
     /// Compiles the shared attributes.
     pub fn compile(config: &InvokerConfig, ctx: &CompileCtx<'_>) -> Result<Self, ConfigError> {
-        let limit = Duration::from_millis(config.timeout);
-        let options = EndpointOptions {
-            verify: config.ssl_verify,
-            timeouts: Timeouts { connect: limit, send: limit, read: limit },
-            keepalive: config.keepalive.then(|| Keepalive {
-                size: usize::try_from(config.keepalive_pool).unwrap_or(usize::MAX),
-                idle_timeout: Duration::from_millis(config.keepalive_timeout),
+        // Differs: APISIX takes any text and fails each request.
+        Self::at("function_uri", &config.function_uri, &config.options, None, ctx)
+    }
+
+    /// Compiles an address, which the configuration has in `field`.
+    pub fn at(
+        field: &str,
+        url: &str,
+        options: &InvokerOptions,
+        limits: Option<CallLimits>,
+        ctx: &CompileCtx<'_>,
+    ) -> Result<Self, ConfigError> {
+        let step = Duration::from_millis(options.timeout);
+        let timeouts = match limits {
+            None => Timeouts { connect: step, send: step, read: step },
+            // A function may think, or stream, for as long as it likes within its limits.
+            Some(CallLimits { connect, .. }) => {
+                Timeouts { connect, send: SILENCE_MAX, read: SILENCE_MAX }
+            }
+        };
+        let options_of_endpoint = EndpointOptions {
+            verify: options.ssl_verify,
+            timeouts,
+            keepalive: options.keepalive.then(|| Keepalive {
+                size: usize::try_from(options.keepalive_pool).unwrap_or(usize::MAX),
+                idle_timeout: Duration::from_millis(options.keepalive_timeout),
                 requests: u64::MAX,
             }),
         };
         Ok(Self {
-            // Differs: APISIX takes any text and fails each request.
-            endpoint: Endpoint::compile("function_uri", &config.function_uri, &options, ctx)?,
-            body_max: config.max_req_body_size,
+            endpoint: Endpoint::compile(field, url, &options_of_endpoint, ctx)?,
+            body_max: options.max_req_body_size,
+            limits,
         })
+    }
+
+    /// `max_req_body_size`, in bytes.
+    pub fn body_max(&self) -> u64 {
+        self.body_max
     }
 
     /// `Host` of the call.
@@ -135,21 +202,83 @@ impl FunctionInvoker {
 
     /// Makes the call out of the client's request: reads its body whole, forwards method,
     /// headers, query and, behind a route that ends in `*`, the rest of the path.
+    ///
+    /// # Errors
+    /// What the client gets; it is logged.
     pub async fn prepare(&self, exchange: &mut Exchange) -> Result<Call, PluginError> {
-        match self.try_prepare(exchange).await {
-            Ok(call) => Ok(call),
+        self.try_prepare(exchange).await.map_err(|error| not_called(exchange, &error))
+    }
+
+    /// Reads the request's body whole, at most `limit` bytes of it.
+    ///
+    /// # Errors
+    /// What the client gets; it is logged.
+    pub async fn hold_body(
+        &self,
+        exchange: &mut Exchange,
+        limit: u64,
+    ) -> Result<HeldBody, PluginError> {
+        match hold(exchange, limit).await {
+            Ok((bytes, room)) => Ok(HeldBody { bytes, room }),
+            Err(error) => Err(not_called(exchange, &error.into())),
+        }
+    }
+
+    /// Reads an answer's body whole, at most `limit` bytes of it. It counts as held until the
+    /// request is over.
+    ///
+    /// # Errors
+    /// What the client gets, 502 or 503; it is logged.
+    pub async fn hold_answer(
+        &self,
+        exchange: &mut Exchange,
+        body: &mut Body,
+        limit: u64,
+    ) -> Result<Bytes, PluginError> {
+        let used = exchange.core.shared.buffered.clone();
+        let total = exchange.settings.buffered_body_bytes;
+        match body.hold(limit, &used, total).await {
+            Ok((bytes, room)) => {
+                if let Some(room) = room {
+                    exchange.notes.get_or_default::<Vec<Room>>().push(room);
+                }
+                Ok(bytes)
+            }
             Err(error) => {
-                let status = error.status();
-                warn!(route = exchange.route_id(), %error, status = status.as_u16(), "A function was not called.");
+                exchange.core.counters.function_errors.add(1);
+                let status = match &error {
+                    BodyError::NoRoom { .. } => StatusCode::SERVICE_UNAVAILABLE,
+                    BodyError::TimedOut(_) if self.limits.is_none() => {
+                        StatusCode::SERVICE_UNAVAILABLE
+                    }
+                    BodyError::TimedOut(_) | BodyError::Overdue(_) => StatusCode::GATEWAY_TIMEOUT,
+                    _ => StatusCode::BAD_GATEWAY,
+                };
+                error!(route = exchange.route_id(), function = %self.authority(), %error, status = status.as_u16(), "A function's answer did not arrive whole.");
                 Err(PluginError { status, cause: error.to_string() })
             }
         }
     }
 
+    /// A call that is not the client's request sent on, and the room that its body takes.
+    pub fn call(
+        &self,
+        method: Method,
+        path: String,
+        query: Option<String>,
+        headers: Headers,
+        body: HeldBody,
+    ) -> Call {
+        let HeldBody { bytes, room } = body;
+        Call { method, path, query, headers, body: bytes, _room: room, deadline: self.deadline() }
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        Some(Instant::now() + self.limits?.total?)
+    }
+
     async fn try_prepare(&self, exchange: &mut Exchange) -> Result<Call, InvokeError> {
-        let used = exchange.core.shared.buffered.clone();
-        let total = exchange.settings.buffered_body_bytes;
-        let (body, room) = exchange.request.body.hold(self.body_max, &used, total).await?;
+        let (body, room) = hold(exchange, self.body_max).await?;
         let rewritten = exchange.upstream.uri.as_deref().map(|uri| match uri.split_once('?') {
             Some((path, query)) => (path, Some(query.as_bytes())),
             None => (uri, None),
@@ -188,69 +317,100 @@ impl FunctionInvoker {
                 || named.contains(name))
         });
         forward.add_for_function(exchange, &mut headers);
-        Ok(Call { method: request.method.clone(), path, query, headers, body, _room: room })
+        let method = request.method.clone();
+        let deadline = self.deadline();
+        Ok(Call { method, path, query, headers, body, _room: room, deadline })
     }
 
-    /// Sends the call. Its answer passes through; every failure is 503.
+    /// Sends the call. Its answer passes through; a failure is 503, or 504 where a limit of
+    /// [`CallLimits`] ended.
+    ///
+    /// # Errors
+    /// What the client gets; it is logged.
     pub async fn send(&self, exchange: &mut Exchange, call: Call) -> Result<Response, PluginError> {
+        let received = self.invoke(exchange, &call).await?;
+        exchange.core.pool.recycle(call.headers);
+        Ok(response(received))
+    }
+
+    /// Sends the call, and counts it. The call can be changed and sent once more.
+    ///
+    /// # Errors
+    /// As [`FunctionInvoker::send`].
+    pub async fn invoke(
+        &self,
+        exchange: &mut Exchange,
+        call: &Call,
+    ) -> Result<Received, PluginError> {
         exchange.core.counters.function_calls.add(1);
         let began = exchange.core.look();
         let record = &mut exchange.upstream;
         record.began = Some(began);
         record.scheme = self.endpoint.scheme();
         record.host = Some(self.endpoint.authority().clone());
-        let answer = self.try_send(exchange, call).await;
-        match answer {
+        match self.try_invoke(exchange, call).await {
             Ok(received) => {
                 exchange.upstream.status = Some(received.status.as_u16());
                 exchange.upstream.header_time = Some(exchange.core.look() - began);
-                self.note_refusal(exchange, &received);
-                let mut response = Response::new(received.status);
-                response.headers = received.headers;
-                response.headers.remove_hop_by_hop();
-                response.body = received.body;
-                response.origin = Origin::Function;
-                Ok(response)
+                Ok(received)
             }
             Err(error) => {
-                exchange.core.counters.function_errors.add(1);
+                let counters = &exchange.core.counters;
+                counters.function_errors.add(1);
+                let ambiguous = !is_before_sending(&error) && !call.method.is_safe();
+                if ambiguous {
+                    counters.function_ambiguous.add(1);
+                }
                 exchange.upstream.response_time = Some(began.elapsed());
-                exchange.upstream.status = Some(error.status().as_u16());
-                error!(route = exchange.route_id(), function = %self.authority(), %error, "A function did not answer.");
-                let status = StatusCode::SERVICE_UNAVAILABLE;
-                Err(PluginError { status, cause: error.to_string() })
+                exchange.upstream.status = Some(match &error {
+                    InvokeError::Call(call) => call.status().as_u16(),
+                    other => other.status().as_u16(),
+                });
+                error!(route = exchange.route_id(), function = %self.authority(), %error, may_have_run = ambiguous, "A function did not answer.");
+                Err(PluginError { status: error.status(), cause: error.to_string() })
             }
         }
     }
 
-    /// Writes down what AWS says about a failure: its request id and error type.
-    fn note_refusal(&self, exchange: &Exchange, received: &Received) {
-        let headers = &received.headers;
-        let kind = headers.get_str("x-amzn-errortype");
-        let failed = headers.get_str("x-amz-function-error");
-        if received.status.as_u16() < 400 && failed.is_none() || kind.or(failed).is_none() {
-            return;
-        }
-        exchange.core.counters.function_refusals.add(1);
-        let request_id = headers
-            .get_str("x-amzn-requestid")
-            .or_else(|| headers.get_str("x-amz-apigw-id"))
-            .unwrap_or("");
-        error!(
-            route = exchange.route_id(),
-            function = %self.authority(),
-            status = received.status.as_u16(),
-            aws_request_id = request_id,
-            aws_error_type = kind.unwrap_or(""),
-            function_error = failed.unwrap_or(""),
-            "A function call was refused or failed."
-        );
-    }
-
-    async fn try_send(&self, exchange: &mut Exchange, call: Call) -> Result<Received, CallError> {
+    async fn try_invoke(
+        &self,
+        exchange: &mut Exchange,
+        call: &Call,
+    ) -> Result<Received, InvokeError> {
         let core = exchange.core.clone();
-        let received = self.endpoint.call(&core, &call.ask(), &mut exchange.upstream).await?;
-        core.pool.recycle(call.headers);
+        let ask = call.ask();
+        let answer = self.endpoint.call(&core, &ask, &mut exchange.upstream);
+        let Some(limits) = self.limits else { return Ok(answer.await?) };
+        let now = Instant::now();
+        let total = call.deadline.map(|at| at.saturating_duration_since(now));
+        let (name, wait) = match (limits.first_byte, total) {
+            (Some(first), Some(total)) if total < first => ("total", total),
+            (Some(first), _) => ("first_byte", first),
+            (None, Some(total)) => ("total", total),
+            (None, None) => ("first_byte", SILENCE_MAX),
+        };
+        let limit = match name {
+            "total" => limits.total.unwrap_or(wait),
+            _ => wait,
+        };
+        let mut received = match Box::pin(within(wait, answer)).await {
+            Some(Ok(received)) => received,
+            Some(Err(CallError::ConnectTimeout { limit, .. })) => {
+                return Err(InvokeError::Expired { name: "connect", limit });
+            }
+            Some(Err(error)) => return Err(error.into()),
+            None => return Err(InvokeError::Expired { name, limit }),
+        };
+        if let Some(at) = call.deadline
+            && !received.body.is_empty()
+        {
+            let limit = limits.total.unwrap_or_default();
+            received.body = Body::stream(Until {
+                body: received.body,
+                at: Box::pin(sleep_until(at.into())),
+                limit,
+            });
+        }
         Ok(received)
     }
 
@@ -259,6 +419,73 @@ impl FunctionInvoker {
         self.endpoint.write_head(&call.ask(), out);
     }
 }
+
+async fn hold(exchange: &mut Exchange, limit: u64) -> Result<(Bytes, Option<Room>), BodyError> {
+    let used = exchange.core.shared.buffered.clone();
+    let total = exchange.settings.buffered_body_bytes;
+    exchange.request.body.hold(limit, &used, total).await
+}
+
+fn not_called(exchange: &Exchange, error: &InvokeError) -> PluginError {
+    let status = error.status();
+    warn!(route = exchange.route_id(), %error, status = status.as_u16(), "A function was not called.");
+    PluginError { status, cause: error.to_string() }
+}
+
+fn is_before_sending(error: &InvokeError) -> bool {
+    match error {
+        InvokeError::Call(error) => error.is_before_sending(),
+        InvokeError::Expired { name, .. } => *name == "connect",
+        InvokeError::Body(_) | InvokeError::Path => true,
+    }
+}
+
+/// A function's answer as the client gets it.
+pub fn response(received: Received) -> Response {
+    let mut response = Response::new(received.status);
+    response.headers = received.headers;
+    response.headers.remove_hop_by_hop();
+    response.body = received.body;
+    response.origin = Origin::Function;
+    response
+}
+
+/// The body of an answer, which has to end in time.
+struct Until {
+    body: Body,
+    at: Pin<Box<Sleep>>,
+    limit: Duration,
+}
+
+impl Source for Until {
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, BodyError>> {
+        match self.body.poll_fill(cx) {
+            Poll::Pending if self.at.as_mut().poll(cx).is_ready() => {
+                Poll::Ready(Err(BodyError::Overdue(self.limit)))
+            }
+            poll => poll,
+        }
+    }
+
+    fn data(&self) -> &[u8] {
+        self.body.data()
+    }
+
+    fn consume(&mut self, n: usize) {
+        self.body.consume(n);
+    }
+
+    fn remaining(&self) -> Option<u64> {
+        self.body.remaining()
+    }
+
+    fn take_trailers(&mut self) -> Option<Headers> {
+        self.body.take_trailers()
+    }
+}
+
+/// With [`CallLimits`], the longest that nothing may come: as long as a Lambda function may run.
+const SILENCE_MAX: Duration = Duration::from_secs(900);
 
 impl Call {
     /// The call as an endpoint takes it.

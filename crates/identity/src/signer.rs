@@ -38,6 +38,16 @@ impl IdentitySigner {
         Ok(Self { identity, region, service, compiled: ArcSwapOption::empty() })
     }
 
+    /// The region it signs for.
+    pub fn region(&self) -> &str {
+        &self.region
+    }
+
+    /// The service it signs for.
+    pub fn service(&self) -> &str {
+        &self.service
+    }
+
     /// Who it signs for.
     pub fn identity(&self) -> &Arc<Identity> {
         &self.identity

@@ -25,7 +25,7 @@ use sluicegate_gateway::expr::{Expr, Value as VarValue, VarName, Vars};
 use sluicegate_gateway::handle::handle;
 use sluicegate_gateway::http::head::HeadLimits;
 use sluicegate_gateway::http::{Headers, RequestHead, ResponseHead};
-use sluicegate_gateway::invoker::{FunctionInvoker, InvokerConfig};
+use sluicegate_gateway::invoker::{FunctionInvoker, InvokerConfig, InvokerOptions};
 use sluicegate_gateway::plugin::{
     CompileCtx, ConfigError, DynPlugin, Flow, Phases, Plugin, PluginError, Registry,
 };
@@ -208,12 +208,14 @@ impl Plugin for Measuring {
     fn compile(_: NoConfig, ctx: &CompileCtx<'_>) -> Result<Self, ConfigError> {
         let invoker = InvokerConfig {
             function_uri: "http://127.0.0.1:9/default".to_owned(),
-            timeout: 3000,
-            ssl_verify: true,
-            keepalive: true,
-            keepalive_timeout: 60_000,
-            keepalive_pool: 5,
-            max_req_body_size: 1 << 20,
+            options: InvokerOptions {
+                timeout: 3000,
+                ssl_verify: true,
+                keepalive: true,
+                keepalive_timeout: 60_000,
+                keepalive_pool: 5,
+                max_req_body_size: 1 << 20,
+            },
         };
         let vars = json!([
             ["arg_page", "==", "2"],

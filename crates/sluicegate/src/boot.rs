@@ -416,6 +416,7 @@ pub(crate) fn load(path: &Path) -> anyhow::Result<(Config, Vec<Warning>)> {
 
 pub(crate) fn enabled(config: &Config, declared: &DeclaredPlugins) -> Registry {
     let registry = sluicegate_plugins::registry();
+    registry.know_attrs(plugin_attr(config, &registry));
     if let Some(names) = declared.names() {
         return registry.only(&names);
     }
@@ -430,17 +431,22 @@ fn deps(config: &Config, registry: Registry, upstream: &UpstreamDeps) -> Deps {
     if let Err(why) = sluicegate_plugins::configure_lua(lua) {
         warn!("Lua functions keep the limits they have: {why}.");
     }
-    let attrs = registry.iter().filter_map(|p| {
-        Some((p.info.name.to_owned(), config.plugin_attr.get(p.info.name)?.clone()))
-    });
     Deps {
         unknown_plugins: settings::unknown_plugins(config),
-        plugin_attr: Value::Object(attrs.collect()),
+        plugin_attr: plugin_attr(config, &registry),
         registry,
         upstream: upstream.clone(),
         router: settings::router(config),
         workers: settings::workers(config),
     }
+}
+
+/// `plugin_attr` of config.yaml, as far as it is about plugins there are.
+fn plugin_attr(config: &Config, registry: &Registry) -> Value {
+    let attrs = registry.iter().filter_map(|p| {
+        Some((p.info.name.to_owned(), config.plugin_attr.get(p.info.name)?.clone()))
+    });
+    Value::Object(attrs.collect())
 }
 
 /// What the Control API shows of an upstream's nodes.

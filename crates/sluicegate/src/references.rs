@@ -1,19 +1,14 @@
 //! References in the configuration, between the store and the compiler: changes come in as they
 //! were written and go on with values in the places of their references.
 
-use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use sluicegate_gateway::client::TlsRequest;
 use sluicegate_gateway::snapshot::Change;
 use sluicegate_gateway::upstream::UpstreamDeps;
 use sluicegate_model::kind::Kind;
-use sluicegate_secrets::{
-    EXCHANGE_TIME_MAX, Environment, Lookup, Network, NetworkFuture, Resource, Resources, Secrets,
-    Settings,
-};
+use sluicegate_secrets::{Environment, Lookup, Resource, Resources, Secrets, Settings};
 use tokio::runtime::Runtime;
 
 use crate::boot::unix_now;
@@ -31,7 +26,7 @@ pub(crate) struct Prepared(Vec<Resource>);
 impl References {
     /// Starts to fetch on `runtime`.
     pub(crate) fn start(runtime: &Runtime, settings: Settings, deps: &UpstreamDeps) -> Arc<Self> {
-        let network = Arc::new(Outside(deps.clone()));
+        let network = Arc::new(deps.clone());
         let secrets = Secrets::new(settings, Environment::of_process(), network, unix_now);
         runtime.spawn(secrets.clone().run());
         Arc::new(Self { resources: Mutex::new(Resources::new(secrets.clone())), secrets })
@@ -99,27 +94,6 @@ impl sluicegate_gateway::snapshot::References for References {
 
     fn redact(&self, text: String) -> String {
         self.secrets.redact(text)
-    }
-}
-
-/// Names and trust are those of upstreams.
-struct Outside(UpstreamDeps);
-
-impl Network for Outside {
-    fn address<'a>(&'a self, host: &'a str) -> NetworkFuture<'a, Result<IpAddr, String>> {
-        let name = self.0.resolver.name(host);
-        Box::pin(async move { name.first(EXCHANGE_TIME_MAX).await })
-    }
-
-    fn tls(
-        &self,
-        host: &str,
-        verify: bool,
-    ) -> Result<(Arc<rustls::ClientConfig>, rustls_pki_types::ServerName<'static>), String> {
-        let server_name = host.to_owned();
-        let request = TlsRequest { server_name, verify, h2: false, client: None };
-        let target = self.0.tls.target(&request)?;
-        Ok((target.config.clone(), target.name.clone()))
     }
 }
 

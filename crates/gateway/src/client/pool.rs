@@ -153,12 +153,12 @@ impl Pool {
     }
 
     /// An empty header block with memory of an earlier one.
-    pub(crate) fn headers(&self) -> Headers {
+    pub fn headers(&self) -> Headers {
         self.spare_headers.borrow_mut().pop().unwrap_or_default()
     }
 
     /// Takes a header block's memory back.
-    pub(crate) fn recycle(&self, mut headers: Headers) {
+    pub fn recycle(&self, mut headers: Headers) {
         let mut spare = self.spare_headers.borrow_mut();
         if spare.len() < SPARE_HEADERS_MAX && headers.is_small() {
             headers.clear();

@@ -170,6 +170,31 @@ pub struct ClientCertificate {
 }
 
 impl ClientCertificate {
+    /// The certificate in words; `None`: it cannot be read.
+    pub fn told(&self) -> Option<ToldCertificate> {
+        let (_, cert) = X509Certificate::from_der(&self.der).ok()?;
+        let time = |at: x509_parser::time::ASN1Time| {
+            let at = jiff::Timestamp::from_second(at.timestamp()).ok()?;
+            Some(at.strftime("%b %e %H:%M:%S %Y GMT").to_string())
+        };
+        let pairs: Vec<_> = cert.raw_serial().iter().map(|byte| format!("{byte:02x}")).collect();
+        let der = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, &self.der);
+        let mut pem = "-----BEGIN CERTIFICATE-----\n".to_owned();
+        for line in der.as_bytes().chunks(64) {
+            pem.push_str(std::str::from_utf8(line).unwrap_or_default());
+            pem.push('\n');
+        }
+        pem.push_str("-----END CERTIFICATE-----\n");
+        Some(ToldCertificate {
+            pem,
+            subject: name(cert.subject()),
+            issuer: name(cert.issuer()),
+            serial: pairs.join(":"),
+            not_before: time(cert.validity().not_before)?,
+            not_after: time(cert.validity().not_after)?,
+        })
+    }
+
     /// A field of the certificate as nginx's variables have it.
     pub fn field(&self, field: CertificateField) -> Option<String> {
         let (_, cert) = X509Certificate::from_der(&self.der).ok()?;
@@ -183,6 +208,23 @@ impl ClientCertificate {
             }
         })
     }
+}
+
+/// A certificate in words.
+#[derive(Debug, Clone)]
+pub struct ToldCertificate {
+    /// All of it, in PEM.
+    pub pem: String,
+    /// Whose it is (RFC 2253).
+    pub subject: String,
+    /// Who signed it (RFC 2253).
+    pub issuer: String,
+    /// Its number, hexadecimal, in pairs with colons between them.
+    pub serial: String,
+    /// Since when it holds: `May 28 12:30:02 2019 GMT`.
+    pub not_before: String,
+    /// Until when.
+    pub not_after: String,
 }
 
 /// What of a certificate is asked for.

@@ -18,7 +18,7 @@ use rustls_pki_types::pem::PemObject;
 use sluicegate_model::ssl::Ssl;
 use tracing::warn;
 
-pub use client_auth::{CertificateField, ClientAuth, ClientCertificate};
+pub use client_auth::{CertificateField, ClientAuth, ClientCertificate, ToldCertificate};
 pub use fixed::{FixedError, FixedPem, fixed};
 
 use crate::settings::Settings;

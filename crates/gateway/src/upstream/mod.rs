@@ -2,6 +2,7 @@
 
 pub mod balance;
 pub mod health;
+mod network;
 pub mod resolve;
 
 use std::net::{IpAddr, SocketAddr};

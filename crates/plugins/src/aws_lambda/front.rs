@@ -1,0 +1,173 @@
+//! `function_uri`: a function behind an API Gateway, a function URL or anything else that speaks HTTP.
+
+use http::Method;
+use sluicegate_aws::Secret;
+use sluicegate_aws::event::EventEncoder;
+use sluicegate_aws::response::{Reply, ResponseFormat, unwrap};
+use sluicegate_gateway::body::Body;
+use sluicegate_gateway::client::Received;
+use sluicegate_gateway::exchange::{Exchange, Response};
+use sluicegate_gateway::invoker::{self, Call, FunctionInvoker};
+use sluicegate_gateway::plugin::{CompileCtx, ConfigError, PluginError};
+use tracing::error;
+
+use super::caller::{Answered, Caller, request_id};
+use super::config::Config;
+use super::event;
+use super::identity::Signing;
+
+/// A function behind a URL, compiled.
+pub(super) struct Front {
+    caller: Caller,
+    apikey: Option<Secret>,
+    apikey_with_iam: bool,
+    override_authorization: bool,
+    strip_client_apikey: bool,
+    event: Option<EventEncoder>,
+    response: ResponseFormat,
+}
+
+impl Front {
+    pub(super) fn compile(
+        mut config: Config,
+        function_uri: &str,
+        ctx: &CompileCtx<'_>,
+    ) -> Result<Self, ConfigError> {
+        if let Some(name) = config.invocation.first() {
+            return Err(ConfigError(format!(
+                "`{name}` goes with `function`, not with `function_uri`"
+            )));
+        }
+        let formats = config.formats(None)?;
+        let limits = config.limits();
+        let authorization = config.authorization;
+        // Differs: APISIX takes any text. What cannot stand in a header would be left out of the
+        // call, and the call go without a key.
+        if authorization.apikey.as_ref().is_some_and(|key| key.contains(char::is_control)) {
+            return Err(ConfigError("`authorization.apikey` has control characters".into()));
+        }
+        let signing = authorization.iam.map(|iam| {
+            let (region, service) = (iam.aws_region.clone(), iam.service.clone());
+            Signing::compile(iam, &region, &service, ctx)
+        });
+        let signing = signing.transpose()?;
+        for (name, is_set) in [
+            ("apikey_with_iam", authorization.apikey_with_iam),
+            ("override_authorization", authorization.override_authorization),
+        ] {
+            if is_set && signing.is_none() {
+                return Err(ConfigError(format!(
+                    "`authorization.{name}` goes with `authorization.iam`"
+                )));
+            }
+        }
+        Ok(Self {
+            caller: Caller {
+                invoker: FunctionInvoker::at(
+                    "function_uri",
+                    function_uri,
+                    &config.options,
+                    limits,
+                    ctx,
+                )?,
+                signing,
+                is_api: false,
+            },
+            apikey: authorization.apikey.map(Secret::from),
+            apikey_with_iam: authorization.apikey_with_iam,
+            override_authorization: authorization.override_authorization,
+            strip_client_apikey: authorization.strip_client_apikey,
+            event: formats.event,
+            response: formats.response,
+        })
+    }
+
+    /// From the client's request to the function's response.
+    pub(super) async fn call(&self, exchange: &mut Exchange) -> Result<Response, PluginError> {
+        let mut call = self.caller.invoker.prepare(exchange).await?;
+        if let Some(encoder) = &self.event {
+            put_event(encoder, exchange, &mut call);
+        }
+        let sign = self.put_keys(&mut call);
+        let Answered { received, refusal } = self.caller.send(exchange, call, sign).await?;
+        if refusal.is_some() {
+            return Ok(invoker::response(received));
+        }
+        if received.headers.contains("x-amz-function-error") {
+            note_function_error(exchange, &received);
+        }
+        if self.response == ResponseFormat::Raw || !received.status.is_success() {
+            return Ok(invoker::response(received));
+        }
+        self.unwrapped(exchange, received).await
+    }
+
+    /// Adds the API key, and tells whether the call is to be signed: what the client brings itself
+    /// comes first, as in APISIX, unless the configuration says otherwise.
+    fn put_keys(&self, call: &mut Call) -> bool {
+        if self.strip_client_apikey {
+            call.headers.remove("x-api-key");
+        }
+        if self.override_authorization {
+            call.headers.remove("authorization");
+        }
+        if let Some(apikey) = &self.apikey
+            && !call.headers.contains("x-api-key")
+        {
+            call.headers.append("x-api-key", apikey.expose().as_bytes());
+            if !self.apikey_with_iam {
+                return false;
+            }
+        }
+        self.caller.signing.is_some() && !call.headers.contains("authorization")
+    }
+
+    async fn unwrapped(
+        &self,
+        exchange: &mut Exchange,
+        mut received: Received,
+    ) -> Result<Response, PluginError> {
+        let invoker = &self.caller.invoker;
+        let payload = invoker.hold_answer(exchange, &mut received.body, ANSWER_BYTES_MAX).await?;
+        let Reply { head, body } = unwrap(self.response, payload).map_err(|error| {
+            exchange.core.counters.function_refusals.add(1);
+            error!(route = exchange.route_id(), aws_request_id = request_id(&received), cause = %error, "A function's answer cannot be sent to the client. docs/lambda.md says what an answer looks like.");
+            PluginError { status: http::StatusCode::BAD_GATEWAY, cause: error.to_string() }
+        })?;
+        let mut response = invoker::response(received);
+        response.status = http::StatusCode::from_u16(head.status).unwrap_or(response.status);
+        response.headers.remove("Content-Length");
+        response.headers.remove("Content-Type");
+        for (name, value) in &head.headers {
+            response.headers.append(name.as_str(), value.as_bytes());
+        }
+        response.body = Body::from_bytes(body);
+        Ok(response)
+    }
+}
+
+/// Puts an event in the place of the client's body.
+fn put_event(encoder: &EventEncoder, exchange: &Exchange, call: &mut Call) {
+    let trace_id = call.headers.get_str("x-amzn-trace-id").map(str::to_owned);
+    let event =
+        event::encode(encoder, exchange, &call.body, trace_id.as_deref(), |_| true, usize::MAX);
+    // Without a limit nothing is too large.
+    call.body = event.unwrap_or_default().into();
+    call.method = Method::POST;
+    call.headers.remove("Content-Encoding");
+    call.headers.set("Content-Type", b"application/json");
+}
+
+/// The function failed, and its caller is told so as it stands: the URL is one of the Invoke API.
+fn note_function_error(exchange: &Exchange, received: &Received) {
+    exchange.core.counters.function_refusals.add(1);
+    error!(
+        route = exchange.route_id(),
+        aws_request_id = request_id(received),
+        function_error = received.headers.get_str("x-amz-function-error").unwrap_or_default(),
+        "A function failed."
+    );
+}
+
+/// The most bytes of an answer that is read whole: API Gateway's limit.
+const ANSWER_BYTES_MAX: u64 = 10 << 20;

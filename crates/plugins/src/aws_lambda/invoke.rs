@@ -1,0 +1,549 @@
+//! `function`: a function called by its name, through Lambda's Invoke API.
+//!
+//! The client's request becomes an event, what the function returns becomes the response. Nothing
+//! goes out unsigned, and nothing of the client's reaches AWS as a header unless the configuration
+//! names it.
+
+use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use http::{Method, StatusCode};
+use serde_json::json;
+use sluicegate_aws::event::EventEncoder;
+use sluicegate_aws::lambda::{
+    AllowedFunctions, ApiCall, ErrorKind, Failure, FunctionRef, function_error,
+};
+use sluicegate_aws::response::HTTP_PRELUDE_CONTENT_TYPE;
+use sluicegate_aws::response::{PreludeDecoder, Reply, ReplyHead, ResponseFormat, unwrap};
+use sluicegate_gateway::body::Body;
+use sluicegate_gateway::client::Received;
+use sluicegate_gateway::exchange::{Exchange, Origin, Response};
+use sluicegate_gateway::http::headers::Headers;
+use sluicegate_gateway::invoker::FunctionInvoker;
+use sluicegate_gateway::plugin::{CompileCtx, ConfigError, PluginError};
+use tracing::{error, info, warn};
+
+use super::caller::{Answered, Caller, request_id};
+use super::config::{AsyncReply, Config, FunctionConfig, Invocation};
+use super::event;
+use super::identity::{Signing, default_region};
+use super::stream::{Broken, Stream};
+use crate::template::Template;
+
+/// A function behind the Invoke API, compiled.
+pub(super) struct Invoke {
+    caller: Caller,
+    function: FunctionRef,
+    /// Where the name comes with the request.
+    named_by: Option<NamedBy>,
+    event: Option<EventEncoder>,
+    response: ResponseFormat,
+    invocation: Invocation,
+    async_reply: AsyncReply,
+    event_max: usize,
+    on_function_error: StatusCode,
+    unhandled_status: StatusCode,
+    log_tail: bool,
+    tenant_id: Option<Template>,
+    /// In base64, as it is sent.
+    client_context: Option<String>,
+    forward: Vec<String>,
+    expose: Vec<String>,
+}
+
+struct NamedBy {
+    parameter: String,
+    allowed: AllowedFunctions,
+}
+
+impl Invoke {
+    pub(super) fn compile(
+        mut config: Config,
+        function: FunctionConfig,
+        ctx: &CompileCtx<'_>,
+    ) -> Result<Self, ConfigError> {
+        let bad = |why: &str| Err(ConfigError(why.to_owned()));
+        let authorization = std::mem::take(&mut config.authorization);
+        if authorization.apikey.is_some()
+            || authorization.apikey_with_iam
+            || authorization.override_authorization
+            || authorization.strip_client_apikey
+        {
+            return bad(
+                "`authorization.apikey` and what is said about it go with `function_uri`: the Invoke API takes signatures only",
+            );
+        }
+        let Some(iam) = authorization.iam else {
+            return bad(
+                "`function` needs `authorization.iam`: the Invoke API takes signed calls only",
+            );
+        };
+        if !["execute-api", "lambda"].contains(&iam.service.as_str()) {
+            return bad("`authorization.iam.service` is lambda where there is a `function`");
+        }
+        let FunctionConfig { mut settings, name_parameter, allowed_functions } = function;
+        let named_by = match (name_parameter, allowed_functions) {
+            (None, None) => None,
+            (Some(_), None) => {
+                return bad(
+                    "`function.name_parameter` needs `function.allowed_functions`: the names or patterns that requests may choose from",
+                );
+            }
+            (None, Some(_)) => {
+                return bad("`function.allowed_functions` goes with `function.name_parameter`");
+            }
+            (Some(_), Some(_)) if settings.name.is_some() || settings.arn.is_some() => {
+                return bad(
+                    "`function.name_parameter` takes the place of `function.name` and `function.arn`: give one of the three",
+                );
+            }
+            (Some(parameter), Some(allowed)) => {
+                settings.name = Some(PLACEHOLDER.to_owned());
+                let allowed = AllowedFunctions::compile(&allowed)
+                    .map_err(|error| ConfigError(error.to_string()))?;
+                Some(NamedBy { parameter, allowed })
+            }
+        };
+        // The schema's default says nothing about what was meant.
+        let stated = Some(iam.aws_region.clone()).filter(|region| region != "us-east-1");
+        let region = stated.or_else(|| default_region(ctx.attr));
+        let function = FunctionRef::parse(&settings, region.as_deref())
+            .map_err(|error| ConfigError(error.to_string()))?;
+        let formats = config.formats(Some(function.account_id()))?;
+        let limits = config.limits();
+        let own = config.invocation;
+        let invocation = own.invocation.unwrap_or_default();
+        if own.async_reply.is_some() && invocation != Invocation::Async {
+            return bad("`async_reply` goes with `invocation` async");
+        }
+        let status = |status: Option<u16>, default| {
+            status.and_then(|status| StatusCode::from_u16(status).ok()).unwrap_or(default)
+        };
+        let on_function_error = status(own.on_function_error, StatusCode::BAD_GATEWAY);
+        let client_context = match &own.client_context {
+            None => None,
+            Some(context) => {
+                let json = serde_json::to_string(context).unwrap_or_default();
+                if json.len() > CLIENT_CONTEXT_MAX {
+                    return Err(ConfigError(format!(
+                        "`client_context` has {} bytes as JSON, and Lambda takes {CLIENT_CONTEXT_MAX}",
+                        json.len()
+                    )));
+                }
+                Some(STANDARD.encode(json))
+            }
+        };
+        let forward =
+            names("forward_amz_headers", own.forward_amz_headers.as_deref(), &OWN_HEADERS)?;
+        let expose = names("expose_amz_headers", own.expose_amz_headers.as_deref(), &[])?;
+        let url = format!("{}://{}", scheme(&function), function.endpoint().authority());
+        Ok(Self {
+            caller: Caller {
+                invoker: FunctionInvoker::at(
+                    "function.endpoint",
+                    &url,
+                    &config.options,
+                    limits,
+                    ctx,
+                )?,
+                signing: Some(Signing::compile(iam, function.region(), "lambda", ctx)?),
+                is_api: true,
+            },
+            event_max: own.event_bytes_max(),
+            function,
+            named_by,
+            event: formats.event,
+            response: formats.response,
+            invocation,
+            async_reply: own.async_reply.unwrap_or_default(),
+            on_function_error,
+            unhandled_status: status(own.unhandled_status, on_function_error),
+            log_tail: own.log_tail == Some(true),
+            tenant_id: own.tenant_id.as_deref().map(Template::compile),
+            client_context,
+            forward,
+            expose,
+        })
+    }
+
+    /// From the client's request to the function's response.
+    pub(super) async fn call(&self, exchange: &mut Exchange) -> Result<Response, PluginError> {
+        let Some(named) = self.function_of(exchange) else {
+            return Ok(Response::message(
+                StatusCode::NOT_FOUND,
+                &json!({"error_msg": "404 Route Not Found"}),
+            ));
+        };
+        let function = named.as_ref().unwrap_or(&self.function);
+        let invoker = &self.caller.invoker;
+        // An event is never shorter than the body in it.
+        let limit = invoker.body_max().min(self.event_max as u64);
+        let mut body = match invoker.hold_body(exchange, limit).await {
+            Err(error) if error.status == StatusCode::PAYLOAD_TOO_LARGE => {
+                return Ok(too_large(&format!("The request body is larger than {limit} bytes")));
+            }
+            body => body?,
+        };
+        let trace_id = event::trace_id(exchange);
+        if let Some(encoder) = &self.event {
+            let keep = |name: &str| self.forwards(name);
+            let event = event::encode(
+                encoder,
+                exchange,
+                &body.bytes,
+                Some(&trace_id),
+                keep,
+                self.event_max,
+            );
+            body.bytes = match event {
+                Ok(event) => event.into(),
+                Err(error) => {
+                    warn!(route = exchange.route_id(), %error, "A function was not called.");
+                    let (size, limit) = (error.size, error.limit);
+                    return Ok(too_large(&format!(
+                        "The event would have {size} bytes, and the limit is {limit} bytes"
+                    )));
+                }
+            };
+        }
+        let api = match self.invocation {
+            Invocation::Stream => ApiCall::InvokeWithResponseStream,
+            _ => ApiCall::Invoke,
+        };
+        let path = function.path(api).to_owned();
+        let query = function.query().map(str::to_owned);
+        let headers = self.headers(exchange, &trace_id);
+        let call = invoker.call(Method::POST, path, query, headers, body);
+        let Answered { received, refusal } = self.caller.send(exchange, call, true).await?;
+        if let Some(refusal) = refusal {
+            return Ok(refused(&refusal, self.named_by.is_some()));
+        }
+        match self.invocation {
+            Invocation::Sync => self.answer(exchange, received).await,
+            Invocation::Stream => self.stream(exchange, received).await,
+            Invocation::DryRun => Ok(self.head(StatusCode::NO_CONTENT, &received)),
+            Invocation::Async => Ok(self.queued(&received)),
+        }
+    }
+
+    /// The function that the request names; nothing, if it may not name that one. `Some(None)`: the
+    /// one that is configured.
+    fn function_of(&self, exchange: &Exchange) -> Option<Option<FunctionRef>> {
+        let Some(NamedBy { parameter, allowed }) = &self.named_by else { return Some(None) };
+        let key = if parameter == "*" { ":ext" } else { parameter };
+        let name = exchange.matched.param(key).and_then(|at| exchange.uri().get(at));
+        let name = name.and_then(|name| std::str::from_utf8(name).ok());
+        let found = name.filter(|name| allowed.allows(name));
+        let function = found.and_then(|name| self.function.with_name(name).ok());
+        if function.is_none() {
+            let name: String = name.unwrap_or_default().chars().take(NAME_SHOWN).collect();
+            info!(
+                route = exchange.route_id(),
+                name, "A request named a function that is not in allowed_functions."
+            );
+        }
+        function.map(Some)
+    }
+
+    fn forwards(&self, name: &str) -> bool {
+        self.forward.iter().any(|known| known.eq_ignore_ascii_case(name))
+    }
+
+    /// The fields of a call.
+    fn headers(&self, exchange: &Exchange, trace_id: &str) -> Headers {
+        let mut headers = exchange.core.pool.headers();
+        headers.append("Content-Type", b"application/json");
+        let kind: &[u8] = match self.invocation {
+            Invocation::Sync | Invocation::Stream => b"RequestResponse",
+            Invocation::Async => b"Event",
+            Invocation::DryRun => b"DryRun",
+        };
+        headers.append("X-Amz-Invocation-Type", kind);
+        if self.log_tail {
+            headers.append("X-Amz-Log-Type", b"Tail");
+        }
+        if let Some(context) = &self.client_context {
+            headers.append("X-Amz-Client-Context", context.as_bytes());
+        }
+        if let Some(tenant) = &self.tenant_id {
+            let id = tenant.resolve(exchange).text;
+            if !id.is_empty() {
+                headers.append("X-Amz-Tenant-Id", &id);
+            }
+        }
+        headers.append("X-Amzn-Trace-Id", trace_id.as_bytes());
+        if !self.forward.is_empty() {
+            for (name, value) in exchange.request.headers.iter() {
+                let Ok(name) = std::str::from_utf8(name) else { continue };
+                if self.forwards(name) && !headers.contains(name) {
+                    headers.append(name, value);
+                }
+            }
+        }
+        headers
+    }
+
+    /// A response without a body that tells what may be told of AWS's answer.
+    fn head(&self, status: StatusCode, received: &Received) -> Response {
+        let mut response = Response::new(status);
+        response.origin = Origin::Function;
+        let id = request_id(received);
+        if !id.is_empty() {
+            response.headers.append("x-amzn-requestid", id.as_bytes());
+        }
+        for name in &self.expose {
+            if let Some(value) = received.headers.get(name) {
+                response.headers.append(name, value);
+            }
+        }
+        response
+    }
+
+    fn queued(&self, received: &Received) -> Response {
+        let mut response = self.head(StatusCode::ACCEPTED, received);
+        if self.async_reply == AsyncReply::RequestId {
+            let body = json!({"request_id": request_id(received)}).to_string();
+            response.headers.append("Content-Type", b"application/json");
+            response.body = Body::from_bytes(body);
+        }
+        response
+    }
+
+    /// The answer of a function that is waited for.
+    async fn answer(
+        &self,
+        exchange: &mut Exchange,
+        mut received: Received,
+    ) -> Result<Response, PluginError> {
+        self.note_log_tail(exchange, &received);
+        let failed = received.headers.get_str("x-amz-function-error").map(str::to_owned);
+        if failed.is_none() && self.response == ResponseFormat::Raw {
+            let mut response = self.head(StatusCode::OK, &received);
+            if let Some(value) = received.headers.get("content-type") {
+                response.headers.append("Content-Type", value);
+            }
+            response.body = received.body;
+            return Ok(response);
+        }
+        let limit = ANSWER_BYTES_MAX;
+        let invoker = &self.caller.invoker;
+        let payload = invoker.hold_answer(exchange, &mut received.body, limit).await?;
+        if let Some(kind) = failed {
+            return Ok(self.function_failed(exchange, &received, &kind, payload));
+        }
+        match unwrap(self.response, payload) {
+            Ok(Reply { head, body }) => {
+                let mut response = self.told(&head, &received);
+                response.body = Body::from_bytes(body);
+                Ok(response)
+            }
+            Err(error) => Err(malformed(exchange, request_id(&received), &error)),
+        }
+    }
+
+    /// A function's answer that comes in pieces: the head goes to the client with the first of
+    /// them. Until then, a failure still has a status of its own.
+    async fn stream(
+        &self,
+        exchange: &mut Exchange,
+        received: Received,
+    ) -> Result<Response, PluginError> {
+        let id = request_id(&received).to_owned();
+        let with_prelude = self.response != ResponseFormat::Raw
+            && received
+                .headers
+                .get_str("content-type")
+                .is_some_and(|kind| kind.eq_ignore_ascii_case(HTTP_PRELUDE_CONTENT_TYPE));
+        let Received { status, headers, body, tunnel: _ } = received;
+        let received = Received { status, headers, body: Body::Empty, tunnel: None };
+        let route: Arc<str> = exchange.route_id().into();
+        let mut stream = Stream::new(body, exchange.core.clone(), route, id.as_str().into());
+        let mut response = if with_prelude {
+            let mut prelude = PreludeDecoder::default();
+            loop {
+                let piece = match stream.next().await {
+                    Ok(piece) => piece,
+                    Err(broken) => return self.stream_failed(exchange, &received, &broken),
+                };
+                if piece.is_empty() {
+                    return Err(malformed(exchange, &id, &prelude.finish()));
+                }
+                match prelude.push(&piece) {
+                    Ok(None) => {}
+                    Ok(Some((head, rest))) => {
+                        stream.put_back(rest);
+                        break self.told(&head, &received);
+                    }
+                    Err(error) => return Err(malformed(exchange, &id, &error)),
+                }
+            }
+        } else {
+            match stream.next().await {
+                Ok(piece) => stream.put_back(piece),
+                Err(broken) => return self.stream_failed(exchange, &received, &broken),
+            }
+            let mut response = self.head(StatusCode::OK, &received);
+            if let Some(value) = received.headers.get("content-type") {
+                response.headers.append("Content-Type", value);
+            }
+            response
+        };
+        response.body = Body::stream(stream);
+        Ok(response)
+    }
+
+    /// Status and headers as the function said.
+    fn told(&self, head: &ReplyHead, received: &Received) -> Response {
+        let status = StatusCode::from_u16(head.status).unwrap_or(StatusCode::OK);
+        let mut response = self.head(status, received);
+        for (name, value) in &head.headers {
+            response.headers.append(name.as_str(), value.as_bytes());
+        }
+        response
+    }
+
+    fn function_failed(
+        &self,
+        exchange: &Exchange,
+        received: &Received,
+        kind: &str,
+        payload: Bytes,
+    ) -> Response {
+        exchange.core.counters.function_refusals.add(1);
+        let said = function_error(kind, &payload);
+        error!(
+            route = exchange.route_id(),
+            function = self.function.name(),
+            aws_request_id = request_id(received),
+            function_error = kind,
+            error_type = said.error_type,
+            error_message = said.message,
+            ran_out_of_time = said.is_timeout(),
+            "A function failed."
+        );
+        let status = if said.unhandled { self.unhandled_status } else { self.on_function_error };
+        let mut response = self.head(status, received);
+        if status.as_u16() < 400 {
+            response.headers.append("Content-Type", b"application/json");
+            response.body = Body::from_bytes(payload);
+            return response;
+        }
+        let page = Response::page(status);
+        for (name, value) in page.headers.iter() {
+            if let Ok(name) = std::str::from_utf8(name) {
+                response.headers.append(name, value);
+            }
+        }
+        response.body = page.body;
+        response
+    }
+
+    fn stream_failed(
+        &self,
+        exchange: &Exchange,
+        received: &Received,
+        broken: &Broken,
+    ) -> Result<Response, PluginError> {
+        match broken {
+            Broken::Function { code, details } => {
+                let payload = Bytes::copy_from_slice(details.as_bytes());
+                Ok(self.function_failed(exchange, received, code, payload))
+            }
+            other => Err(malformed(exchange, request_id(received), other)),
+        }
+    }
+
+    /// The end of the function's log goes to the gateway's, where it was asked for.
+    fn note_log_tail(&self, exchange: &Exchange, received: &Received) {
+        if !self.log_tail {
+            return;
+        }
+        let Some(tail) = received.headers.get("x-amz-log-result") else { return };
+        let tail = STANDARD.decode(tail).unwrap_or_default();
+        info!(
+            route = exchange.route_id(),
+            function = self.function.name(),
+            aws_request_id = request_id(received),
+            log_tail = %String::from_utf8_lossy(&tail),
+            "The end of a function's log."
+        );
+    }
+}
+
+/// What the client gets when AWS refused a call: the log says why.
+fn refused(failure: &Failure, client_named_it: bool) -> Response {
+    let status = match failure.kind {
+        ErrorKind::Throttled => StatusCode::TOO_MANY_REQUESTS,
+        ErrorKind::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+        ErrorKind::FunctionNotFound if client_named_it => StatusCode::NOT_FOUND,
+        ErrorKind::NotReady | ErrorKind::EnvironmentTimeout => StatusCode::SERVICE_UNAVAILABLE,
+        _ => StatusCode::BAD_GATEWAY,
+    };
+    let mut response = Response::page(status);
+    if let Some(wait) = failure.retry_after {
+        response.headers.append("Retry-After", wait.as_secs().to_string().as_bytes());
+    }
+    response
+}
+
+fn malformed(
+    exchange: &Exchange,
+    aws_request_id: &str,
+    error: &dyn std::fmt::Display,
+) -> PluginError {
+    exchange.core.counters.function_refusals.add(1);
+    error!(route = exchange.route_id(), aws_request_id, cause = %error, "A function's answer cannot be sent to the client. docs/lambda.md says what an answer looks like.");
+    PluginError { status: StatusCode::BAD_GATEWAY, cause: error.to_string() }
+}
+
+fn too_large(text: &str) -> Response {
+    Response::message(StatusCode::PAYLOAD_TOO_LARGE, &json!({"error_msg": text}))
+}
+
+/// A list of header names that AWS reads, in lower case, none of them in `not`.
+fn names(field: &str, given: Option<&[String]>, not: &[&str]) -> Result<Vec<String>, ConfigError> {
+    let names = given.unwrap_or_default().iter().map(|name| {
+        let lower = name.to_ascii_lowercase();
+        let legal = lower.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+        if !legal || !lower.starts_with("x-amz") {
+            return Err(ConfigError(format!(
+                "`{field}` is about names that begin with x-amz: {name:?}"
+            )));
+        }
+        if not.contains(&lower.as_str()) {
+            return Err(ConfigError(format!(
+                "`{field}` cannot have {name:?}: the gateway sets it"
+            )));
+        }
+        Ok(lower)
+    });
+    names.collect()
+}
+
+fn scheme(function: &FunctionRef) -> &'static str {
+    match function.endpoint().scheme {
+        sluicegate_aws::lambda::Scheme::Http => "http",
+        sluicegate_aws::lambda::Scheme::Https => "https",
+    }
+}
+
+/// Fields of a call that a client never has a say in.
+const OWN_HEADERS: [&str; 6] = [
+    "x-amz-invocation-type",
+    "x-amz-log-type",
+    "x-amz-date",
+    "x-amz-security-token",
+    "x-amz-content-sha256",
+    "x-amzn-trace-id",
+];
+/// Stands for a name until a request brings one.
+const PLACEHOLDER: &str = "named-by-request";
+/// The most of a refused name that is logged.
+const NAME_SHOWN: usize = 64;
+/// The most bytes of an answer that is read whole. Lambda sends 6 MB, and a little more by its own
+/// way of counting.
+const ANSWER_BYTES_MAX: u64 = 7 << 20;
+/// The most bytes of a client context, before base64.
+const CLIENT_CONTEXT_MAX: usize = 2687;
