@@ -18,6 +18,7 @@ use crate::{
     ReloadPlugins,
     answer::{Answer, Content},
     discovery::{all_plugins, schema_name},
+    explain::Explain,
     query::segments,
     resource::{entries, key, parse, store_failed},
     secrets::{hide_private_keys, redact_plain},
@@ -44,6 +45,8 @@ pub struct ControlState {
     pub reload_plugins: Option<ReloadPlugins>,
     /// What `GET /v1/status` answers: Sluicegate's own, APISIX has nothing like it.
     pub status: Option<Status>,
+    /// Answers `POST /v1/aws-lambda/explain`.
+    pub explain: Option<Explain>,
     /// What health checks know of the nodes of the resource stored at a key, as `/upstreams/1`;
     /// nothing while they do not run.
     pub health: Option<Health>,
@@ -58,11 +61,15 @@ pub type Health = Arc<dyn Fn(&str) -> Option<Vec<Value>> + Send + Sync>;
 async fn control(State(state): State<Arc<ControlState>>, request: Request) -> Response<Body> {
     let path = segments(request.uri().path()).unwrap_or_default();
     let path: Vec<&str> = path.iter().map(String::as_str).collect();
-    let answer = state.answer(request.method(), &path).await;
+    let browser = for_browsers(request.headers());
+    let answer = match (request.method().as_str(), path.as_slice()) {
+        ("POST", ["v1", "aws-lambda", "explain"]) => state.explain(request.into_body()).await,
+        _ => state.answer(request.method(), &path).await,
+    };
     let mut shown = None;
     if let (["v1", "healthcheck", ..], Ok(Answer { content: Content::Json(checks), .. })) =
         (path.as_slice(), &answer)
-        && for_browsers(request.headers())
+        && browser
     {
         shown = Some(health_page(checks));
     }

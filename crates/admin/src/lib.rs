@@ -17,6 +17,7 @@ mod checks;
 pub mod configs;
 pub mod control;
 mod discovery;
+pub mod explain;
 mod family;
 mod handle;
 mod index;

@@ -79,6 +79,13 @@ pub struct HeldBody {
     room: Option<Room>,
 }
 
+/// A body that no client sent, for trials.
+impl From<Bytes> for HeldBody {
+    fn from(bytes: Bytes) -> Self {
+        Self { bytes, room: None }
+    }
+}
+
 /// A request to a function, ready to be changed and sent.
 pub struct Call {
     /// The client's method.
@@ -273,6 +280,34 @@ impl FunctionInvoker {
         Call { method, path, query, headers, body: bytes, _room: room, deadline: self.deadline() }
     }
 
+    /// Where the function is: scheme, host and port.
+    pub fn url(&self) -> String {
+        format!("{}://{}", self.endpoint.scheme(), self.endpoint.authority())
+    }
+
+    /// Path and query of a call: those of the function's URL, with the rest of the path that a
+    /// route's `*` stands for and the client's query behind them.
+    pub fn place(
+        &self,
+        rest: Option<&str>,
+        client_query: Option<&[u8]>,
+    ) -> (String, Option<String>) {
+        let path = match rest {
+            Some(rest) => uri::join(self.endpoint.path(), rest),
+            None => self.endpoint.path().to_owned(),
+        };
+        // The head was checked to be ASCII where it matters; other bytes are escaped.
+        let client_query = client_query.filter(|q| !q.is_empty()).map(uri::escape_query);
+        // Differs: APISIX drops a query written in function_uri.
+        let query = match (self.endpoint.query(), client_query) {
+            (None, None) => None,
+            (Some(own), None) => Some(own.to_owned()),
+            (None, Some(client)) => Some(client.into_owned()),
+            (Some(own), Some(client)) => Some(format!("{own}&{client}")),
+        };
+        (path, query)
+    }
+
     fn deadline(&self) -> Option<Instant> {
         Some(Instant::now() + self.limits?.total?)
     }
@@ -283,29 +318,17 @@ impl FunctionInvoker {
             Some((path, query)) => (path, Some(query.as_bytes())),
             None => (uri, None),
         });
-        let path = match (rewritten, exchange.matched.ext()) {
+        let rest = match (rewritten, exchange.matched.ext()) {
             // Differs: APISIX's functions do not see what `proxy-rewrite` made of path and query.
-            (Some((path, _)), _) => uri::join(self.endpoint.path(), path.trim_start_matches('/')),
-            (None, None) => self.endpoint.path().to_owned(),
-            (None, Some(_)) => {
-                let rest = exchange.wildcard_rest().ok_or(InvokeError::Path)?;
-                uri::join(self.endpoint.path(), &rest)
-            }
+            (Some((path, _)), _) => Some(path.trim_start_matches('/').into()),
+            (None, None) => None,
+            (None, Some(_)) => Some(exchange.wildcard_rest().ok_or(InvokeError::Path)?),
         };
         let client_query = match rewritten {
             Some((_, query)) => query,
             None => exchange.query(),
         };
-        let client_query = client_query.filter(|q| !q.is_empty());
-        // The head was checked to be ASCII where it matters; other bytes are escaped.
-        let client_query = client_query.map(uri::escape_query);
-        // Differs: APISIX drops a query written in function_uri.
-        let query = match (self.endpoint.query(), client_query) {
-            (None, None) => None,
-            (Some(own), None) => Some(own.to_owned()),
-            (None, Some(client)) => Some(client.into_owned()),
-            (Some(own), Some(client)) => Some(format!("{own}&{client}")),
-        };
+        let (path, query) = self.place(rest.as_deref(), client_query);
         let mut headers = exchange.core.pool.headers();
         let request = &exchange.request;
         let named = ConnectionTokens::of(&request.headers);

@@ -21,6 +21,7 @@ pub mod observe;
 pub mod page;
 pub mod plugin;
 mod proxy;
+pub mod reach;
 mod real_ip;
 pub mod router;
 pub mod settings;

@@ -19,15 +19,17 @@ use sluicegate_config::{Config, TrustedCertificate, Warning};
 use sluicegate_gateway::client::TlsClients;
 use sluicegate_gateway::core::Shared;
 use sluicegate_gateway::listen::{Gateway, Listeners};
-use sluicegate_gateway::plugin::Registry;
+use sluicegate_gateway::plugin::{PluginState, Registry};
 use sluicegate_gateway::snapshot::{Change, Compiler, Deps, Report};
 use sluicegate_gateway::upstream::health::HealthChecks;
 use sluicegate_gateway::upstream::resolve::Resolver;
 use sluicegate_gateway::upstream::{Known, UpstreamDeps};
+use sluicegate_identity::IdentityStatus;
 use sluicegate_model::check::Outside;
 use sluicegate_model::encrypt::{Keyring, each_private_key};
 use sluicegate_model::plugin::Catalog;
 use sluicegate_model::resource::Key;
+use sluicegate_plugins::AwsIdentities;
 use sluicegate_store::{Change as StoreChange, Entry, Event, Health, Store, StoreError, Watch};
 use tokio::runtime::Runtime;
 use tokio::sync::{Mutex, watch};
@@ -38,7 +40,7 @@ use crate::doors::{Door, DoorTls, Doors};
 use crate::judge::{DeclaredPlugins, FileJudge, Source};
 use crate::references::{CHANGE_WAIT, References, START_WAIT};
 use crate::stores::{self, Opened};
-use crate::{error_log, settings};
+use crate::{error_log, explain, settings};
 
 /// A gateway that runs.
 pub(crate) struct Running {
@@ -145,6 +147,7 @@ impl Running {
             store.follow(path.clone(), *format, variables, judge)?;
         }
         let registry = enabled(&config, &plugins);
+        let attrs = plugin_attr(&config, &registry);
         let references = References::start(&runtime, settings::secrets(&config), &upstream_deps);
         let mut compiler = Compiler::new(deps(&config, registry, &upstream_deps))
             .with_references(references.clone());
@@ -193,6 +196,7 @@ impl Running {
             compiler: compiler.clone(),
             shared: shared.clone(),
             reports: reports.clone(),
+            attrs: Arc::new(ArcSwap::from_pointee(attrs)),
         };
         reloader.follow_declared(&config, &upstream_deps);
 
@@ -237,6 +241,7 @@ impl Running {
             references: references.clone(),
             unreadable,
             staleness,
+            plugin_state: upstream_deps.state.clone(),
         };
         if let Some(door) = doors.control {
             let state = ControlState {
@@ -251,6 +256,11 @@ impl Running {
                 server: settings::admin(&config).server,
                 reload_plugins: Some(reload),
                 status: Some(status(within.clone())),
+                explain: Some(explain::explain(
+                    upstream_deps.clone(),
+                    reloader.attrs.clone(),
+                    references.clone(),
+                )),
                 health: Some(health(upstream_deps.known.clone())),
             };
             door.open(&runtime, sluicegate_admin::control::router(Arc::new(state)))?;
@@ -496,6 +506,8 @@ struct Reloader {
     compiler: Arc<Mutex<Compiler>>,
     shared: Arc<Shared>,
     reports: Arc<ArcSwap<Vec<Report>>>,
+    /// `plugin_attr` of config.yaml.
+    attrs: Arc<ArcSwap<Value>>,
 }
 
 impl Reloader {
@@ -503,6 +515,7 @@ impl Reloader {
     fn reload(&self, config: &Config, upstream: &UpstreamDeps) {
         let registry = enabled(config, &self.plugins);
         self.catalog.store(Arc::new(registry.catalog()));
+        self.attrs.store(Arc::new(plugin_attr(config, &registry)));
         let deps = deps(config, registry, upstream);
         let mut compiler = self.compiler.blocking_lock();
         self.shared.publish(compiler.rebuild(deps));
@@ -526,6 +539,7 @@ impl Reloader {
 /// What the Control and Status APIs look at.
 #[derive(Clone)]
 struct Inside {
+    plugin_state: Arc<PluginState>,
     shared: Arc<Shared>,
     reports: Arc<ArcSwap<Vec<Report>>>,
     store: Arc<dyn Store>,
@@ -614,6 +628,7 @@ fn status(inside: Inside) -> Status {
         let stale = inside.staleness.count.load(Ordering::Relaxed);
         counters.insert("store_stale_total".to_owned(), stale.into());
         let broken: Vec<Value> = inside.broken().iter().map(Broken::shown).collect();
+        let identities = inside.plugin_state.get::<AwsIdentities>().statuses();
         let store = match inside.store.health() {
             Health::Ready => json!({"state": "ready"}),
             Health::Stale { since, reason } => Stale { since, reason }.shown(),
@@ -628,8 +643,22 @@ fn status(inside: Inside) -> Status {
             "counters": counters,
             "store": store,
             "secrets": inside.references.shown(),
+            "aws_identities": identities.iter().map(identity).collect::<Value>(),
             "broken": broken,
         })
+    })
+}
+
+/// How an AWS identity stands, as `/v1/status` shows it.
+fn identity(status: &IdentityStatus) -> Value {
+    json!({
+        "name": status.name,
+        "ready": status.ready,
+        "source": status.origin,
+        "expires": status.expires,
+        "refreshed": status.refreshed,
+        "failed": status.failed,
+        "failure": status.failure,
     })
 }
 

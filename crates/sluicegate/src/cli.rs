@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 
-use crate::{boot, config_cmd, quickstart, signals};
+use crate::{boot, config_cmd, doctor, quickstart, signals};
 
 #[derive(Parser)]
 #[command(
@@ -37,6 +37,8 @@ enum Command {
     Quit(Place),
     /// Stop at once; requests under way get a second (SIGINT)
     Stop(Place),
+    /// Ask the running gateway what a route sends to its function, and what stands in the way
+    Doctor(doctor::Options),
     /// Export all resources to a file, or import them from one
     #[command(subcommand)]
     Config(config_cmd::Command),
@@ -119,6 +121,7 @@ pub(crate) fn run() -> ExitCode {
         }
         Command::Quit(place) => signal(&place, Signal::QUIT, Some(QUIT_WAIT)),
         Command::Stop(place) => signal(&place, Signal::INT, Some(STOP_WAIT)),
+        Command::Doctor(options) => doctor::run(&options),
         Command::Config(command) => config_cmd::run(&command),
         Command::Version => {
             println!("sluicegate {}", env!("CARGO_PKG_VERSION"));

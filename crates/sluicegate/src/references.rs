@@ -62,6 +62,33 @@ impl References {
         self.resources().known()
     }
 
+    /// Puts the values of references that are followed in their places.
+    ///
+    /// # Errors
+    /// One has no value.
+    pub(crate) fn put_values(&self, config: &mut Value) -> Result<(), String> {
+        match config {
+            Value::String(text) => {
+                let known = ["$env://", "$ENV://", "$secret://"];
+                if known.iter().any(|scheme| text.starts_with(scheme)) {
+                    match self.secrets.value(text) {
+                        Lookup::Value(value) => *text = value.to_string(),
+                        Lookup::Failed(cause) => {
+                            return Err(format!("{text} has no value: {cause}"));
+                        }
+                        _ => return Err(format!("{text} has no value yet: it is being fetched")),
+                    }
+                }
+                Ok(())
+            }
+            Value::Array(items) => items.iter_mut().try_for_each(|item| self.put_values(item)),
+            Value::Object(members) => {
+                members.values_mut().try_for_each(|member| self.put_values(member))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Takes other times.
     pub(crate) fn configure(&self, settings: Settings) {
         self.secrets.configure(settings);

@@ -19,5 +19,5 @@ pub use client::{Client, Response};
 pub use gateway::GatewayProcess;
 pub use judge::Judge;
 pub use origin::{Answer, Origin, Received};
-pub use plugin::{InProcess, PluginTest};
+pub use plugin::{InProcess, PluginTest, deps};
 pub use redis::Redis;

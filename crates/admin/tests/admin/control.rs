@@ -195,6 +195,7 @@ fn control(harness: &Harness) -> axum::Router {
         key_prefix: "/apisix".to_owned(),
         server: "Sluicegate/9.8.7".to_owned(),
         reload_plugins: None,
+        explain: None,
         status: Some(Arc::new(|| json!({"revision": 7}))),
         health: Some(Arc::new(|key| (key == "/upstreams/hc").then(|| vec![checked_node()]))),
     };

@@ -14,10 +14,12 @@
 //! Left out: presigned URLs, chunk signing, SigV4a.
 
 mod canonical;
+mod difference;
 mod key;
 mod signer;
 
 pub use canonical::{PathRule, wire_path, wire_query};
+pub use difference::{Difference, first_difference, printed_canonical_request, signed_time};
 pub use signer::{
     BodyHasher, Credentials, Explanation, PayloadHash, RequestToSign, Signed, Signer, SignerError,
     is_signed,

@@ -3,7 +3,8 @@
 
 use std::time::Duration;
 
-use sluicegate_aws::lambda::{Answer, Failure, Target, classify};
+use sluicegate_aws::lambda::{Answer, ErrorKind, Failure, Target, classify};
+use sluicegate_aws::sigv4::{first_difference, printed_canonical_request, signed_time};
 use sluicegate_gateway::body::Body;
 use sluicegate_gateway::client::Received;
 use sluicegate_gateway::exchange::Exchange;
@@ -89,6 +90,13 @@ impl Caller {
             }
         }
         exchange.core.counters.function_refusals.add(1);
+        let difference = match (used, failure.kind) {
+            (Some((signing, _)), ErrorKind::SignatureMismatch) => {
+                let authority = self.invoker.authority();
+                first_difference_to(signing, &mut call, authority, &received.body).await
+            }
+            _ => None,
+        };
         error!(
             route = exchange.route_id(),
             function = %self.invoker.authority(),
@@ -98,6 +106,7 @@ impl Caller {
             aws_request_id = request_id(&received),
             aws_message = failure.message,
             likely_cause = failure.likely_cause,
+            first_difference = difference.as_deref().unwrap_or_default(),
             "AWS refused a call of a function."
         );
         Ok(Answered { received, refusal: Some(Box::new(failure)) })
@@ -124,6 +133,24 @@ impl Caller {
         let (region, service) = self.signing.as_ref().map_or(("", ""), Signing::target);
         classify(&answer, &Target { region, service })
     }
+}
+
+/// Where the canonical request that AWS printed differs from the one that was signed.
+async fn first_difference_to(
+    signing: &Signing,
+    call: &mut Call,
+    authority: &str,
+    said: &Body,
+) -> Option<String> {
+    let printed = printed_canonical_request(&String::from_utf8_lossy(said.data()))?;
+    let explained = signing.explain(call, authority, signed_time(&printed)).await.ok()?;
+    Some(match first_difference(&explained.canonical_request, &printed) {
+        Some(difference) if difference.ours.starts_with("x-amz-security-token:") => {
+            "the session token".to_owned()
+        }
+        Some(difference) => difference.to_string(),
+        None => "none: the secret key is not that of the access key".to_owned(),
+    })
 }
 
 /// AWS's id of a request, or nothing.

@@ -14,6 +14,7 @@ use tracing::error;
 use super::caller::{Answered, Caller, request_id};
 use super::config::Config;
 use super::event;
+use super::explain::{self, Asked};
 use super::identity::Signing;
 
 /// A function behind a URL, compiled.
@@ -100,6 +101,33 @@ impl Front {
             return Ok(invoker::response(received));
         }
         self.unwrapped(exchange, received).await
+    }
+
+    /// How it is called, for explanations.
+    pub(super) fn caller(&self) -> &Caller {
+        &self.caller
+    }
+
+    /// The call that a request would become, and whether it would be signed.
+    pub(super) fn call_for(&self, asked: &Asked<'_>) -> (Call, bool) {
+        let invoker = &self.caller.invoker;
+        let (path, query) = invoker.place(asked.rest, asked.query.map(str::as_bytes));
+        let mut headers = asked.fields();
+        let (mut method, mut body) = (asked.method.clone(), asked.body.to_vec());
+        if let Some(encoder) = &self.event {
+            let mut event = Vec::new();
+            let parameters: Vec<_> = asked.rest.map(|rest| ("proxy", rest)).into_iter().collect();
+            // Without a limit nothing is too large.
+            if encoder.encode(&asked.event(&parameters), usize::MAX, &mut event).is_ok() {
+                body = event;
+            }
+            method = Method::POST;
+            headers.remove("Content-Encoding");
+            headers.set("Content-Type", b"application/json");
+        }
+        let mut call = invoker.call(method, path, query, headers, explain::held(body));
+        let sign = self.put_keys(&mut call);
+        (call, sign)
     }
 
     /// Adds the API key, and tells whether the call is to be signed: what the client brings itself

@@ -20,6 +20,7 @@ use sluicegate_gateway::plugin::{CompileCtx, ConfigError};
 use sluicegate_gateway::upstream::UpstreamDeps;
 use sluicegate_identity::{
     Identities, IdentitySigner, IdentitySpec, IdentityStatus, System, SystemClock, Unavailable,
+    VersionedSigner,
 };
 
 use super::config::Iam;
@@ -134,6 +135,64 @@ impl Signing {
         self.sign(call, authority).await.is_ok()
     }
 
+    /// Every stage of a call's signature, made at another time if `at` tells one. The call is
+    /// signed then.
+    ///
+    /// # Errors
+    /// There are no credentials.
+    pub(super) async fn explain(
+        &self,
+        call: &mut Call,
+        authority: &str,
+        at: Option<u64>,
+    ) -> Result<Explained, Unavailable> {
+        self.sign(call, authority).await?;
+        let (signer, skew, source) = match self {
+            Self::Fixed { signer, skew } => (Kept::Fixed(signer), skew, "static"),
+            Self::Identity(signing) => {
+                let signer = signing.signer(now()).await?;
+                let source = signer.origin();
+                (Kept::Identity(signer), signing.identity().skew(), source)
+            }
+            Self::Nobody => {
+                let reason = "this was a trial".to_owned();
+                return Err(Unavailable { identity: "nobody".to_owned(), reason });
+            }
+        };
+        let signer = match &signer {
+            Kept::Fixed(signer) => signer,
+            Kept::Identity(signer) => &***signer,
+        };
+        // What the signer itself adds is no part of what it is asked to sign.
+        let own = ["x-amz-date", "x-amz-security-token", "x-amz-content-sha256"];
+        let host = [("host", authority.as_bytes())];
+        let fields = call.headers.iter().filter_map(|(name, value)| {
+            let name = std::str::from_utf8(name).ok()?;
+            let is_own = own.iter().any(|own| own.eq_ignore_ascii_case(name));
+            (is_signed(name) && !is_own).then_some((name, value))
+        });
+        let request = RequestToSign {
+            method: call.method.as_str(),
+            path: &call.path,
+            query: call.query.as_deref(),
+            headers: host.into_iter().chain(fields),
+            payload: PayloadHash::Bytes(&call.body),
+        };
+        let explained = signer.explain(at.unwrap_or_else(|| skew.apply(now())), request);
+        let access_key = explained
+            .authorization
+            .split_once("Credential=")
+            .and_then(|(_, rest)| rest.split('/').next())
+            .unwrap_or_default();
+        Ok(Explained {
+            source,
+            access_key: access_key.to_owned(),
+            clock_offset: skew.offset_secs(),
+            canonical_request: explained.canonical_request,
+            string_to_sign: explained.string_to_sign,
+        })
+    }
+
     /// The region and the service that calls are signed for.
     pub(super) fn target(&self) -> (&str, &str) {
         match self {
@@ -142,6 +201,22 @@ impl Signing {
             Self::Nobody => ("", ""),
         }
     }
+}
+
+enum Kept<'a> {
+    Fixed(&'a Signer),
+    Identity(Arc<VersionedSigner>),
+}
+
+/// The stages of a signature. The canonical request holds the session token.
+pub(super) struct Explained {
+    /// Where the credentials are from.
+    pub(super) source: &'static str,
+    pub(super) access_key: String,
+    /// Seconds that AWS's clock is ahead, as far as known.
+    pub(super) clock_offset: i64,
+    pub(super) canonical_request: String,
+    pub(super) string_to_sign: String,
 }
 
 /// Who the configuration wants calls signed for, checked against what config.yaml allows.

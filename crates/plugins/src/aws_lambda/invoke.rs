@@ -21,13 +21,14 @@ use sluicegate_gateway::body::Body;
 use sluicegate_gateway::client::Received;
 use sluicegate_gateway::exchange::{Exchange, Origin, Response};
 use sluicegate_gateway::http::headers::Headers;
-use sluicegate_gateway::invoker::FunctionInvoker;
+use sluicegate_gateway::invoker::{Call, FunctionInvoker};
 use sluicegate_gateway::plugin::{CompileCtx, ConfigError, PluginError};
 use tracing::{error, info, warn};
 
 use super::caller::{Answered, Caller, request_id};
 use super::config::{AsyncReply, Config, FunctionConfig, Invocation};
 use super::event;
+use super::explain::{self, Asked};
 use super::identity::{Signing, default_region};
 use super::stream::{Broken, Stream};
 use crate::template::Template;
@@ -208,10 +209,7 @@ impl Invoke {
                 }
             };
         }
-        let api = match self.invocation {
-            Invocation::Stream => ApiCall::InvokeWithResponseStream,
-            _ => ApiCall::Invoke,
-        };
+        let api = self.api();
         let path = function.path(api).to_owned();
         let query = function.query().map(str::to_owned);
         let headers = self.headers(exchange, &trace_id);
@@ -225,6 +223,68 @@ impl Invoke {
             Invocation::Stream => self.stream(exchange, received).await,
             Invocation::DryRun => Ok(self.head(StatusCode::NO_CONTENT, &received)),
             Invocation::Async => Ok(self.queued(&received)),
+        }
+    }
+
+    /// How it is called, for explanations.
+    pub(super) fn caller(&self) -> &Caller {
+        &self.caller
+    }
+
+    /// The call that a request would become, and the function's name.
+    pub(super) fn call_for(&self, asked: &Asked<'_>) -> Result<(Call, String), String> {
+        let mut event = asked.body.to_vec();
+        if let Some(encoder) = &self.event {
+            event.clear();
+            let parameters: Vec<_> = asked.rest.map(|rest| ("proxy", rest)).into_iter().collect();
+            let encoded = encoder.encode(&asked.event(&parameters), self.event_max, &mut event);
+            encoded.map_err(|error| error.to_string())?;
+        }
+        let mut headers = Headers::new();
+        self.add_headers(&mut headers);
+        let api = self.api();
+        let function = self.function_for(asked)?;
+        let call = self.caller.invoker.call(
+            Method::POST,
+            function.path(api).to_owned(),
+            function.query().map(str::to_owned),
+            headers,
+            explain::held(event),
+        );
+        Ok((call, function.name().to_owned()))
+    }
+
+    /// The path of another call of the API.
+    pub(super) fn path_for(&self, asked: &Asked<'_>, api: ApiCall) -> Result<String, String> {
+        Ok(self.function_for(asked)?.path(api).to_owned())
+    }
+
+    fn function_for(&self, asked: &Asked<'_>) -> Result<FunctionRef, String> {
+        let Some(NamedBy { parameter, allowed }) = &self.named_by else {
+            return Ok(self.function.clone());
+        };
+        let key = format!(":{parameter}");
+        let of_pattern = || {
+            let pattern = asked.route_uri?.split('/');
+            pattern
+                .zip(asked.path.split('/'))
+                .find(|(name, _)| *name == key)
+                .map(|(_, value)| value)
+        };
+        let name = if parameter == "*" { asked.rest } else { of_pattern() };
+        let name = name.unwrap_or_default();
+        if !allowed.allows(name) {
+            return Err(format!(
+                "the request names the function {name:?}, which is not in `function.allowed_functions`: it gets 404 (give a `uri` that names one)"
+            ));
+        }
+        self.function.with_name(name).map_err(|error| error.to_string())
+    }
+
+    fn api(&self) -> ApiCall {
+        match self.invocation {
+            Invocation::Stream => ApiCall::InvokeWithResponseStream,
+            _ => ApiCall::Invoke,
         }
     }
 
@@ -254,19 +314,7 @@ impl Invoke {
     /// The fields of a call.
     fn headers(&self, exchange: &Exchange, trace_id: &str) -> Headers {
         let mut headers = exchange.core.pool.headers();
-        headers.append("Content-Type", b"application/json");
-        let kind: &[u8] = match self.invocation {
-            Invocation::Sync | Invocation::Stream => b"RequestResponse",
-            Invocation::Async => b"Event",
-            Invocation::DryRun => b"DryRun",
-        };
-        headers.append("X-Amz-Invocation-Type", kind);
-        if self.log_tail {
-            headers.append("X-Amz-Log-Type", b"Tail");
-        }
-        if let Some(context) = &self.client_context {
-            headers.append("X-Amz-Client-Context", context.as_bytes());
-        }
+        self.add_headers(&mut headers);
         if let Some(tenant) = &self.tenant_id {
             let id = tenant.resolve(exchange).text;
             if !id.is_empty() {
@@ -283,6 +331,23 @@ impl Invoke {
             }
         }
         headers
+    }
+
+    /// The fields that every call has.
+    fn add_headers(&self, headers: &mut Headers) {
+        headers.append("Content-Type", b"application/json");
+        let kind: &[u8] = match self.invocation {
+            Invocation::Sync | Invocation::Stream => b"RequestResponse",
+            Invocation::Async => b"Event",
+            Invocation::DryRun => b"DryRun",
+        };
+        headers.append("X-Amz-Invocation-Type", kind);
+        if self.log_tail {
+            headers.append("X-Amz-Log-Type", b"Tail");
+        }
+        if let Some(context) = &self.client_context {
+            headers.append("X-Amz-Client-Context", context.as_bytes());
+        }
     }
 
     /// A response without a body that tells what may be told of AWS's answer.

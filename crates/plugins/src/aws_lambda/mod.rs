@@ -17,6 +17,7 @@
 mod caller;
 mod config;
 mod event;
+mod explain;
 mod front;
 mod identity;
 mod invoke;
@@ -26,6 +27,7 @@ use serde_json::Value;
 use sluicegate_gateway::exchange::Exchange;
 use sluicegate_gateway::plugin::{CompileCtx, ConfigError, Flow, Phases, Plugin, PluginError};
 
+pub use explain::{ExplainRequest, explain};
 pub use identity::AwsIdentities;
 
 use config::Config;

@@ -9,7 +9,8 @@ use sluicegate_aws::Secret;
 use sluicegate_gateway::plugin::Registry;
 use sluicegate_model::kind::Kind;
 use sluicegate_standin::{
-    Function, Invocation, InvokeApi, InvokeSettings, Outcome, StreamEnd, StreamOutcome, samples,
+    Function, Invocation, InvocationKind, InvokeApi, InvokeSettings, Outcome, StreamEnd,
+    StreamOutcome, samples,
 };
 use sluicegate_testkit::client::{self, Client};
 use sluicegate_testkit::{InProcess, PluginTest};
@@ -529,10 +530,86 @@ fn formats_go_with_a_url_as_well() {
     assert_eq!(ran.body(), "plain");
 }
 
+#[test]
+fn an_explanation_shows_what_is_sent_and_no_secret() {
+    let lambda = Lambda::with(samples());
+    let mut config = lambda.config(json!({"function": {"name": "greet"}}));
+    config["authorization"]["iam"]["session_token"] = json!("top-secret-token");
+    config["authorization"]["iam"]["secretkey"] = json!("wrong");
+    let request = ExplainRequest {
+        uri: Some("/a?name=Ada".to_owned()),
+        headers: [("x-tea", "green"), ("cookie", "a=b")]
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .into(),
+        checks: true,
+        ..ExplainRequest::default()
+    };
+    let told = lambda.explain(&config, &request).expect("it can be explained");
+    assert_eq!(told["function"], "greet");
+    assert_eq!(told["path"], "/2015-03-31/functions/greet/invocations");
+    let event: Value =
+        serde_json::from_str(told["body"].as_str().unwrap_or_default()).expect("an event is JSON");
+    assert_eq!(event["rawQueryString"], "name=Ada");
+    assert_eq!(told["signing"]["credential_source"], "static");
+    assert_eq!(told["signing"]["region"], "eu-central-1");
+    let canonical = told["canonical_request"].as_str().unwrap_or_default();
+    assert!(
+        canonical.starts_with("POST\n/2015-03-31/functions/greet/invocations\n"),
+        "{canonical}"
+    );
+    assert!(told["string_to_sign"].as_str().is_some_and(|it| it.starts_with("AWS4-HMAC-SHA256\n")));
+    let text = told.to_string();
+    for secret in ["top-secret-token", "AKIDEXAMPLE", "Signature=AWS", "\"wrong\""] {
+        assert!(!text.contains(secret), "{secret}: {text}");
+    }
+    let checks: Vec<_> = told["checks"].as_array().into_iter().flatten().collect();
+    let names: Vec<_> = checks.iter().map(|check| check["name"].as_str().unwrap_or("")).collect();
+    assert_eq!(names, ["dns", "tcp", "tls", "clock", "dry_run"]);
+    let dry_run = checks[4];
+    assert_eq!(dry_run["ok"], false, "{dry_run}");
+    // The stand-in wants no token, and prints a canonical request only for a key that it knows.
+    assert!(dry_run["detail"].as_str().is_some_and(|it| it.starts_with("403 ")), "{dry_run}");
+    config["authorization"]["iam"] = json!({"accesskey": "AKIDEXAMPLE", "secretkey": "secret"});
+    let told = lambda.explain(&config, &request).expect("it can be explained");
+    let all_ok = told["checks"].as_array().into_iter().flatten().all(|check| check["ok"] == true);
+    assert!(all_ok, "{:#}", told["checks"]);
+    assert!(lambda.api.recorded().iter().all(|call| call.kind == InvocationKind::DryRun));
+}
+
+#[test]
+fn a_refused_signature_is_compared_with_what_aws_printed() {
+    let lambda = Lambda::with(samples());
+    let config = lambda.config(json!({
+        "function": {"name": "echo"}, "request_format": "raw", "client_context": {"a": 1},
+    }));
+    let explain = |refusal: Option<String>| {
+        let request = ExplainRequest { refusal, ..ExplainRequest::default() };
+        lambda.explain(&config, &request).expect("it can be explained")
+    };
+    let ours = explain(None)["canonical_request"].as_str().map(str::to_owned).unwrap_or_default();
+    let printed =
+        |canonical: &str| {
+            Some(json!({"message": format!(
+            "The request signature we calculated does not match the signature you provided.\n\n\
+             The Canonical String for this request should have been\n'{canonical}'\n\n\
+             The String-to-Sign should have been\n'x'\n"
+        )}).to_string())
+        };
+    let told = explain(printed(&ours.replace("/echo/", "/Echo/")));
+    assert_eq!(told["refusal"]["first_difference"]["part"], "path");
+    let told = explain(printed(&ours));
+    assert_eq!(told["refusal"]["first_difference"], Value::Null);
+    assert!(told["refusal"]["likely_cause"].as_str().is_some_and(|it| it.contains("secret key")));
+    let told = explain(Some(
+        r#"{"message":"The security token included in the request is invalid."}"#.to_owned(),
+    ));
+    assert!(told["refusal"]["likely_cause"].as_str().is_some(), "{told}");
+}
+
 /// An Invoke API with functions of the test.
 struct Lambda {
     api: InvokeApi,
-    _runtime: tokio::runtime::Runtime,
+    runtime: tokio::runtime::Runtime,
 }
 
 impl Lambda {
@@ -562,11 +639,16 @@ impl Lambda {
             clock,
             functions,
         }));
-        Self { api: api.expect("loopback has a free port"), _runtime: runtime }
+        Self { api: api.expect("loopback has a free port"), runtime }
     }
 
-    /// A gateway whose only route leads to a function here: `f`, unless the options name another.
-    fn route(&self, uri: &str, options: Value) -> InProcess {
+    fn explain(&self, config: &Value, request: &ExplainRequest) -> Result<Value, String> {
+        let deps = sluicegate_testkit::deps(Registry::default(), self.runtime.handle());
+        self.runtime.block_on(explain(config, None, &deps.upstream, Some("/*"), request))
+    }
+
+    /// A configuration that leads to a function here: `f`, unless the options name another.
+    fn config(&self, options: Value) -> Value {
         let mut config = with(
             json!({
                 "function": {"name": "f"},
@@ -576,6 +658,12 @@ impl Lambda {
         );
         config["function"]["endpoint"] = json!(format!("http://{}", self.api.addr()));
         config["function"]["region"] = json!("eu-central-1");
+        config
+    }
+
+    /// A gateway whose only route has that configuration.
+    fn route(&self, uri: &str, options: Value) -> InProcess {
+        let config = self.config(options);
         let mut registry = Registry::default();
         registry.add::<AwsLambda>();
         let route = json!({"id": "1", "uri": uri, "plugins": {"aws-lambda": config}});

@@ -14,6 +14,7 @@ mod config_cmd;
 mod consumers;
 mod crash;
 mod declared;
+mod doctor;
 mod doors;
 mod encryption;
 mod essentials;

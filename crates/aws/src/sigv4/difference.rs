@@ -1,0 +1,141 @@
+//! Where our canonical request and AWS's part ways, for a signature that AWS refused.
+//!
+//! With the text "The request signature we calculated does not match" AWS prints the canonical
+//! request it made. Its first line that differs from ours names the cause.
+
+use std::fmt;
+
+/// The first line that differs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Difference {
+    /// What the line is about.
+    pub part: &'static str,
+    /// The line as we signed it; nothing where it is AWS's alone.
+    pub ours: String,
+    /// The line as AWS has it; nothing where it is ours alone.
+    pub theirs: String,
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { part, ours, theirs } = self;
+        write!(f, "{part}: we signed {ours:?}, AWS read {theirs:?}")
+    }
+}
+
+/// What AWS printed of its canonical request; `None`: the text holds none.
+pub fn printed_canonical_request(said: &str) -> Option<String> {
+    // As text, or inside of JSON, where line ends and quotes are escaped.
+    let text = match serde_json::from_str::<serde_json::Value>(said) {
+        Ok(value) => {
+            let message = value.get("message").or_else(|| value.get("Message"))?;
+            message.as_str()?.to_owned()
+        }
+        Err(_) => said.to_owned(),
+    };
+    let (_, rest) = text.split_once(BEFORE)?;
+    let rest = rest.trim_start().strip_prefix('\'')?;
+    let (request, _) = rest.split_once(AFTER)?;
+    Some(request.trim_end().strip_suffix('\'')?.to_owned())
+}
+
+/// The first difference between two canonical requests; `None`: they are the same, and the key is
+/// another.
+pub fn first_difference(ours: &str, theirs: &str) -> Option<Difference> {
+    let (our_lines, their_lines): (Vec<_>, Vec<_>) =
+        (ours.lines().collect(), theirs.lines().collect());
+    let count = our_lines.len().max(their_lines.len());
+    (0..count).find_map(|at| {
+        let line = |lines: &[&str]| lines.get(at).copied().unwrap_or_default().to_owned();
+        let (ours, theirs) = (line(&our_lines), line(&their_lines));
+        if ours == theirs {
+            return None;
+        }
+        let part = match at {
+            0 => "method",
+            1 => "path",
+            2 => "query",
+            at if at + 1 == our_lines.len() => "hash of the body",
+            at if at + 2 == our_lines.len() => "list of signed headers",
+            _ => "header",
+        };
+        Some(Difference { part, ours, theirs })
+    })
+}
+
+/// The seconds since 1970 of the `x-amz-date` line in a canonical request.
+pub fn signed_time(canonical: &str) -> Option<u64> {
+    let stamp = canonical.lines().find_map(|line| line.strip_prefix("x-amz-date:"))?;
+    let number = |range: std::ops::Range<usize>| stamp.get(range)?.parse::<u64>().ok();
+    let (year, month, day) = (number(0..4)?, number(4..6)?, number(6..8)?);
+    let (hour, minute, second) = (number(9..11)?, number(11..13)?, number(13..15)?);
+    let known = stamp.len() == 16 && stamp.as_bytes()[8] == b'T' && stamp.ends_with('Z');
+    if !known || year < 1970 || !(1..=12).contains(&month) || !(1..=31).contains(&day) {
+        return None;
+    }
+    // Days since 1970 of a date in the Gregorian calendar, years counted from March.
+    let (y, m) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
+    let days = 365 * y + y / 4 - y / 100 + y / 400 + (153 * m + 2) / 5 + day - 1;
+    let days = days.checked_sub(719_468)?;
+    Some(((days * 24 + hour) * 60 + minute) * 60 + second)
+}
+
+const BEFORE: &str = "The Canonical String for this request should have been";
+const AFTER: &str = "\n\nThe String-to-Sign should have been";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OURS: &str = "GET\n/a\nb=1\nhost:h\nx-amz-date:20260102T030405Z\n\nhost;x-amz-date\ne3b0";
+
+    #[test]
+    fn what_aws_printed_is_found_as_text_and_in_json() {
+        let text = format!(
+            "The request signature we calculated does not match the signature you provided.\n\n\
+             {BEFORE}\n'{OURS}'{AFTER}\n'AWS4-HMAC-SHA256\n...'\n"
+        );
+        assert_eq!(printed_canonical_request(&text).as_deref(), Some(OURS));
+        for name in ["message", "Message"] {
+            let json = serde_json::json!({name: text}).to_string();
+            assert_eq!(printed_canonical_request(&json).as_deref(), Some(OURS), "{name}");
+        }
+        for text in ["", "{}", "Forbidden", BEFORE, r#"{"message":null}"#] {
+            assert_eq!(printed_canonical_request(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn the_first_line_that_differs_is_named() {
+        for (from, to, part) in [
+            ("GET", "POST", "method"),
+            ("/a\n", "/b\n", "path"),
+            ("b=1", "b=2", "query"),
+            ("host:h\n", "host:other\n", "header"),
+            ("\nhost;x-amz-date\n", "\nhost\n", "list of signed headers"),
+            ("e3b0", "ffff", "hash of the body"),
+        ] {
+            let theirs = OURS.replacen(from, to, 1);
+            let found = first_difference(OURS, &theirs);
+            assert_eq!(found.map(|it| it.part), Some(part), "{from} {to}");
+        }
+        assert_eq!(first_difference(OURS, OURS), None);
+        let shorter = first_difference(OURS, "GET\n/a").map(|it| (it.ours, it.theirs));
+        assert_eq!(shorter, Some(("b=1".to_owned(), String::new())));
+    }
+
+    #[test]
+    fn the_time_of_a_signature_is_read_back() {
+        for (stamp, time) in [
+            ("19700101T000000Z", Some(0)),
+            ("20260102T030405Z", Some(1_767_323_045)),
+            ("20000229T235959Z", Some(951_868_799)),
+            ("20260102 030405Z", None),
+            ("20261302T030405Z", None),
+            ("x", None),
+        ] {
+            assert_eq!(signed_time(&format!("GET\nx-amz-date:{stamp}\n")), time, "{stamp}");
+        }
+        assert_eq!(signed_time("GET\n/"), None);
+    }
+}
