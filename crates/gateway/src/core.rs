@@ -14,6 +14,7 @@ use arc_swap::ArcSwap;
 
 use crate::chain::Chain;
 use crate::client::{Pool, TlsClients};
+use crate::mirror::Mirrors;
 use crate::observe::AccessLogger;
 use crate::settings::Settings;
 use crate::snapshot::Snapshot;
@@ -127,6 +128,8 @@ pub struct Core {
     /// Wakes each open connection, so that an idle one learns of a stop.
     connections: RefCell<HashMap<u64, Option<Waker>>>,
     listeners: Cell<usize>,
+    /// Copies of requests under way.
+    pub(crate) mirrors: Mirrors,
 }
 
 impl Core {
@@ -155,6 +158,7 @@ impl Core {
             merged: RefCell::default(),
             connections: RefCell::default(),
             listeners: Cell::new(0),
+            mirrors: Mirrors::default(),
         })
     }
 
@@ -440,6 +444,10 @@ pub struct Counters {
     pub function_errors: Count,
     /// Function answers that carry an AWS error type or function error.
     pub function_refusals: Count,
+    /// Copies of requests sent to other servers.
+    pub mirrors: Count,
+    /// Copies that did not reach their server, those not even tried among them.
+    pub mirror_errors: Count,
     /// Client connections accepted.
     pub connections: Count,
     /// TLS handshakes that failed.
@@ -450,7 +458,7 @@ impl Shared {
     /// Every counter by name, summed over the request threads.
     pub fn counters(&self) -> Vec<(&'static str, u64)> {
         type Of = fn(&Counters) -> &Count;
-        let all: [(&'static str, Of); 10] = [
+        let all: [(&'static str, Of); 12] = [
             ("connections", |c| &c.connections),
             ("requests", |c| &c.requests),
             ("not_found", |c| &c.not_found),
@@ -461,6 +469,8 @@ impl Shared {
             ("function_calls", |c| &c.function_calls),
             ("function_errors", |c| &c.function_errors),
             ("function_refusals", |c| &c.function_refusals),
+            ("mirrors", |c| &c.mirrors),
+            ("mirror_errors", |c| &c.mirror_errors),
         ];
         all.iter().map(|(name, of)| (*name, self.total(of))).collect()
     }

@@ -19,6 +19,7 @@ use crate::endpoint::{Ask, Endpoint, EndpointOptions};
 use crate::exchange::{Exchange, Origin, Response};
 use crate::forwarded::{ConnectionTokens, Forwarded};
 use crate::http::headers::{Headers, Known};
+use crate::mirror;
 use crate::plugin::{CompileCtx, ConfigError, PluginError};
 use crate::uri;
 
@@ -137,7 +138,12 @@ impl FunctionInvoker {
     /// headers, query and, behind a route that ends in `*`, the rest of the path.
     pub async fn prepare(&self, exchange: &mut Exchange) -> Result<Call, PluginError> {
         match self.try_prepare(exchange).await {
-            Ok(call) => Ok(call),
+            Ok(call) => {
+                if !exchange.mirrors.is_empty() {
+                    mirror::depart(exchange, Some(&call.body), None);
+                }
+                Ok(call)
+            }
             Err(error) => {
                 let status = error.status();
                 warn!(route = exchange.route_id(), %error, status = status.as_u16(), "A function was not called.");

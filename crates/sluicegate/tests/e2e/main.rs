@@ -25,6 +25,7 @@ mod lifecycle;
 mod limits;
 #[cfg(feature = "lua")]
 mod lua;
+mod mirrors;
 mod observe;
 mod openapi;
 mod proxying;
