@@ -193,6 +193,78 @@ impl Body {
     }
 }
 
+/// Hears what passes through a body; see [`Body::overheard`].
+pub trait Overhear {
+    /// Bytes that whoever reads the body has taken.
+    fn piece(&mut self, piece: &[u8]);
+    /// The body ended as it should, with these fields after it. Does not come where it broke off or
+    /// was not read to its end.
+    fn end(&mut self, trailers: Option<&Headers>);
+}
+
+impl Body {
+    /// This body, with somebody who hears what passes.
+    pub fn overheard(self, by: impl Overhear + 'static) -> Self {
+        let mut overheard = Overheard { body: self, by, ended: false, trailers: None };
+        if overheard.body.is_empty() {
+            overheard.end();
+        }
+        Self::stream(overheard)
+    }
+}
+
+struct Overheard<O> {
+    body: Body,
+    by: O,
+    ended: bool,
+    trailers: Option<Headers>,
+}
+
+impl<O: Overhear> Overheard<O> {
+    fn end(&mut self) {
+        if !self.ended {
+            self.ended = true;
+            self.trailers = self.body.take_trailers();
+            self.by.end(self.trailers.as_ref());
+        }
+    }
+}
+
+impl<O: Overhear> Source for Overheard<O> {
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, BodyError>> {
+        let filled = self.body.poll_fill(cx);
+        if matches!(filled, Poll::Ready(Ok(0))) {
+            self.end();
+        }
+        filled
+    }
+
+    fn data(&self) -> &[u8] {
+        self.body.data()
+    }
+
+    fn consume(&mut self, n: usize) {
+        self.by.piece(&self.body.data()[..n]);
+        self.body.consume(n);
+        // Where the length is known nobody may look once more.
+        if self.body.is_empty() {
+            self.end();
+        }
+    }
+
+    fn remaining(&self) -> Option<u64> {
+        self.body.remaining()
+    }
+
+    fn set_limit(&mut self, limit: Option<u64>) {
+        self.body.set_limit(limit);
+    }
+
+    fn take_trailers(&mut self) -> Option<Headers> {
+        self.trailers.take().or_else(|| self.body.take_trailers())
+    }
+}
+
 /// Part of the room there is for bodies held whole, given back when dropped.
 pub struct Room {
     used: Arc<AtomicU64>,

@@ -14,6 +14,7 @@ use arc_swap::ArcSwap;
 
 use crate::chain::Chain;
 use crate::client::{Pool, TlsClients};
+use crate::mirror::Mirrors;
 use crate::observe::AccessLogger;
 use crate::settings::Settings;
 use crate::snapshot::Snapshot;
@@ -127,6 +128,8 @@ pub struct Core {
     /// Wakes each open connection, so that an idle one learns of a stop.
     connections: RefCell<HashMap<u64, Option<Waker>>>,
     listeners: Cell<usize>,
+    /// Copies of requests under way.
+    pub(crate) mirrors: Mirrors,
 }
 
 impl Core {
@@ -155,6 +158,7 @@ impl Core {
             merged: RefCell::default(),
             connections: RefCell::default(),
             listeners: Cell::new(0),
+            mirrors: Mirrors::default(),
         })
     }
 
@@ -444,6 +448,10 @@ pub struct Counters {
     pub function_ambiguous: Count,
     /// Streamed answers of functions that broke off after bytes of them went to the client.
     pub function_streams_broken: Count,
+    /// Copies of requests sent to other servers.
+    pub mirrors: Count,
+    /// Copies that did not reach their server, those not even tried among them.
+    pub mirror_errors: Count,
     /// Client connections accepted.
     pub connections: Count,
     /// TLS handshakes that failed.
@@ -454,7 +462,7 @@ impl Shared {
     /// Every counter by name, summed over the request threads.
     pub fn counters(&self) -> Vec<(&'static str, u64)> {
         type Of = fn(&Counters) -> &Count;
-        let all: [(&'static str, Of); 12] = [
+        let all: [(&'static str, Of); 14] = [
             ("connections", |c| &c.connections),
             ("requests", |c| &c.requests),
             ("not_found", |c| &c.not_found),
@@ -467,6 +475,8 @@ impl Shared {
             ("function_refusals", |c| &c.function_refusals),
             ("function_ambiguous", |c| &c.function_ambiguous),
             ("function_streams_broken", |c| &c.function_streams_broken),
+            ("mirrors", |c| &c.mirrors),
+            ("mirror_errors", |c| &c.mirror_errors),
         ];
         all.iter().map(|(name, of)| (*name, self.total(of))).collect()
     }

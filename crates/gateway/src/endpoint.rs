@@ -103,6 +103,30 @@ impl Endpoint {
         options: &EndpointOptions,
         ctx: &CompileCtx<'_>,
     ) -> Result<Self, ConfigError> {
+        let endpoint = Self::compile_for(field, url, options, false, ctx)?;
+        // Once for each server, not at every reload.
+        if let Some(deps) = ctx.deps
+            && endpoint.tls.is_some()
+            && !options.verify
+            && deps.tls.first_warning(&endpoint.authority)
+        {
+            warn!(
+                owner = ctx.owner,
+                function = &*endpoint.authority,
+                "ssl_verify is false: whoever answers at this address is believed."
+            );
+        }
+        Ok(endpoint)
+    }
+
+    /// Compiles a URL for HTTP/1.1, or for HTTP/2 and nothing else.
+    pub(crate) fn compile_for(
+        field: &str,
+        url: &str,
+        options: &EndpointOptions,
+        h2: bool,
+        ctx: &CompileCtx<'_>,
+    ) -> Result<Self, ConfigError> {
         let bad = |why: &str| ConfigError(format!("`{field}` {why}: {url:?}"));
         let uri: Uri = url.parse().map_err(|_| bad("is not a URL"))?;
         let scheme = match uri.scheme_str() {
@@ -137,17 +161,9 @@ impl Endpoint {
                 let request = TlsRequest {
                     server_name: bare.to_owned(),
                     verify: options.verify,
-                    h2: false,
+                    h2,
                     client: None,
                 };
-                // Once for each server, not at every reload.
-                if !options.verify && deps.tls.first_warning(authority.as_str()) {
-                    warn!(
-                        owner = ctx.owner,
-                        function = authority.as_str(),
-                        "ssl_verify is false: whoever answers at this address is believed."
-                    );
-                }
                 Some(deps.tls.target(&request).map_err(ConfigError)?)
             }
             _ => None,
@@ -213,21 +229,8 @@ impl Endpoint {
         ask: &Ask<'_>,
         record: &mut UpstreamRecord,
     ) -> Result<Received, CallError> {
-        let ip = match &self.host {
-            Host::Ip(ip) => *ip,
-            Host::Name(name) => match name.next() {
-                Some(ip) => ip,
-                None => {
-                    let first = Box::pin(name.first(self.timeouts.connect)).await;
-                    core.look();
-                    first.map_err(|cause| CallError::Resolve { host: name.host.clone(), cause })?
-                }
-            },
-            Host::Unresolved => return Err(CallError::Closed),
-        };
-        let addr = SocketAddr::new(ip, self.port);
-        record.addrs.push(addr);
-        let target = Target { addr, tls: self.tls.clone(), keepalive: self.keepalive };
+        let target = self.target(core).await?;
+        record.addrs.push(target.addr);
         let mut fresh = false;
         loop {
             let conn = client::acquire(core, &target, self.timeouts.connect, fresh).await?;
@@ -255,6 +258,29 @@ impl Endpoint {
                 }
             }
         }
+    }
+
+    /// Where its connections go, now.
+    pub(crate) async fn target(&self, core: &Rc<Core>) -> Result<Target, CallError> {
+        let ip = match &self.host {
+            Host::Ip(ip) => *ip,
+            Host::Name(name) => match name.next() {
+                Some(ip) => ip,
+                None => {
+                    let first = Box::pin(name.first(self.timeouts.connect)).await;
+                    core.look();
+                    first.map_err(|cause| CallError::Resolve { host: name.host.clone(), cause })?
+                }
+            },
+            Host::Unresolved => return Err(CallError::Closed),
+        };
+        let addr = SocketAddr::new(ip, self.port);
+        Ok(Target { addr, tls: self.tls.clone(), keepalive: self.keepalive })
+    }
+
+    /// The time limits of its calls.
+    pub(crate) fn timeouts(&self) -> Timeouts {
+        self.timeouts
     }
 
     /// The head as it goes out; public for the benchmark.

@@ -20,6 +20,7 @@ use crate::graphql;
 use crate::http::headers::{Headers, Known};
 use crate::io::within;
 use crate::listen::{DISCARD_MAX, discard};
+use crate::mirror::Mirror;
 use crate::page;
 use crate::plugin::{DynPlugin, Plugin};
 use crate::real_ip;
@@ -62,6 +63,8 @@ pub struct Exchange {
     query: Option<Box<[u8]>>,
     /// Header fields that the response will have, whoever makes it.
     pub response_headers: Headers,
+    /// Copies that go out when the request does.
+    pub mirrors: Vec<Mirror>,
     /// Compressions and the like that offer to encode the response's body, first come first.
     pub encodings: smallvec::SmallVec<[Arc<dyn Encode>; 2]>,
     /// The one that encodes it.
@@ -512,6 +515,7 @@ impl Exchange {
             chosen_upstream: None,
             query: None,
             response_headers: Headers::new(),
+            mirrors: Vec::new(),
             encodings: Default::default(),
             encoder: None,
             unfiltered: Default::default(),

@@ -24,6 +24,7 @@ use crate::exchange::{Exchange, Origin, Response};
 use crate::forwarded::{ConnectionTokens, Forwarded};
 use crate::http::headers::{Headers, Known};
 use crate::io::within;
+use crate::mirror;
 use crate::plugin::{CompileCtx, ConfigError, PluginError};
 use crate::uri;
 
@@ -213,7 +214,13 @@ impl FunctionInvoker {
     /// # Errors
     /// What the client gets; it is logged.
     pub async fn prepare(&self, exchange: &mut Exchange) -> Result<Call, PluginError> {
-        self.try_prepare(exchange).await.map_err(|error| not_called(exchange, &error))
+        match self.try_prepare(exchange).await {
+            Ok(call) => {
+                mirror::depart(exchange, Some(&call.body), None);
+                Ok(call)
+            }
+            Err(error) => Err(not_called(exchange, &error)),
+        }
     }
 
     /// Reads the request's body whole, at most `limit` bytes of it.
@@ -226,7 +233,10 @@ impl FunctionInvoker {
         limit: u64,
     ) -> Result<HeldBody, PluginError> {
         match hold(exchange, limit).await {
-            Ok((bytes, room)) => Ok(HeldBody { bytes, room }),
+            Ok((bytes, room)) => {
+                mirror::depart(exchange, Some(&bytes), None);
+                Ok(HeldBody { bytes, room })
+            }
             Err(error) => Err(not_called(exchange, &error.into())),
         }
     }

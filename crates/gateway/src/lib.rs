@@ -17,6 +17,7 @@ pub mod http;
 pub mod invoker;
 pub mod io;
 pub mod listen;
+pub mod mirror;
 pub mod observe;
 pub mod page;
 pub mod plugin;

@@ -12,6 +12,7 @@ use crate::client::{self, Answer, CallError, Outgoing, Received, Target, Timeout
 use crate::exchange::{Exchange, Origin, Response, Version};
 use crate::forwarded;
 use crate::http::headers::{Known, write_line};
+use crate::mirror;
 use crate::plugin::{Flow, Phases, PluginError};
 use crate::snapshot::Route;
 use crate::upstream::{PassHost, Upstream};
@@ -37,6 +38,10 @@ pub(crate) async fn proxy(
     }
     let timeouts = route.timeouts.as_deref().copied().unwrap_or(upstream.timeouts);
     exchange.upstream.scheme = upstream.scheme.as_str();
+    if !exchange.mirrors.is_empty() {
+        let host = upstream.host_before_picking(exchange.host_for_upstream.as_ref());
+        mirror::depart(exchange, None, host.as_deref().map(str::as_bytes));
+    }
     exchange.upstream.began = Some(exchange.core.look());
     let answer = try_nodes(exchange, route, &upstream, timeouts).await;
     let began = exchange.upstream.began;
@@ -177,7 +182,8 @@ async fn try_node(
         let replay = body.replay();
         let may_upgrade = route.enable_websocket && forwarded::wants_upgrade(&exchange.request);
         let mut head = exchange.core.take_head();
-        let chunked = write_head(exchange, body, may_upgrade, &mut head);
+        let host = exchange.upstream_host();
+        let chunked = write_head(exchange, body, None, host, may_upgrade, &mut head);
         let outgoing = Outgoing {
             head,
             body: std::mem::take(body),
@@ -203,21 +209,32 @@ async fn try_node(
 }
 
 /// RFC 9110 section 9.2.2; nginx leaves out the same methods when it retries.
-fn is_idempotent(method: &Method) -> bool {
+pub(crate) fn is_idempotent(method: &Method) -> bool {
     matches!(
         *method,
         Method::GET | Method::HEAD | Method::PUT | Method::DELETE | Method::OPTIONS | Method::TRACE
     )
 }
 
-/// Writes the upstream's request head; says whether the body goes out in chunks.
-fn write_head(exchange: &Exchange, body: &Body, upgrade: bool, out: &mut Vec<u8>) -> bool {
+/// Writes the upstream's request head, its target another one where `target` says so; says whether
+/// the body goes out in chunks.
+pub(crate) fn write_head(
+    exchange: &Exchange,
+    body: &Body,
+    target: Option<&[u8]>,
+    host: &[u8],
+    upgrade: bool,
+    out: &mut Vec<u8>,
+) -> bool {
     let request = &exchange.request;
     out.extend_from_slice(request.method.as_str().as_bytes());
     out.push(b' ');
-    write_target(exchange, out);
+    match target {
+        None => write_target(exchange, out),
+        Some(target) => out.extend_from_slice(target),
+    }
     out.extend_from_slice(b" HTTP/1.1\r\n");
-    write_line(out, b"Host", exchange.upstream_host());
+    write_line(out, b"Host", host);
     let named = forwarded::ConnectionTokens::of(&request.headers);
     let forward = forwarded::Forwarded::of(exchange);
     request.headers.write_kept(out, |known, name| {
@@ -255,6 +272,15 @@ fn write_target(exchange: &Exchange, out: &mut Vec<u8>) {
     }
 }
 
+impl Exchange {
+    /// Path and query, raw, as an upstream would get them now.
+    pub fn target_for_upstream(&self) -> Vec<u8> {
+        let mut target = Vec::new();
+        write_target(self, &mut target);
+        target
+    }
+}
+
 /// Writes `Content-Length` or `Transfer-Encoding` for a body; says which.
 fn write_framing(request: &crate::exchange::Request, body: &Body, out: &mut Vec<u8>) -> bool {
     match body.remaining() {
@@ -282,7 +308,8 @@ async fn send_grpc(
     timeouts: Timeouts,
     body: &mut Body,
 ) -> Result<Received, Failed> {
-    let head = grpc_head(exchange, target).map_err(|why| Failed {
+    let host = exchange.upstream_host();
+    let head = grpc_head(exchange, target.tls.is_some(), None, host).map_err(|why| Failed {
         error: CallError::Send(std::io::Error::other(why)),
         again: false,
     })?;
@@ -293,17 +320,26 @@ async fn send_grpc(
     })
 }
 
-fn grpc_head(exchange: &Exchange, target: &Target) -> Result<::http::Request<()>, ::http::Error> {
+/// The same for HTTP/2.
+pub(crate) fn grpc_head(
+    exchange: &Exchange,
+    tls: bool,
+    target: Option<&[u8]>,
+    host: &[u8],
+) -> Result<::http::Request<()>, ::http::Error> {
     let request = &exchange.request;
     let mut target_sent = Vec::new();
-    write_target(exchange, &mut target_sent);
+    match target {
+        None => write_target(exchange, &mut target_sent),
+        Some(target) => target_sent.extend_from_slice(target),
+    }
     let path = String::from_utf8_lossy(&target_sent);
     let mut builder = ::http::Request::builder()
         .method(request.method.clone())
         .uri(
             ::http::Uri::builder()
-                .scheme(if target.tls.is_some() { "https" } else { "http" })
-                .authority(exchange.upstream_host())
+                .scheme(if tls { "https" } else { "http" })
+                .authority(host)
                 .path_and_query(path.as_ref())
                 .build()?,
         )

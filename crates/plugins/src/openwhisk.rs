@@ -21,6 +21,7 @@ use sluicegate_gateway::client::{CallError, Keepalive, Timeouts};
 use sluicegate_gateway::endpoint::{Ask, Endpoint, EndpointOptions, Told};
 use sluicegate_gateway::exchange::{Exchange, Origin, Response};
 use sluicegate_gateway::http::headers::Headers;
+use sluicegate_gateway::mirror;
 use sluicegate_gateway::plugin::{CompileCtx, ConfigError, Flow, Phases, Plugin, PluginError};
 use tracing::{error, warn};
 
@@ -113,6 +114,9 @@ impl Plugin for OpenWhisk {
                 return Err(PluginError { status, cause: error.to_string() });
             }
         };
+        if !exchange.mirrors.is_empty() {
+            mirror::depart(exchange, Some(&body), None);
+        }
         let mut headers = Headers::new();
         headers.append("Authorization", self.authorization.expose().as_bytes());
         headers.append("Content-Type", b"application/json");

@@ -250,6 +250,16 @@ impl Upstream {
         }
     }
 
+    /// The `Host` that a node will get, as far as that can be said before one is picked; `None`: the
+    /// client's.
+    pub(crate) fn host_before_picking(&self, client: Option<&Arc<str>>) -> Option<Arc<str>> {
+        match (&self.pass_host, &*self.nodes) {
+            (PassHost::Rewrite(host), _) => Some(host.clone()),
+            (PassHost::Node, [node]) => Some(node.authority.clone()),
+            (PassHost::Pass | PassHost::Node, _) => client.cloned(),
+        }
+    }
+
     /// Notes that a request is with a node, where the balancer wants to know.
     pub fn hold(&self, node: usize) -> Option<Hold> {
         self.plan.hold(node)

@@ -104,6 +104,35 @@ fn many_calls_share_one_upstream_connection_per_request_thread() {
 }
 
 #[test]
+fn a_call_is_copied_to_another_server_by_http2() {
+    let (origin, other) = (GrpcOrigin::start(None), GrpcOrigin::start(None));
+    let gate = GatewayProcess::start(crate::BINARY);
+    let upstream = json!({
+        "type": "roundrobin", "scheme": "grpc", "nodes": {origin.addr.to_string(): 1},
+    });
+    let mirror = json!({"host": format!("grpc://{}", other.addr), "path": "/not-for-grpc"});
+    gate.set(
+        "/routes/1",
+        &json!({"uri": "/*", "upstream": upstream, "plugins": {"proxy-mirror": mirror}}),
+    );
+    let answer = block_on(async {
+        let mut send = h2_connect(gate.http).await?;
+        let (response, mut stream) = send.send_request(call("/echo.Echo/Unary"), false)?;
+        stream.send_data(Bytes::from_static(MESSAGE), true)?;
+        h2_answer(response).await
+    });
+    let answer = answer.expect("an answer");
+    assert_eq!((answer.status, answer.body.as_slice()), (200, MESSAGE));
+    sluicegate_testkit::wait::until("the copy", || {
+        let seen = other.state.seen.lock().expect("no service panics");
+        let path = seen.last().map(|call| call.uri().path().to_owned())?;
+        assert_eq!(path, "/echo.Echo/Unary");
+        Some(())
+    });
+    assert_eq!(value(other.last().headers(), "content-type"), "application/grpc");
+}
+
+#[test]
 fn a_large_message_passes_whole() {
     let origin = GrpcOrigin::start(None);
     let gate = gateway(origin.addr, json!({}));

@@ -26,6 +26,7 @@ mod lifecycle;
 mod limits;
 #[cfg(feature = "lua")]
 mod lua;
+mod mirrors;
 mod observe;
 mod openapi;
 mod proxying;
