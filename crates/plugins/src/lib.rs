@@ -144,6 +144,11 @@ pub fn registry() -> Registry {
     registry
 }
 
+/// A random UUID (version 4) of these bytes.
+pub fn uuid_v4(raw: [u8; 16]) -> String {
+    request_id::uuid(raw, 4)
+}
+
 /// Takes `plugin_attr.serverless` of config.yaml: what Lua functions may use.
 ///
 /// # Errors
