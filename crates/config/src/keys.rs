@@ -153,7 +153,7 @@ pub(crate) const KEYS: &[Key] = &[
     key("apisix.lru.secret.neg_ttl", COUNT, "60", "The longest wait, in seconds, before fetching a secret is tried again after it failed; the first is 1 s."),
     known("apisix.lru.secret.neg_count", COUNT, "512", "Failed fetches remembered."),
     known("apisix.tracing", Bool, "false", "Trace every phase of a request."),
-    known("apisix.id", Text, "", "A name for this instance, in place of a generated one.").example("gate-1"),
+    key("apisix.id", Text, "", "A name for this instance, in place of the one kept in conf/apisix.uid.").example("gate-1"),
     known("nginx_config.user", Text, "", "The user workers run as.").example("nobody"),
     key("nginx_config.error_log", Log, "logs/error.log", "The error log: a file, /dev/stdout or /dev/stderr."),
     key("nginx_config.error_log_level", OneOf(&["debug", "info", "notice", "warn", "error", "crit", "alert", "emerg"]), "warn", "The least severe messages that are logged."),

@@ -228,6 +228,8 @@ pub struct Apisix {
     pub stream_proxy: bool,
     /// `dns_resolver`: `None` for the system's own.
     pub dns_resolver: Option<Vec<SocketAddr>>,
+    /// `id`: a name for this instance.
+    pub id: Option<String>,
     /// `dns_resolver_valid`: in place of the records' TTL.
     pub dns_resolver_valid: Option<Duration>,
     /// `resolver_timeout`.
@@ -698,6 +700,7 @@ impl Build<'_> {
                 _ => RouterHttp::HostUri,
             },
             dns_resolver: v.opt("apisix.dns_resolver").filter(|list: &Vec<_>| !list.is_empty()),
+            id: v.opt("apisix.id").filter(|id: &String| !id.is_empty()),
             dns_resolver_valid: v.opt("apisix.dns_resolver_valid"),
             resolver_timeout: v.get("apisix.resolver_timeout"),
             resolver_search: v.get("apisix.enable_resolv_search_opt"),

@@ -14,6 +14,7 @@ use crate::upstream::UpstreamDeps;
 #[derive(Clone, Default)]
 pub struct Chain {
     phases: Phases,
+    reads_body: bool,
     entries: Box<[Entry]>,
     /// Plugins that `_meta.disable` switches off: where this chain is a consumer's or a group's,
     /// also those of the route.
@@ -28,6 +29,8 @@ struct Entry {
     /// It comes from a consumer or its group and stands in no other place: its `rewrite` runs after
     /// the others'.
     from_consumer: bool,
+    /// Its configuration names a variable that is in the request's body.
+    reads_body: bool,
     priority: i64,
     meta: Option<Arc<Meta>>,
 }
@@ -73,14 +76,27 @@ impl Chain {
     /// A chain of one plugin.
     pub(crate) fn of_one(plugin: Arc<dyn DynPlugin>) -> Self {
         let phases = plugin.phases();
-        Self::of(vec![Entry { plugin, phases, from_consumer: false, priority: 0, meta: None }])
+        Self::of(vec![Entry {
+            plugin,
+            phases,
+            from_consumer: false,
+            reads_body: false,
+            priority: 0,
+            meta: None,
+        }])
     }
 
     /// Entries in the order they run.
     fn of(mut entries: Vec<Entry>) -> Self {
         entries.sort_by_key(|entry| std::cmp::Reverse(entry.priority));
         let phases = entries.iter().fold(Phases::NONE, |all, entry| all.and(entry.phases));
-        Self { phases, entries: entries.into(), disabled: Box::default() }
+        let reads_body = entries.iter().any(|entry| entry.reads_body);
+        Self { phases, reads_body, entries: entries.into(), disabled: Box::default() }
+    }
+
+    /// Does a plugin's configuration name a variable that is in the request's body?
+    pub(crate) fn reads_body(&self) -> bool {
+        self.reads_body
     }
 
     /// Has it a plugin in this phase?
@@ -161,7 +177,15 @@ impl Chain {
                 _ => Some(Arc::new(Meta { filter, error_response })),
             };
             let phases = plugin.phases();
-            entries.push(Entry { plugin, phases, from_consumer: false, priority, meta });
+            let reads_body = names_body(config);
+            entries.push(Entry {
+                plugin,
+                phases,
+                from_consumer: false,
+                reads_body,
+                priority,
+                meta,
+            });
         }
         Ok(Self { disabled: disabled.into(), ..Self::of(entries) })
     }
@@ -251,5 +275,15 @@ impl Chain {
                 plugin.log(exchange);
             }
         }
+    }
+}
+
+/// Is a variable of the request's body (`post_arg_NAME`, `post_arg.PATH`) named anywhere in here?
+fn names_body(config: &Value) -> bool {
+    match config {
+        Value::String(text) => text.contains("post_arg"),
+        Value::Array(items) => items.iter().any(names_body),
+        Value::Object(members) => members.values().any(names_body),
+        _ => false,
     }
 }

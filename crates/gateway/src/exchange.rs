@@ -3,6 +3,7 @@
 use std::any::Any;
 use std::borrow::Cow;
 use std::cell::Cell;
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use crate::body::{Body, BodyError, Room};
 use crate::chain::Chain;
 use crate::consumer::Consumer;
 use crate::core::{Core, Held};
+use crate::expr::{BodyPath, Value};
 use crate::forwarded::OwnForwarded;
 use crate::graphql;
 use crate::http::headers::{Headers, Known};
@@ -83,6 +85,9 @@ pub struct Exchange {
     pub notes: Notes,
     /// Plugins that do not run for this request any more.
     skipped: Vec<&'static str>,
+    /// What nginx calls `$uri` is the path for the upstream, as `proxy-rewrite` wrote it; APISIX's
+    /// own variable `uri` stays that of the client.
+    pub nginx_uri_is_upstreams: bool,
     /// How it matched: its pattern, wildcard rest, parameters.
     pub matched: Matched,
     /// Routes were matched with `%2F` kept (`apisix.match_uri_encoded_slash`).
@@ -109,6 +114,8 @@ pub struct Exchange {
     pub sent: Option<Headers>,
     /// What route conditions see of the body.
     pub preview: Preview,
+    /// What paths into a JSON body led to, for those that conditions and plugins asked for.
+    pub(crate) body_values: std::cell::RefCell<HashMap<BodyPath, Option<Value<'static>>>>,
     /// The body's or the query's GraphQL, once a route condition asked for it; `None`: it
     /// holds none that can be read.
     pub graphql: std::cell::OnceCell<Option<graphql::Operation>>,
@@ -216,7 +223,7 @@ impl Connection {
     }
 }
 
-/// The request body as route conditions see it.
+/// The request body as route conditions, and plugins whose configuration names a `post_arg`, see it.
 ///
 /// Conditions cannot wait for a body. The first that asks for one leaves word here and counts
 /// as false; the body is then read, and the route is looked for once more. So no request
@@ -438,9 +445,20 @@ impl Response {
     /// The gateway's own page for a status, as short as it can be.
     pub fn page(status: StatusCode) -> Self {
         let mut response = Self::new(status);
+        if status.as_u16() == CLOSE_WITHOUT_ANSWER {
+            return response;
+        }
         response.headers.append("Content-Type", b"text/html; charset=utf-8");
         response.body = Body::from_bytes(page::html(status));
         response
+    }
+
+    /// Is the client to get no answer at all? That is what 444 means in nginx where the gateway
+    /// itself answers and says nothing else.
+    pub(crate) fn is_silence(&self, exchange: &Exchange) -> bool {
+        self.status.as_u16() == CLOSE_WITHOUT_ANSWER
+            && self.body.is_empty()
+            && exchange.upstream.status.is_none()
     }
 
     /// A text of a plugin, typed as plain text.
@@ -537,7 +555,9 @@ impl Exchange {
             bytes_received: 0,
             status: 0,
             sent: None,
+            nginx_uri_is_upstreams: false,
             preview: Default::default(),
+            body_values: Default::default(),
             graphql: Default::default(),
             connection_requests,
             completed: false,
@@ -670,6 +690,9 @@ impl Exchange {
         })
     }
 }
+
+/// nginx's status for closing the client's connection in place of an answer.
+const CLOSE_WITHOUT_ANSWER: u16 = 444;
 
 /// How long the rest of a body that was replaced may take to come.
 const DISCARD_TIME: Duration = Duration::from_secs(1);

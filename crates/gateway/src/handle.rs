@@ -101,6 +101,13 @@ async fn answer(exchange: &mut Exchange) -> Result<Response, PluginError> {
     if let Some(response) = refuse_large_body(exchange) {
         return Ok(response);
     }
+    let reads_body = |chain: &Arc<Chain>| chain.reads_body();
+    if (snapshot.global.iter().any(reads_body)
+        || found.as_ref().is_some_and(|route| reads_body(&route.chain)))
+        && let Err(response) = read_ahead_for_plugins(exchange).await
+    {
+        return Ok(response);
+    }
     for chain in chains(exchange, Phases::REWRITE) {
         if let Flow::Respond(response) = chain.rewrite(exchange).await? {
             return Ok(response);
@@ -142,6 +149,11 @@ async fn merge_consumer(exchange: &mut Exchange) -> Result<Option<Response>, Plu
     }
     let merged = exchange.core.merged(&route.chain, group.as_ref(), &consumer.chain);
     exchange.merged = Some(merged.clone());
+    if merged.reads_body()
+        && let Err(response) = read_ahead_for_plugins(exchange).await
+    {
+        return Ok(Some(response));
+    }
     Ok(match merged.rewrite_in_consumer(exchange).await? {
         Flow::Respond(response) => Some(response),
         Flow::Continue => None,
@@ -232,6 +244,16 @@ async fn route(
             Some(limit) => read_ahead(exchange, limit).await?,
             None => return Ok(found),
         }
+    }
+}
+
+/// Reads the body for plugins whose configuration names a variable that is in it, unless route
+/// conditions did. They see nothing of a body that is no form and no JSON, or too long.
+async fn read_ahead_for_plugins(exchange: &mut Exchange) -> Result<(), Response> {
+    exchange.want_body();
+    match exchange.preview.wanted() {
+        Some(limit) => read_ahead(exchange, limit).await,
+        None => Ok(()),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -20,6 +21,8 @@ pub struct Settings {
     pub workers: usize,
     /// The `Server` header.
     pub server: String,
+    /// What this instance is called among others.
+    pub instance_id: Arc<str>,
     /// Limits of a client's request head.
     pub client_head: HeadLimits,
     /// Limits of an upstream's response head.

@@ -9,7 +9,7 @@ use ::http::Method;
 use tracing::warn;
 
 use crate::exchange::{Exchange, Response, Seen, Version};
-use crate::expr::{Builtin, Value, VarName, Vars};
+use crate::expr::{BodyPath, Builtin, Value, VarName, Vars, body_path};
 use crate::forwarded::Forwarded;
 use crate::graphql::{self, GraphqlError};
 use crate::http::headers::{Headers, Known};
@@ -41,9 +41,8 @@ impl Vars for Exchange {
                 self.upstream.status?;
                 header(self.sent.as_ref()?, name)
             }
-            VarName::PostArg(name) | VarName::PostBody(name) => {
-                argument(self.form()?, name.as_bytes())
-            }
+            VarName::PostArg(name) => argument(self.form()?, name.as_bytes()),
+            VarName::PostBody(path) => self.in_body(path),
             VarName::UriParam(name) => {
                 let range = self.matched.param(name)?;
                 Some(bytes(self.uri().get(range)?))
@@ -156,6 +155,16 @@ pub(crate) fn argument<'a>(query: &'a [u8], name: &[u8]) -> Option<Value<'a>> {
     })
 }
 
+/// Every argument of a name, decoded; one without `=` is true.
+fn arguments<'a>(query: &'a [u8], name: &[u8]) -> Vec<Value<'a>> {
+    let named = query.split(|b| *b == b'&').filter(|part| names(part, name));
+    let value = |part: &'a [u8]| match memchr::memchr(b'=', part) {
+        Some(at) => Value::Str(decoded(&part[at + 1..])),
+        None => Value::Bool(true),
+    };
+    named.map(value).take(ARGUMENTS_MAX).collect()
+}
+
 /// Has this part of a query, `key` or `key=value`, the name?
 pub(crate) fn names(part: &[u8], name: &[u8]) -> bool {
     let end = memchr::memchr(b'=', part).unwrap_or(part.len());
@@ -242,6 +251,37 @@ impl Exchange {
         match self.preview.body(self.settings.post_args_max) {
             Seen::Whole(body) => Some(body),
             Seen::NotYet | Seen::TooLarge => None,
+        }
+    }
+
+    /// Asks for the body to be read, if it is of a kind that has variables.
+    pub(crate) fn want_body(&self) {
+        if self.request.headers.known(Known::ContentType).and_then(BodyKind::of).is_some() {
+            let _ = self.preview.body(self.settings.post_args_max);
+        }
+    }
+
+    /// What a path leads to in a body of a kind that can be read.
+    fn in_body(&self, path: &BodyPath) -> Option<Value<'_>> {
+        let media = self.request.headers.known(Known::ContentType)?;
+        let kind = BodyKind::of(media)?;
+        let Seen::Whole(body) = self.preview.body(self.settings.post_args_max) else { return None };
+        match kind {
+            BodyKind::Json => {
+                // Conditions of many routes ask for the same few paths.
+                let known = self.body_values.borrow().get(path).cloned();
+                known.unwrap_or_else(|| {
+                    let value = path.in_json(body);
+                    self.body_values.borrow_mut().insert(path.clone(), value.clone());
+                    value
+                })
+            }
+            BodyKind::Form => path.in_fields(|name| arguments(body, name.as_bytes())),
+            BodyKind::Multipart => path.in_fields(|name| {
+                let all = body_path::parts(media, body);
+                let last = all.into_iter().rfind(|(found, _)| *found == name.as_bytes());
+                last.map(|(_, content)| bytes(content)).into_iter().collect()
+            }),
         }
     }
 
@@ -473,6 +513,33 @@ fn hostname() -> &'static [u8] {
         std::fs::read("/proc/sys/kernel/hostname").unwrap_or_default().trim_ascii().to_vec()
     })
 }
+
+/// The kinds of bodies that `post_arg.PATH` reads.
+#[derive(Clone, Copy)]
+enum BodyKind {
+    Json,
+    Form,
+    Multipart,
+}
+
+impl BodyKind {
+    fn of(media: &[u8]) -> Option<Self> {
+        let media = media.to_ascii_lowercase();
+        let has = |kind: &[u8]| memchr::memmem::find(&media, kind).is_some();
+        if has(b"application/json") {
+            Some(Self::Json)
+        } else if has(FORM) {
+            Some(Self::Form)
+        } else if has(b"multipart/form-data") {
+            Some(Self::Multipart)
+        } else {
+            None
+        }
+    }
+}
+
+/// The most arguments of one name that are looked at.
+const ARGUMENTS_MAX: usize = 100;
 
 /// The media type of HTML forms, whose fields are `post_arg_*`.
 const FORM: &[u8] = b"application/x-www-form-urlencoded";

@@ -167,6 +167,16 @@ fn variables(lua: &Lua, inner: &Rc<Inner>, add: Add<'_>) -> Result<()> {
         found.transpose()
     };
     add("var_get", lua.create_function(get)?)?;
+    let nginx_uri = |lua: &Lua, ()| {
+        here(|step| {
+            let exchange = step.exchange();
+            let target =
+                exchange.upstream.uri.as_deref().filter(|_| exchange.nginx_uri_is_upstreams)?;
+            Some(lua.create_string(target.split('?').next()?))
+        })?
+        .transpose()
+    };
+    add("nginx_uri", lua.create_function(nginx_uri)?)?;
     let set = |_: &Lua, (name, value): (LuaString, Option<LuaString>)| {
         let (name, value) = (name.to_string_lossy(), value.map(|value| value.as_bytes().to_vec()));
         here(|step| {
@@ -320,6 +330,7 @@ fn request(lua: &Lua, inner: &Rc<Inner>, add: Add<'_>) -> Result<()> {
                 }
                 exchange.upstream.uri = Some(target);
                 exchange.uri = Some(path);
+                exchange.nginx_uri_is_upstreams = false;
             }
         })
     };

@@ -15,6 +15,7 @@ mod consumer_restriction;
 mod cors;
 mod csrf;
 mod echo;
+mod example_plugin;
 mod fault_injection;
 mod forward_auth;
 mod gzip;
@@ -62,6 +63,7 @@ pub use consumer_restriction::ConsumerRestriction;
 pub use cors::Cors;
 pub use csrf::Csrf;
 pub use echo::Echo;
+pub use example_plugin::ExamplePlugin;
 pub use fault_injection::FaultInjection;
 pub use forward_auth::ForwardAuth;
 pub use gzip::Gzip;
@@ -109,6 +111,7 @@ pub fn registry() -> Registry {
     registry.add::<Cors>();
     registry.add::<Csrf>();
     registry.add::<Echo>();
+    registry.add::<ExamplePlugin>();
     registry.add::<FaultInjection>();
     registry.add::<ForwardAuth>();
     registry.add::<Gzip>();
@@ -145,6 +148,11 @@ pub fn registry() -> Registry {
         registry.run_filter_funcs(sluicegate_lua::FILTER_FUNCS);
     }
     registry
+}
+
+/// A random UUID (version 4) of these bytes.
+pub fn uuid_v4(raw: [u8; 16]) -> String {
+    request_id::uuid(raw, 4)
 }
 
 /// Takes `plugin_attr.serverless` of config.yaml: what Lua functions may use.

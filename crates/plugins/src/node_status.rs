@@ -3,7 +3,6 @@
 //! Follows the plugin of the same name in Apache APISIX 3.18:
 //! <https://apisix.apache.org/docs/apisix/plugins/node-status/>
 
-use std::sync::OnceLock;
 use std::sync::atomic::Ordering;
 
 use http::StatusCode;
@@ -46,14 +45,7 @@ pub(crate) fn serve(exchange: &Exchange) -> Response {
         "writing": writing.to_string(),
         "waiting": active.saturating_sub(writing).to_string(),
     });
-    // Differs: APISIX keeps its id in a file, or takes it from `apisix.id`; this one is drawn when the
-    // process starts.
-    static ID: OnceLock<String> = OnceLock::new();
-    let id = ID.get_or_init(|| {
-        let mut raw = [0; 16];
-        exchange.core.random(&mut raw);
-        crate::request_id::uuid(raw, 4)
-    });
+    let id = &*exchange.settings.instance_id;
     let mut response = Response::message(StatusCode::OK, &Value::Null);
     let body = json!({"status": status, "id": id}).to_string();
     response.body = sluicegate_gateway::body::Body::from_bytes(body);

@@ -221,6 +221,7 @@ impl ProxyRewrite {
             true => uri::escape_query(&path).into_owned(),
             false => uri::escape_like_nginx(&path).into_owned(),
         };
+        exchange.nginx_uri_is_upstreams = !self.real_request_uri;
         let own = match self.real_request_uri {
             true => exchange.request.query(),
             false => exchange.query().filter(|query| !query.is_empty()),

@@ -84,6 +84,7 @@ impl Running {
         }
         raise_file_limit(config.nginx_config.worker_rlimit_nofile);
         let settings = settings::gateway(&config, place);
+        settings::keep_instance_id(&settings.instance_id, &config, place);
         if let Some(log) = &settings.access_log {
             make_folder(&log.path)?;
         }

@@ -1,6 +1,7 @@
 //! config.yaml in the terms of the rooms that act on it.
 
 use std::path::Path;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -46,6 +47,7 @@ pub(crate) fn gateway(config: &Config, place: &Place) -> Settings {
         http2: apisix.enable_http2,
         workers: workers(config),
         server: server(config),
+        instance_id: instance_id(config, place),
         client_head: HeadLimits {
             bytes: usize::try_from(config.limits.header_bytes).unwrap_or(64 << 10),
             fields: config.limits.header_count,
@@ -143,6 +145,49 @@ fn server(config: &Config) -> String {
         false => "Sluicegate".to_owned(),
     }
 }
+
+/// What this instance is called: `apisix.id`, what `conf/apisix.uid` says, or an id that is drawn
+/// once.
+///
+/// Differs: in APISIX the file, which it writes itself, comes before what an administrator wrote.
+fn instance_id(config: &Config, place: &Place) -> Arc<str> {
+    static OTHERWISE: OnceLock<Arc<str>> = OnceLock::new();
+    if let Some(id) = &config.apisix.id {
+        return id.as_str().into();
+    }
+    let kept = || {
+        let mut text = String::new();
+        let file = std::fs::File::open(uid_file(place)).ok()?;
+        std::io::Read::read_to_string(&mut std::io::Read::take(file, UID_BYTES_MAX), &mut text)
+            .ok()?;
+        let id = text.trim();
+        (!id.is_empty()).then(|| id.into())
+    };
+    let drawn = || {
+        let mut raw = [0; 16];
+        crate::boot::random(&mut raw);
+        sluicegate_plugins::uuid_v4(raw).into()
+    };
+    OTHERWISE.get_or_init(|| kept().unwrap_or_else(drawn)).clone()
+}
+
+/// Keeps an id that was drawn for the next start, where the folder can be written to.
+pub(crate) fn keep_instance_id(id: &str, config: &Config, place: &Place) {
+    let file = uid_file(place);
+    if config.apisix.id.is_none()
+        && !file.exists()
+        && let Err(error) = std::fs::write(&file, id)
+    {
+        tracing::info!(file = %file.display(), %error, "This instance will have another id after a restart: its own could not be kept.");
+    }
+}
+
+fn uid_file(place: &Place) -> std::path::PathBuf {
+    place.prefix().join("conf/apisix.uid")
+}
+
+/// The most bytes of `conf/apisix.uid` that are read.
+const UID_BYTES_MAX: u64 = 1024;
 
 /// The Admin API's part.
 pub(crate) fn admin(config: &Config) -> admin::Settings {

@@ -293,6 +293,7 @@ fn settings() -> Settings {
         http2: true,
         workers: 1,
         server: "Sluicegate".to_owned(),
+        instance_id: "instance".into(),
         client_head: limits,
         upstream_head: limits,
         client_header_timeout: patience,

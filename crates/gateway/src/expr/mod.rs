@@ -5,6 +5,7 @@
 //! read both sides as numbers, `in` and `has` never convert. Everything that can be thought of
 //! beforehand (names, numbers, regexes, address sets) is compiled once.
 
+pub(crate) mod body_path;
 mod ip;
 mod template;
 mod vars;
@@ -15,6 +16,7 @@ use fancy_regex::{BytesMode, Regex, RegexBuilder};
 use serde_json::Value as Json;
 
 pub use self::{
+    body_path::BodyPath,
     ip::IpSet,
     template::Template,
     vars::{Builtin, Value, VarName, Vars},
@@ -228,6 +230,11 @@ fn compile_test(items: &[Json]) -> Result<Rule, String> {
         _ => return Err(INVALID.to_owned()),
     };
     let name = VarName::parse(name.as_str().ok_or(INVALID)?);
+    if let VarName::PostBody(path) = &name
+        && !path.is_valid()
+    {
+        return Err(format!("{INVALID}: '{}' is no path into a body", path.text()));
+    }
 
     // The short form `[name, value]`; the value has been lower-cased above, as in APISIX.
     if right.is_none() && !OPERATORS.contains(&operator.as_str()) {

@@ -5,6 +5,8 @@
 
 use std::{borrow::Cow, fmt};
 
+use super::BodyPath;
+
 /// Something that knows variables by name: a request, or a table in a test.
 pub trait Vars {
     /// The value of a variable, `None` when it has none.
@@ -37,8 +39,8 @@ pub enum VarName {
     UpstreamHttp(Box<str>),
     /// `post_arg_NAME`: the first argument of that name in a form body.
     PostArg(Box<str>),
-    /// `post_arg.PATH`: in APISIX a path into a form or JSON body; for now a form's argument.
-    PostBody(Box<str>),
+    /// `post_arg.PATH`: a value out of a JSON body or a form.
+    PostBody(BodyPath),
     /// `uri_param_NAME`: a parameter of the matched route's `uri`.
     UriParam(Box<str>),
     /// `graphql_NAME`: `name`, `operation` or `root_fields` of a GraphQL query.
@@ -78,7 +80,7 @@ impl fmt::Display for VarName {
             Self::Arg(name) => ("arg_", name),
             Self::Cookie(name) => ("cookie_", name),
             Self::PostArg(name) => ("post_arg_", name),
-            Self::PostBody(name) => ("post_arg.", name),
+            Self::PostBody(path) => return write!(f, "post_arg.{}", path.text()),
             Self::UriParam(name) => ("uri_param_", name),
             Self::Graphql(name) => ("graphql_", name),
             Self::Http(name) => return write!(f, "http_{}", name.replace('-', "_")),
@@ -99,7 +101,7 @@ const FAMILIES: [(&str, Family); 6] = [
     ("cookie_", VarName::Cookie),
     ("arg_", VarName::Arg),
     ("post_arg_", VarName::PostArg),
-    ("post_arg.", VarName::PostBody),
+    ("post_arg.", |path| VarName::PostBody(BodyPath::parse(&path))),
     ("uri_param_", VarName::UriParam),
     ("graphql_", VarName::Graphql),
 ];
@@ -349,7 +351,7 @@ mod tests {
             ("sent_http_content_type", VarName::SentHttp("content-type".into())),
             ("upstream_http_x_a", VarName::UpstreamHttp("x-a".into())),
             ("post_arg_name", VarName::PostArg("name".into())),
-            ("post_arg.a.b[*].c", VarName::PostBody("a.b[*].c".into())),
+            ("post_arg.a.b[*].c", VarName::PostBody(BodyPath::parse("a.b[*].c"))),
             ("uri_param_id", VarName::UriParam("id".into())),
             ("graphql_root_fields", VarName::Graphql("root_fields".into())),
             ("request_method", VarName::Builtin(Builtin::RequestMethod)),

@@ -259,6 +259,10 @@ async fn serve_one(
         super::log(&mut exchange);
         return After::Gone;
     };
+    if response.is_silence(&exchange) {
+        super::log(&mut exchange);
+        return After::Gone;
+    }
     super::complete_head(&exchange, &mut response);
     let tunnelled = response.tunnel.take();
     let after = respond(core, io, &mut exchange, &head, response, tunnelled.is_some()).await;

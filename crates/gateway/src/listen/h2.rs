@@ -151,6 +151,10 @@ async fn serve_stream(
         exchange.status = 499;
         return super::log(&mut exchange);
     };
+    if response.is_silence(&exchange) {
+        respond.send_reset(h2::Reason::CANCEL);
+        return super::log(&mut exchange);
+    }
     super::complete_head(&exchange, &mut response);
     send(&mut exchange, &mut respond, response).await;
     super::log(&mut exchange);

@@ -441,7 +441,10 @@ local function var_get(name)
     return N.var_get(name)
 end
 
-ngx.var = fixed("ngx.var", function(_, name) return var_get(name) end, function(_, name, value)
+ngx.var = fixed("ngx.var", function(_, name)
+    -- nginx's own follows what proxy-rewrite did; ctx.var keeps the client's.
+    return name == "uri" and N.nginx_uri() or var_get(name)
+end, function(_, name, value)
     if value ~= nil then value = tostring(value) end
     local why = N.var_set(tostring(name), value)
     if why then error(why, 2) end

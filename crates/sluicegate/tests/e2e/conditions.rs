@@ -94,4 +94,89 @@ fn a_form_field_chooses_the_route_beside_graphql() {
     assert_eq!(chosen.last().body.len(), LIMIT + "padding=&name=pay%20now".len());
 }
 
+#[test]
+fn a_value_in_a_json_or_multipart_body_chooses_the_route() {
+    let (gateway, chosen, _other) = gateway(json!([
+        "OR",
+        ["post_arg.user.name", "==", "ann"],
+        ["post_arg.kind", "==", "pay"],
+        ["post_arg.messages[*].content[*].type", "has", "image_url"]
+    ]));
+    let mixed = "--b\r\nContent-Disposition: form-data; name=\"kind\"\r\n\r\npay\r\n--b--\r\n";
+    for (media, body, expected) in [
+        ("application/json", r#"{"user": {"name": "ann"}}"#, "chosen"),
+        ("application/json", r#"{"user": {"name": "bob"}, "user": {"name": "ann"}}"#, "chosen"),
+        ("application/json", r#"{"user": {"name": "bob"}}"#, "other"),
+        ("application/json", r#"{"user": "ann"}"#, "other"),
+        ("application/json", r#"{"user": {"name": "ann"}"#, "other"),
+        ("text/plain", r#"{"user": {"name": "ann"}}"#, "other"),
+        (
+            "application/json",
+            r#"{"messages": [{"content": [{"type": "text"}, {"type": "image_url"}]}]}"#,
+            "chosen",
+        ),
+        ("application/json", r#"{"messages": [{"content": [{"type": "text"}]}]}"#, "other"),
+        ("multipart/form-data; boundary=b", mixed, "chosen"),
+        ("multipart/form-data; boundary=c", mixed, "other"),
+    ] {
+        let answer = request(gateway.http, "POST", "/api", &[("Content-Type", media)], body);
+        assert_eq!((answer.status, answer.text().as_str()), (200, expected), "{body}");
+        if expected == "chosen" {
+            assert_eq!(chosen.last().body, body.as_bytes());
+        }
+    }
+    let wrong = json!({"uri": "/x", "plugins": {}, "vars": [["post_arg.a[.b", "==", "c"]]});
+    let (status, said) = gateway.put("/routes/3", &wrong);
+    assert_eq!(status, 400, "{said}");
+    let said = said["error_msg"].as_str().unwrap_or_default();
+    assert!(
+        said.contains("failed to validate the 'vars' expression: invalid expression"),
+        "{said}"
+    );
+}
+
+#[test]
+fn plugins_see_values_in_the_body_that_their_configuration_names() {
+    let origin = Origin::text("ok");
+    let gateway = GatewayProcess::start(BINARY);
+    gateway.set(
+        "/routes/1",
+        &json!({
+            "uri": "/api",
+            "plugins": {
+                "proxy-rewrite": {"headers": {"set": {"X-Model": "$post_arg.model", "X-Name": "$post_arg_name"}}},
+                "fault-injection": {
+                    "abort": {"http_status": 444, "vars": [[["post_arg.model", "==", "gone"]]]},
+                },
+            },
+            "upstream": {"type": "roundrobin", "nodes": {origin.addr.to_string(): 1}},
+        }),
+    );
+    for (media, body, model, name) in [
+        ("application/json", r#"{"model": "m1", "name": "no"}"#, Some("m1"), None),
+        ("application/x-www-form-urlencoded", "model=m2&name=a+b", Some("m2"), Some("a b")),
+        ("text/plain", r#"{"model": "m1"}"#, None, None),
+    ] {
+        let answer = request(gateway.http, "POST", "/api", &[("Content-Type", media)], body);
+        assert_eq!(answer.status, 200, "{body}");
+        let sent = origin.last();
+        assert_eq!(sent.body, body.as_bytes());
+        let seen =
+            |name: &str| sent.header(name).filter(|value| !value.is_empty()).map(str::to_owned);
+        assert_eq!(
+            (seen("x-model").as_deref(), seen("x-name").as_deref()),
+            (model, name),
+            "{body}"
+        );
+    }
+    // nginx's 444: no answer at all, and the connection is closed.
+    let mut client = Client::connect(gateway.http);
+    let body = r#"{"model":"gone"}"#;
+    client.send(format!(
+        "POST /api HTTP/1.1\r\nHost: gate.test\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    ));
+    assert_eq!(client.rest(), b"");
+}
+
 const LIMIT: usize = 1000;

@@ -235,6 +235,11 @@ fn apis_of_plugins_are_served_where_a_route_lets_them() {
     });
     // Neither is enabled by default, as in APISIX.
     let plugins = json!(["public-api", "batch-requests", "node-status", "fault-injection", "gzip"]);
+    let named =
+        GatewayProcess::with(BINARY, json!({"plugins": plugins, "apisix": {"id": "gate-1"}}));
+    let shown = json!({"uri": "/status", "plugins": {"public-api": {"uri": "/apisix/status"}}});
+    named.set("/routes/1", &shown);
+    assert_eq!(client::get(named.http, "/status").json()["id"], "gate-1");
     let gateway = GatewayProcess::with(BINARY, json!({"plugins": plugins}));
     gateway.set_proxy("p", "/p*", origin.addr);
     gateway.set(
@@ -256,6 +261,11 @@ fn apis_of_plugins_are_served_where_a_route_lets_them() {
         "{status}"
     );
     assert_eq!(status["id"].as_str().map(str::len), Some(36));
+    assert_eq!(
+        status["id"],
+        gateway.read("conf/apisix.uid").trim(),
+        "it is kept for the next start"
+    );
 
     let batch = |body: Value| {
         client::request(

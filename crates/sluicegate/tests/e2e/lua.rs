@@ -48,6 +48,24 @@ fn a_function_stands_in_front_of_an_upstream_and_of_a_lambda_function() {
 }
 
 #[test]
+fn behind_proxy_rewrite_nginx_has_the_new_path_and_apisix_the_clients() {
+    let gateway = GatewayProcess::start(BINARY);
+    let say = "return function(conf, ctx) ngx.say(ngx.var.uri, ' ', ctx.var.uri) ngx.exit(200) end";
+    for (rewrite, said) in [
+        (json!({"uri": "/n w?x=1"}), "/n%20w /old\n"),
+        (json!({"regex_uri": ["^/o(.*)", "/$1"]}), "/ld /old\n"),
+        (json!({"headers": {"set": {"a": "b"}}}), "/old /old\n"),
+    ] {
+        let plugins = json!({
+            "proxy-rewrite": rewrite,
+            "serverless-post-function": {"phase": "access", "functions": [say]},
+        });
+        gateway.set("/routes/1", &json!({"uri": "/old", "plugins": plugins}));
+        assert_eq!(get(gateway.http, "/old?b=1").text(), said, "{plugins}");
+    }
+}
+
+#[test]
 fn functions_log_with_source_line_and_failures_answer_500() {
     let gateway = GatewayProcess::start(BINARY);
     let origin = Origin::text("x");
