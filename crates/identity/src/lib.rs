@@ -28,17 +28,19 @@
 //! ```
 
 mod clock;
+mod hash;
 mod identities;
 mod identity;
+mod kept;
 mod schedule;
 mod signer;
 mod system;
 
 pub use clock::{Clock, SystemClock};
-pub use identities::{ASKED_AT_ONCE_MAX, Identities, IdentitySpec, IdentityStatus};
-pub use identity::{
-    ASK_TIME_MAX, Current, EXPIRY_MARGIN_SECS, FIRST_WAIT_MAX, Identity, REJECTED_INTERVAL_SECS,
-    Unavailable,
+pub use identities::{Identities, IdentitySpec, IdentityStatus};
+pub use identity::{Current, Identity, Unavailable};
+pub use kept::{
+    ASK_TIME_MAX, ASKED_AT_ONCE_MAX, EXPIRY_MARGIN_SECS, FIRST_WAIT_MAX, REJECTED_INTERVAL_SECS,
 };
 pub use schedule::{BACKOFF_MAX, BACKOFF_MIN, LEAD_MAX};
 pub use signer::{IdentitySigner, VersionedSigner};
