@@ -7,6 +7,7 @@
 
 pub mod certs;
 pub mod client;
+pub mod clouds;
 pub mod etcd;
 pub mod gateway;
 pub mod judge;
@@ -16,6 +17,7 @@ pub mod redis;
 pub mod wait;
 
 pub use client::{Client, Response};
+pub use clouds::Clouds;
 pub use gateway::GatewayProcess;
 pub use judge::Judge;
 pub use origin::{Answer, Origin, Received};
