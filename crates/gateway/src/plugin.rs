@@ -7,7 +7,7 @@ use std::any::{Any, TypeId};
 use std::collections::HashMap;
 use std::future::{Future, ready};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use ::http::StatusCode;
 use bytes::Bytes;
@@ -151,7 +151,8 @@ pub trait Plugin: Sized + Send + Sync + 'static {
 pub struct CompileCtx<'a> {
     /// The plugin's metadata, when there is any.
     pub metadata: Option<&'a Value>,
-    /// `plugin_attr` of config.yaml for this plugin.
+    /// `plugin_attr` of config.yaml for this plugin. In a trial it is `null` where config.yaml says
+    /// nothing of it, and `None` where there is no config.yaml.
     pub attr: Option<&'a Value>,
     /// Names the resource the configuration belongs to, for warnings.
     pub owner: &'a str,
@@ -313,6 +314,8 @@ pub struct Registry {
     /// Also those that are not enabled.
     known: Vec<&'static str>,
     filter_funcs: Option<FilterFuncs>,
+    /// `plugin_attr` of config.yaml, for trials.
+    attrs: Arc<OnceLock<Value>>,
 }
 
 impl Registry {
@@ -335,13 +338,14 @@ impl Registry {
             Ok(Arc::new(plugin) as Arc<dyn DynPlugin>)
         });
         let trial = compile.clone();
+        let attrs = self.attrs.clone();
         let check = move |config: &Value| {
             if first_reference(config).is_some() {
                 // What a reference stands for is not known yet: only the schema can be checked.
                 return trial_schema.check(config);
             }
-            let ctx =
-                CompileCtx { metadata: None, attr: None, owner: "", deps: None, upstreams: None };
+            let attr = attrs.get().map(|attrs| attrs.get(P::NAME).unwrap_or(&Value::Null));
+            let ctx = CompileCtx { metadata: None, attr, owner: "", deps: None, upstreams: None };
             trial(config, &ctx).map(drop)
         };
         let consumer_schema = P::consumer_schema();
@@ -398,7 +402,13 @@ impl Registry {
             plugins: plugins.collect(),
             known: self.known.clone(),
             filter_funcs: self.filter_funcs,
+            attrs: self.attrs.clone(),
         }
+    }
+
+    /// Has configurations tried with these `plugin_attr` of config.yaml. Only the first are taken.
+    pub fn try_with(&self, attrs: Value) {
+        let _ = self.attrs.set(attrs);
     }
 
     /// Has routes' `filter_func`s run by `funcs`. Without it, a route that has one answers 503.

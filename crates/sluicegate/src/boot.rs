@@ -416,6 +416,7 @@ pub(crate) fn load(path: &Path) -> anyhow::Result<(Config, Vec<Warning>)> {
 
 pub(crate) fn enabled(config: &Config, declared: &DeclaredPlugins) -> Registry {
     let registry = sluicegate_plugins::registry();
+    registry.try_with(plugin_attrs(config, &registry));
     if let Some(names) = declared.names() {
         return registry.only(&names);
     }
@@ -425,17 +426,22 @@ pub(crate) fn enabled(config: &Config, declared: &DeclaredPlugins) -> Registry {
     registry.only(&enabled)
 }
 
+/// What config.yaml says of these plugins.
+fn plugin_attrs(config: &Config, registry: &Registry) -> Value {
+    let attrs = registry.iter().filter_map(|p| {
+        Some((p.info.name.to_owned(), config.plugin_attr.get(p.info.name)?.clone()))
+    });
+    Value::Object(attrs.collect())
+}
+
 fn deps(config: &Config, registry: Registry, upstream: &UpstreamDeps) -> Deps {
     let lua = config.plugin_attr.get("serverless").unwrap_or(&Value::Null);
     if let Err(why) = sluicegate_plugins::configure_lua(lua) {
         warn!("Lua functions keep the limits they have: {why}.");
     }
-    let attrs = registry.iter().filter_map(|p| {
-        Some((p.info.name.to_owned(), config.plugin_attr.get(p.info.name)?.clone()))
-    });
     Deps {
         unknown_plugins: settings::unknown_plugins(config),
-        plugin_attr: Value::Object(attrs.collect()),
+        plugin_attr: plugin_attrs(config, &registry),
         registry,
         upstream: upstream.clone(),
         router: settings::router(config),
