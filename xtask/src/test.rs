@@ -135,6 +135,9 @@ fn tests(options: &Options) -> Command {
 fn with_tools(mut command: Command) -> Command {
     // Named even when the tools step was left out: an earlier run may have made it. What cannot be
     // run is what a test skips for.
+    if std::env::var_os(tools::NODE_VARIABLE).is_none() {
+        command.env(tools::NODE_VARIABLE, tools::node_modules());
+    }
     if std::env::var_os(tools::PYTHON_VARIABLE).is_none() {
         command.env(tools::PYTHON_VARIABLE, tools::python());
     }

@@ -1,9 +1,10 @@
 //! What only tests need from the system: Python with botocore (judges signatures), boto3 (judges
-//! where credentials come from) and schemathesis (fuzzes the Admin API), etcd, the command-line
-//! clients that end-to-end tests use, and valgrind, which counts instructions.
+//! where credentials come from), schemathesis (fuzzes the Admin API) and Google's Functions Framework,
+//! which Node.js has too, etcd, the command-line clients that end-to-end tests use, and valgrind,
+//! which counts instructions.
 //!
-//! On Debian, as root, missing packages are installed; anywhere else they are named. Python's own
-//! packages go into a virtual environment in the target folder, never into the system.
+//! On Debian, as root, missing packages are installed; anywhere else they are named. What PyPI and
+//! npm bring goes into the target folder, never into the system.
 
 use std::path::{Path, PathBuf};
 
@@ -13,6 +14,14 @@ use crate::command::{in_ci, on_path, output, program, target};
 
 /// Names, for the tests, the Python that has them.
 pub(crate) const PYTHON_VARIABLE: &str = "SLUICEGATE_PYTHON";
+
+/// Names, for the tests, the folder of the packages that npm brought.
+pub(crate) const NODE_VARIABLE: &str = "SLUICEGATE_NODE_MODULES";
+
+/// That folder, whether or not it exists yet.
+pub(crate) fn node_modules() -> PathBuf {
+    target().join("node/node_modules")
+}
 
 /// The Python of the tests' virtual environment, whether or not it exists yet.
 pub(crate) fn python() -> PathBuf {
@@ -51,6 +60,9 @@ pub(crate) fn set_up() -> Result<()> {
         }
         None => problems.push(format!("no {}: no Python to run them", module_names())),
     }
+    if let Err(error) = node_package() {
+        problems.push(format!("no {NODE_PACKAGE}: {error:#}"));
+    }
     if problems.is_empty() {
         return Ok(());
     }
@@ -84,6 +96,37 @@ fn virtual_environment(system_python: &Path) -> Result<()> {
     )?;
     if !has_all() {
         bail!("pip installed {}, but {} has not", module_names(), python().display());
+    }
+    Ok(())
+}
+
+/// Has npm bring what the tests run on Node.js, unless it is there.
+fn node_package() -> Result<()> {
+    let manifest = node_modules().join(NODE_PACKAGE).join("package.json");
+    let has = || {
+        let manifest = std::fs::read_to_string(&manifest).unwrap_or_default();
+        manifest.contains(&format!("\"version\": \"{NODE_PACKAGE_VERSION}\""))
+    };
+    if has() {
+        return Ok(());
+    }
+    println!("Having npm bring {NODE_PACKAGE}.");
+    // No package's own scripts are run.
+    output(
+        program("npm")
+            .args([
+                "install",
+                "--ignore-scripts",
+                "--no-audit",
+                "--no-fund",
+                "--silent",
+                "--prefix",
+            ])
+            .arg(target().join("node"))
+            .arg(format!("{NODE_PACKAGE}@{NODE_PACKAGE_VERSION}")),
+    )?;
+    if !has() {
+        bail!("npm brought {NODE_PACKAGE}, but {} is not it", manifest.display());
     }
     Ok(())
 }
@@ -144,7 +187,7 @@ struct Piece {
 }
 
 // Pieces of one package stand next to each other.
-const PIECES: [Piece; 7] = [
+const PIECES: [Piece; 9] = [
     Piece {
         name: "Python 3 with its venv module",
         package: "python3-venv",
@@ -155,13 +198,23 @@ const PIECES: [Piece; 7] = [
     Piece { name: "curl with HTTP/2", package: "curl", is_there: curl_speaks_http2 },
     Piece { name: "openssl", package: "openssl", is_there: || on_path("openssl").is_some() },
     Piece { name: "etcd", package: "etcd-server", is_there: || on_path("etcd").is_some() },
+    Piece { name: "Node.js", package: "nodejs", is_there: || on_path("node").is_some() },
+    Piece { name: "npm", package: "npm", is_there: || on_path("npm").is_some() },
     Piece { name: "valgrind", package: "valgrind", is_there: || on_path("valgrind").is_some() },
 ];
 
-/// Python's packages, in the versions that the tests were checked with: the judge of signatures, and
-/// the fuzzer of the Admin API.
-const MODULES: [(&str, &str); 3] =
-    [("boto3", "1.44.5"), ("botocore", "1.44.5"), ("schemathesis", "4.32.5")];
+/// Python's packages, in the versions that the tests were checked with: the judge of signatures, the
+/// fuzzer of the Admin API, and what runs functions.
+const MODULES: [(&str, &str); 4] = [
+    ("boto3", "1.44.5"),
+    ("botocore", "1.44.5"),
+    ("functions-framework", "3.10.2"),
+    ("schemathesis", "4.32.5"),
+];
+
+/// What runs functions on Node.js, in the version that the tests were checked with.
+const NODE_PACKAGE: &str = "@google-cloud/functions-framework";
+const NODE_PACKAGE_VERSION: &str = "5.0.5";
 
 #[cfg(test)]
 mod tests {
@@ -172,7 +225,16 @@ mod tests {
         let pieces: Vec<&Piece> = PIECES.iter().collect();
         assert_eq!(
             packages(&pieces),
-            ["python3-venv", "nghttp2-client", "curl", "openssl", "etcd-server", "valgrind"]
+            [
+                "python3-venv",
+                "nghttp2-client",
+                "curl",
+                "openssl",
+                "etcd-server",
+                "nodejs",
+                "npm",
+                "valgrind"
+            ]
         );
     }
 }

@@ -208,6 +208,11 @@ impl FunctionInvoker {
         self.endpoint.authority()
     }
 
+    /// Scheme and host of the function, without a path.
+    pub fn origin(&self) -> String {
+        format!("{}://{}", self.endpoint.scheme(), self.endpoint.authority())
+    }
+
     /// Makes the call out of the client's request: reads its body whole, forwards method,
     /// headers, query and, behind a route that ends in `*`, the rest of the path.
     ///

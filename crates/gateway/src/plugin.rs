@@ -151,7 +151,8 @@ pub trait Plugin: Sized + Send + Sync + 'static {
 pub struct CompileCtx<'a> {
     /// The plugin's metadata, when there is any.
     pub metadata: Option<&'a Value>,
-    /// `plugin_attr` of config.yaml for this plugin.
+    /// `plugin_attr` of config.yaml for this plugin. In a trial it is `null` where config.yaml says
+    /// nothing of it, and `None` where there is no config.yaml.
     pub attr: Option<&'a Value>,
     /// Names the resource the configuration belongs to, for warnings.
     pub owner: &'a str,
@@ -343,7 +344,7 @@ impl Registry {
                 // What a reference stands for is not known yet: only the schema can be checked.
                 return trial_schema.check(config);
             }
-            let attr = attrs.get().and_then(|attrs| attrs.get(P::NAME));
+            let attr = attrs.get().map(|attrs| attrs.get(P::NAME).unwrap_or(&Value::Null));
             let ctx = CompileCtx { metadata: None, attr, owner: "", deps: None, upstreams: None };
             trial(config, &ctx).map(drop)
         };

@@ -1,18 +1,16 @@
 //! All identities of the gateway: one for each that is configured.
 
-use std::collections::HashMap;
 use std::fmt;
-use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::Arc;
 
-use ring::digest::{Context, SHA256};
 use sluicegate_aws::credentials::{Outside, Provider, Role, RoleError, Sources};
 use sluicegate_aws::sigv4::Credentials;
 use tokio::runtime::Handle;
-use tokio::sync::Semaphore;
 
 use crate::Clock;
+use crate::hash::Hash;
 use crate::identity::{Ask, Identity};
+use crate::kept::{Common, Key, Known};
 
 /// Who a route wants its calls signed for.
 #[derive(Debug, Clone)]
@@ -32,19 +30,8 @@ pub struct Identities {
 pub(crate) struct Shared {
     pub(crate) outside: Arc<dyn Outside>,
     pub(crate) sources: Arc<Sources>,
-    pub(crate) clock: Arc<dyn Clock>,
-    pub(crate) runtime: Handle,
-    pub(crate) at_once: Semaphore,
-    /// The next version; no two credentials share one.
-    pub(crate) versions: AtomicU64,
-    known: Mutex<Known>,
-}
-
-#[derive(Default)]
-struct Known {
-    identities: HashMap<[u8; 32], Weak<Identity>>,
-    /// Those dropped are cleared away when there are so many.
-    clear_at: usize,
+    pub(crate) common: Common,
+    known: Known<Identity>,
 }
 
 impl Identities {
@@ -55,15 +42,8 @@ impl Identities {
         clock: Arc<dyn Clock>,
         runtime: Handle,
     ) -> Self {
-        let shared = Shared {
-            outside,
-            sources,
-            clock,
-            runtime,
-            at_once: Semaphore::new(ASKED_AT_ONCE_MAX),
-            versions: AtomicU64::new(1),
-            known: Mutex::default(),
-        };
+        let common = Common::new(clock, runtime);
+        let shared = Shared { outside, sources, common, known: Known::default() };
         Self { shared: Arc::new(shared) }
     }
 
@@ -77,39 +57,22 @@ impl Identities {
         if let Some(role) = &role {
             role.check_over(provider.kind())?;
         }
-        let base = self.known(key(&provider, None), || {
+        let base = self.shared.known.get(key(&provider, None), || {
             Identity::new(provider.to_string(), Ask::Provider(provider.clone()), self.shared())
         });
         let Some(role) = role else { return Ok(base) };
         let name = format!("{} over {provider}", role.arn);
-        Ok(self.known(key(&provider, Some(&role)), || {
+        Ok(self.shared.known.get(key(&provider, Some(&role)), || {
             Identity::new(name, Ask::Role { base, role: role.clone() }, self.shared())
         }))
     }
 
     /// How each identity in use stands, for metrics and the control API.
     pub fn statuses(&self) -> Vec<IdentityStatus> {
-        let known: Vec<_> = {
-            let known = self.shared.known.lock().unwrap_or_else(PoisonError::into_inner);
-            known.identities.values().filter_map(Weak::upgrade).collect()
-        };
+        let known = self.shared.known.all();
         let mut statuses: Vec<_> = known.iter().map(|identity| identity.status()).collect();
         statuses.sort_by(|a, b| a.name.cmp(&b.name));
         statuses
-    }
-
-    fn known(&self, key: [u8; 32], make: impl FnOnce() -> Identity) -> Arc<Identity> {
-        let mut known = self.shared.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(identity) = known.identities.get(&key).and_then(Weak::upgrade) {
-            return identity;
-        }
-        if known.identities.len() >= known.clear_at {
-            known.identities.retain(|_, identity| identity.strong_count() > 0);
-            known.clear_at = 2 * known.identities.len() + CLEAR_MIN;
-        }
-        let identity = Arc::new(make());
-        known.identities.insert(key, Arc::downgrade(&identity));
-        identity
     }
 
     fn shared(&self) -> Arc<Shared> {
@@ -145,8 +108,8 @@ pub struct IdentityStatus {
 /// What tells identities apart: a hash of every input, so that no key lies about in a map.
 ///
 /// The patterns name every field: one that is added does not compile until it counts here.
-fn key(provider: &Provider, role: Option<&Role>) -> [u8; 32] {
-    let mut hash = Hash(Context::new(&SHA256));
+fn key(provider: &Provider, role: Option<&Role>) -> Key {
+    let mut hash = Hash::new();
     hash.text(provider.kind().name());
     if let Provider::Static(Credentials { access_key, secret_key, session_token }) = provider {
         hash.text(access_key);
@@ -180,33 +143,8 @@ fn key(provider: &Provider, role: Option<&Role>) -> [u8; 32] {
         hash.optional(region.as_deref());
         hash.optional(endpoint.as_deref());
     }
-    hash.0.finish().as_ref().try_into().expect("SHA-256 has 32 bytes")
+    hash.finish()
 }
-
-struct Hash(Context);
-
-impl Hash {
-    fn count(&mut self, count: usize) {
-        self.0.update(&count.to_le_bytes());
-    }
-
-    /// With its length, so that no two lists of texts look alike.
-    fn text(&mut self, text: &str) {
-        self.count(text.len());
-        self.0.update(text.as_bytes());
-    }
-
-    fn optional(&mut self, text: Option<&str>) {
-        self.count(usize::from(text.is_some()));
-        self.text(text.unwrap_or_default());
-    }
-}
-
-/// How many sources are asked at the same time.
-pub const ASKED_AT_ONCE_MAX: usize = 16;
-
-/// Fewer dropped identities than this are not worth clearing away.
-const CLEAR_MIN: usize = 64;
 
 #[cfg(test)]
 mod tests {

@@ -1,4 +1,4 @@
-//! AWS identities: credentials that are there when a request needs them.
+//! Identities: credentials that are there when a request needs them.
 //!
 //! - [`Identities`] hands out one [`Identity`] per distinct [`IdentitySpec`], however many routes
 //!   share it, and forgets it with its last user.
@@ -8,6 +8,8 @@
 //!   the caller answers 503: nothing is ever sent unsigned.
 //! - [`IdentitySigner`] is an identity with a region and a service: it compiles a signer once per
 //!   version of the credentials, so that derived keys stay cached.
+//! - [`Tokens`] and [`TokenIdentity`] are the same for bearer tokens: ID tokens of Google, access
+//!   tokens of Microsoft Entra.
 //! - [`System`] is the outside world of `sluicegate_aws::credentials` for a running gateway.
 //!
 //! What a plugin does:
@@ -28,18 +30,25 @@
 //! ```
 
 mod clock;
+mod hash;
 mod identities;
 mod identity;
+mod kept;
 mod schedule;
 mod signer;
 mod system;
+mod token;
 
 pub use clock::{Clock, SystemClock};
-pub use identities::{ASKED_AT_ONCE_MAX, Identities, IdentitySpec, IdentityStatus};
-pub use identity::{
-    ASK_TIME_MAX, Current, EXPIRY_MARGIN_SECS, FIRST_WAIT_MAX, Identity, REJECTED_INTERVAL_SECS,
-    Unavailable,
+pub use identities::{Identities, IdentitySpec, IdentityStatus};
+pub use identity::{Current, Identity, Unavailable};
+pub use kept::{
+    ASK_TIME_MAX, ASKED_AT_ONCE_MAX, EXPIRY_MARGIN_SECS, FIRST_WAIT_MAX, REJECTED_INTERVAL_SECS,
 };
 pub use schedule::{BACKOFF_MAX, BACKOFF_MIN, LEAD_MAX};
 pub use signer::{IdentitySigner, VersionedSigner};
 pub use system::System;
+pub use token::{
+    EntraAccount, EntraSource, GoogleAccount, GoogleSource, ManagedEndpoint, NoToken,
+    ServiceAccountKey, TOKEN_BYTES_MAX, Token, TokenIdentity, TokenSource, Tokens,
+};

@@ -7,15 +7,11 @@
 use std::fmt;
 
 use base64::Engine as _;
-use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
 use http::{Request, StatusCode};
 use http_body_util::Full;
-use ring::rand::SystemRandom;
-use ring::signature::{RSA_PKCS1_SHA256, RsaKeyPair};
-use rustls_pki_types::PrivateKeyDer;
-use rustls_pki_types::pem::PemObject;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use sluicegate_aws::Secret;
@@ -23,7 +19,10 @@ use tokio::io::AsyncReadExt as _;
 use tokio::sync::Mutex;
 
 use crate::manager::pick;
-use sluicegate_fetch::{Answer, Endpoint, FetchError, Limits, Network, exchange, push_segment};
+use sluicegate_fetch::{
+    Answer, Endpoint, FetchError, JWT_BEARER_FORM, JwtSigner, Limits, Network, exchange,
+    push_segment,
+};
 
 pub(crate) struct Gcp {
     source: Source,
@@ -40,7 +39,7 @@ enum Source {
 /// A service account, ready to sign, and the token it has.
 struct Account {
     email: String,
-    key: RsaKeyPair,
+    key: JwtSigner,
     project: String,
     token_uri: String,
     token_endpoint: Endpoint,
@@ -172,19 +171,11 @@ impl Source {
 
 impl Account {
     fn compile(config: &AuthConfig) -> Result<Self, String> {
-        let unusable = || "private_key is no RSA key in PEM".to_owned();
-        let key = PrivateKeyDer::from_pem_slice(config.private_key.expose().as_bytes())
-            .map_err(|_| unusable())?;
-        let key = match &key {
-            PrivateKeyDer::Pkcs8(key) => RsaKeyPair::from_pkcs8(key.secret_pkcs8_der()),
-            PrivateKeyDer::Pkcs1(key) => RsaKeyPair::from_der(key.secret_pkcs1_der()),
-            _ => return Err(unusable()),
-        };
         let token_uri = config.token_uri.as_deref().unwrap_or(TOKEN_URI);
         let entries_uri = config.entries_uri.as_deref().unwrap_or(ENTRIES_URI);
         Ok(Self {
             email: config.client_email.clone(),
-            key: key.map_err(|_| unusable())?,
+            key: JwtSigner::from_pem(config.private_key.expose())?,
             project: config.project_id.clone(),
             token_uri: token_uri.to_owned(),
             token_endpoint: Endpoint::parse(token_uri)
@@ -206,8 +197,7 @@ impl Account {
         verify: bool,
         now: u64,
     ) -> Result<Token, FetchError> {
-        let grant = "grant_type=urn%3Aietf%3Aparams%3Aoauth%3Agrant-type%3Ajwt-bearer";
-        let form = format!("{grant}&assertion={}", self.assertion(now)?);
+        let form = format!("{JWT_BEARER_FORM}{}", self.assertion(now)?);
         let path = self.token_endpoint.path();
         let request = Request::post(if path.is_empty() { "/" } else { path })
             .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
@@ -241,16 +231,7 @@ impl Account {
             "iat": now,
             "exp": now + JWT_SECONDS,
         });
-        let encode = |part: &Value| URL_SAFE_NO_PAD.encode(part.to_string());
-        let mut jwt =
-            format!("{}.{}", encode(&json!({"alg": "RS256", "typ": "JWT"})), encode(&claims));
-        let mut signature = vec![0; self.key.public().modulus_len()];
-        self.key
-            .sign(&RSA_PKCS1_SHA256, &SystemRandom::new(), jwt.as_bytes(), &mut signature)
-            .map_err(|_| unusable("private_key cannot sign"))?;
-        jwt.push('.');
-        URL_SAFE_NO_PAD.encode_string(signature, &mut jwt);
-        Ok(jwt)
+        self.key.sign(&claims, None).map_err(FetchError::Unusable)
     }
 }
 

@@ -7,7 +7,9 @@
 
 pub mod certs;
 pub mod client;
+pub mod clouds;
 pub mod etcd;
+pub mod functions;
 pub mod gateway;
 pub mod judge;
 pub mod origin;
@@ -16,6 +18,8 @@ pub mod redis;
 pub mod wait;
 
 pub use client::{Client, Response};
+pub use clouds::Clouds;
+pub use functions::FunctionProcess;
 pub use gateway::GatewayProcess;
 pub use judge::Judge;
 pub use origin::{Answer, Origin, Received};

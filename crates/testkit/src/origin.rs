@@ -291,6 +291,15 @@ impl Answer {
         self
     }
 
+    /// Its status and what of its body is sent, for who needs no socket.
+    pub fn plain(&self) -> (u16, Vec<u8>) {
+        let sent = self.body.iter().filter_map(|step| match step {
+            Step::Send(bytes) => Some(bytes.as_slice()),
+            _ => None,
+        });
+        (self.status, sent.collect::<Vec<_>>().concat())
+    }
+
     /// Adds a chunk; the answer is chunked then.
     pub fn chunk(mut self, piece: impl Into<Vec<u8>>) -> Self {
         self.chunked = true;

@@ -40,6 +40,7 @@ use crate::origin::{Answer, Origin, Received};
 pub struct PluginTest<P> {
     config: Value,
     metadata: Option<Value>,
+    attr: Option<Value>,
     registry: Registry,
     resources: Vec<(Kind, &'static str, Value)>,
     route_uri: String,
@@ -59,6 +60,7 @@ impl<P: Plugin> PluginTest<P> {
         Self {
             config: json!({}),
             metadata: None,
+            attr: None,
             registry: Registry::default(),
             resources: Vec::new(),
             route_uri: "/*".to_owned(),
@@ -80,6 +82,12 @@ impl<P: Plugin> PluginTest<P> {
     /// The plugin's metadata.
     pub fn metadata(mut self, metadata: Option<&Value>) -> Self {
         self.metadata = metadata.cloned();
+        self
+    }
+
+    /// `plugin_attr` of config.yaml for the plugin.
+    pub fn attr(mut self, attr: Value) -> Self {
+        self.attr = Some(attr);
         self
     }
 
@@ -208,12 +216,17 @@ impl InProcess {
     /// Starts it with these plugins and resources (kind, id, value).
     #[track_caller]
     pub fn start(registry: Registry, resources: Vec<(Kind, &str, Value)>) -> Self {
+        Self::with_attrs(registry, resources, Value::Null)
+    }
+
+    #[track_caller]
+    fn with_attrs(registry: Registry, resources: Vec<(Kind, &str, Value)>, attrs: Value) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
             .build()
             .expect("threads can be started");
-        let deps = deps(registry, runtime.handle());
+        let deps = Deps { plugin_attr: attrs, ..deps(registry, runtime.handle()) };
         let tls = deps.upstream.tls.clone();
         let mut compiler = Compiler::new(deps);
         let settings = settings();
@@ -248,7 +261,8 @@ impl InProcess {
             "upstream": {"type": "roundrobin", "nodes": {origin.to_string(): 1}},
         });
         resources.push((Kind::Routes, "1", route));
-        Self::start(registry, resources)
+        let attrs = test.attr.as_ref().map_or(Value::Null, |attr| json!({P::NAME: attr}));
+        Self::with_attrs(registry, resources, attrs)
     }
 
     /// Stops it, when what was asked has been answered and logged.
