@@ -73,6 +73,9 @@ const CPUS_MAX: i64 = 1_024;
 /// The longest admin key; it has to fit into a request header.
 const ADMIN_KEY_CHARS_MAX: usize = 1_024;
 
+/// The longest URL of a proxy that is taken.
+const PROXY_CHARS_MAX: usize = 2_048;
+
 #[rustfmt::skip] // a table: one key, one line
 const NODE_LISTEN: &[Key] = &[
     key("ip", Ip, "", "Address to listen on. Left out: every IPv4 address, and every IPv6 one with `apisix.enable_ipv6`."),
@@ -246,6 +249,9 @@ pub(crate) const KEYS: &[Key] = &[
     key("sluicegate.limits.header_bytes", Size, "65536", "Most bytes of a request's head, 431 beyond."),
     key("sluicegate.limits.buffered_body_bytes", Size, "1g", "Most bytes of request bodies held in memory at one time, over all requests; 503 beyond."),
     key("sluicegate.limits.idle_grace_ms", Int(0, 600_000), "1000", "How long idle function connections above a plugin's `keepalive_pool` are kept, so that a burst can use them again."),
+    key("sluicegate.egress_proxy.https_proxy", Secret { chars_max: PROXY_CHARS_MAX }, "", "The proxy for `https://` addresses: `http://` or `https://`, user and password where it wants them (escaped as in any URL), host, port.").restart().example("'http://proxy.example.com:3128'"),
+    key("sluicegate.egress_proxy.http_proxy", Secret { chars_max: PROXY_CHARS_MAX }, "", "The proxy for `http://` addresses.").restart().example("'http://proxy.example.com:3128'"),
+    key("sluicegate.egress_proxy.no_proxy", List(&Text), "", "Whom to call directly: `example.com` (what is below it too), `.example.com` (only that), `10.1.2.3`, `10.0.0.0/8` (for addresses, not for names that lead there), each but networks with a port if need be; `*` is everybody. An entry may hold several, commas between. `localhost`, loopback and link-local addresses are never called through a proxy.").restart().example("[.internal.example.com, 10.0.0.0/8]"),
     key("sluicegate.admin.redact_secrets", Bool, "false", "Show `***` in the Admin API's answers in the place of every secret. What is answered can then not be sent back as it is."),
 ];
 
@@ -274,6 +280,10 @@ pub(crate) const SECTIONS: &[(&str, &str)] = &[
     ("deployment.etcd.tls", "TLS towards etcd."),
     ("sluicegate", "What APISIX does not have."),
     ("sluicegate.limits", "Limits on what clients send."),
+    (
+        "sluicegate.egress_proxy",
+        "The HTTP proxy by which function calls, AWS credentials and secret managers are reached.",
+    ),
     ("sluicegate.admin", "The Admin API, beyond APISIX."),
 ];
 

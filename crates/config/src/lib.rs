@@ -32,8 +32,8 @@ pub use render::{documentation, example};
 pub use secret::Secret;
 pub use settings::{
     Admin, AdminKey, AdminRole, AdminTls, Apisix, Config, ConfigProvider, DataEncryption,
-    Deployment, ErrorLogLevel, Etcd, Http, Limits, Listen, LogEscape, LogTarget, NginxConfig,
-    PluginAttr, ProxyProtocol, Role, RouterHttp, Ssl, TlsVersion, TrustedCertificate,
+    Deployment, EgressProxy, ErrorLogLevel, Etcd, Http, Limits, Listen, LogEscape, LogTarget,
+    NginxConfig, PluginAttr, ProxyProtocol, Role, RouterHttp, Ssl, TlsVersion, TrustedCertificate,
     UpstreamKeepalive, WorkerProcesses,
 };
 pub use starter::Starter;

@@ -35,6 +35,8 @@ pub struct Config {
     pub plugin_attr: PluginAttr,
     /// `sluicegate.limits`.
     pub limits: Limits,
+    /// `sluicegate.egress_proxy`.
+    pub egress_proxy: EgressProxy,
     /// `sluicegate.admin.redact_secrets`: the Admin API shows no secrets.
     pub redact_secrets: bool,
     values: Values,
@@ -98,6 +100,11 @@ impl Config {
                 Some(Value::Object(attributes)) => attributes,
                 _ => Map::new(),
             }),
+            egress_proxy: EgressProxy {
+                https_proxy: values.opt("sluicegate.egress_proxy.https_proxy"),
+                http_proxy: values.opt("sluicegate.egress_proxy.http_proxy"),
+                no_proxy: values.opt("sluicegate.egress_proxy.no_proxy").unwrap_or_default(),
+            },
             redact_secrets: values.get("sluicegate.admin.redact_secrets"),
             limits: Limits {
                 header_count: values.get("sluicegate.limits.header_count"),
@@ -636,6 +643,17 @@ impl fmt::Debug for PluginAttr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_set().entries(self.0.keys()).finish()
     }
+}
+
+/// `sluicegate.egress_proxy`: the proxies by which functions, credentials and secrets are reached.
+#[derive(Debug, Clone)]
+pub struct EgressProxy {
+    /// `https_proxy`, a URL that may hold a password.
+    pub https_proxy: Option<Secret>,
+    /// `http_proxy`, likewise.
+    pub http_proxy: Option<Secret>,
+    /// `no_proxy`: whom to call directly.
+    pub no_proxy: Vec<String>,
 }
 
 /// `sluicegate.limits`.

@@ -7,6 +7,6 @@
 mod exchange;
 
 pub use exchange::{
-    Answer, EXCHANGE_TIME_MAX, Endpoint, FetchError, Limits, Network, NetworkFuture,
+    Answer, Connection, EXCHANGE_TIME_MAX, Endpoint, FetchError, Limits, Network, NetworkFuture,
     RESPONSE_BYTES_MAX, exchange, push_segment,
 };

@@ -182,6 +182,7 @@ impl FunctionInvoker {
                 idle_timeout: Duration::from_millis(options.keepalive_timeout),
                 requests: u64::MAX,
             }),
+            egress: true,
         };
         Ok(Self {
             endpoint: Endpoint::compile(field, url, &options_of_endpoint, ctx)?,

@@ -163,7 +163,7 @@ async fn try_node(
             })?)
         }
     };
-    let target = Target { addr, tls, keepalive: Some(upstream.keepalive) };
+    let target = Target { addr, via: None, tls, keepalive: Some(upstream.keepalive) };
     if upstream.scheme.is_h2() {
         return Box::pin(send_grpc(exchange, &target, timeouts, body)).await;
     }

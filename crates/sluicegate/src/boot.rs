@@ -16,7 +16,7 @@ use sluicegate_admin::control::{ControlState, Status};
 use sluicegate_admin::status::{Broken, Readiness, Stale, StatusState};
 use sluicegate_admin::{AdminState, Applied};
 use sluicegate_config::{Config, TrustedCertificate, Warning};
-use sluicegate_gateway::client::TlsClients;
+use sluicegate_gateway::client::{Egress, TlsClients};
 use sluicegate_gateway::core::Shared;
 use sluicegate_gateway::listen::{Gateway, Listeners};
 use sluicegate_gateway::plugin::Registry;
@@ -113,6 +113,9 @@ impl Running {
                 "There are no root certificates: upstreams and functions cannot be verified; install ca-certificates or set apisix.ssl.ssl_trusted_certificate."
             );
         }
+        let resolver = Resolver::new(runtime.handle().clone(), &settings::dns(&config));
+        let egress = Egress::new(&settings::egress(&config), &resolver, &tls)
+            .map_err(|why| anyhow!("sluicegate.egress_proxy: {why}"))?;
         let upstream_deps = UpstreamDeps {
             known: Arc::new(Known {
                 health: match config.apisix.disable_upstream_healthcheck {
@@ -121,7 +124,8 @@ impl Running {
                 },
                 ..Known::default()
             }),
-            resolver: Resolver::new(runtime.handle().clone(), &settings::dns(&config)),
+            resolver,
+            egress,
             keepalive: settings::keepalive(&config),
             tls: tls.clone(),
             state: Arc::default(),

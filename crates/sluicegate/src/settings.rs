@@ -6,10 +6,10 @@ use std::time::Duration;
 use ipnet::IpNet;
 use sluicegate_admin as admin;
 use sluicegate_config::{
-    AdminRole, Config, ConfigProvider, LogEscape, LogTarget, RouterHttp, TlsVersion,
+    AdminRole, Config, ConfigProvider, LogEscape, LogTarget, RouterHttp, Secret, TlsVersion,
     WorkerProcesses,
 };
-use sluicegate_gateway::client::Keepalive;
+use sluicegate_gateway::client::{EgressSettings, Keepalive};
 use sluicegate_gateway::http::head::HeadLimits;
 use sluicegate_gateway::router::Mode;
 use sluicegate_gateway::settings::{AccessLog, Escape, Listen, RealIp, Settings, TlsSettings};
@@ -116,6 +116,18 @@ pub(crate) fn dns(config: &Config) -> DnsSettings {
         timeout: config.apisix.resolver_timeout,
         search: config.apisix.resolver_search,
         ipv6: config.apisix.enable_ipv6,
+    }
+}
+
+/// The proxies by which calls leave.
+pub(crate) fn egress(config: &Config) -> EgressSettings {
+    let url = |secret: &Option<Secret>| {
+        secret.as_ref().map(|url| url.expose().to_owned()).unwrap_or_default()
+    };
+    EgressSettings {
+        https_proxy: url(&config.egress_proxy.https_proxy),
+        http_proxy: url(&config.egress_proxy.http_proxy),
+        no_proxy: config.egress_proxy.no_proxy.clone(),
     }
 }
 

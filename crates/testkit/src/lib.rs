@@ -12,6 +12,7 @@ pub mod gateway;
 pub mod judge;
 pub mod origin;
 pub mod plugin;
+pub mod proxy;
 pub mod redis;
 pub mod wait;
 
@@ -20,4 +21,5 @@ pub use gateway::GatewayProcess;
 pub use judge::Judge;
 pub use origin::{Answer, Origin, Received};
 pub use plugin::{InProcess, PluginTest};
+pub use proxy::Proxy;
 pub use redis::Redis;

@@ -13,7 +13,7 @@ use ::http::StatusCode;
 use arc_swap::ArcSwap;
 use sluicegate_model::upstream as model;
 
-use crate::client::{CallError, Keepalive, Timeouts, TlsClients, TlsRequest, TlsTarget};
+use crate::client::{CallError, Egress, Keepalive, Timeouts, TlsClients, TlsRequest, TlsTarget};
 use crate::expr::Vars;
 use crate::plugin::PluginState;
 use balance::{Hold, Loads, Plan, Turns};
@@ -126,6 +126,8 @@ pub struct UpstreamDeps {
     pub tls: Arc<TlsClients>,
     /// Names.
     pub resolver: Arc<Resolver>,
+    /// The proxies by which calls of functions leave. Upstreams are called directly.
+    pub egress: Option<Arc<Egress>>,
     /// Idle connections where an upstream says nothing.
     pub keepalive: Keepalive,
     /// What plugins keep whatever becomes of their configurations.

@@ -15,6 +15,7 @@ mod consumers;
 mod crash;
 mod declared;
 mod doors;
+mod egress;
 mod encryption;
 mod essentials;
 mod etcd;
