@@ -28,6 +28,8 @@ pub struct Config {
     pub deployment: Deployment,
     /// `graphql`: reading of GraphQL queries.
     pub graphql: Graphql,
+    /// `discovery.dns`; `None` where it names no server.
+    pub dns_discovery: Option<DnsDiscovery>,
     /// `plugins`: names of the plugins that may be used. `None`: all there are. See
     /// [`Config::enabled_plugins`].
     pub plugins: Option<Vec<String>>,
@@ -88,6 +90,7 @@ impl Config {
         }
         let nginx_config = build.nginx_config(apisix.enable_dev_mode);
         let deployment = build.deployment(role, apisix.enable_admin);
+        let dns_discovery = build.dns_discovery();
         build.listeners(&apisix, &deployment);
         problems.into_result(file)?;
         let config = Self {
@@ -95,6 +98,7 @@ impl Config {
             nginx_config,
             deployment,
             graphql: Graphql { max_size: values.get("graphql.max_size") },
+            dns_discovery,
             plugins: values.opt("plugins"),
             plugin_attr: PluginAttr(match values.opt("plugin_attr") {
                 Some(Value::Object(attributes)) => attributes,
@@ -628,6 +632,17 @@ pub struct Graphql {
     pub max_size: u64,
 }
 
+/// `discovery.dns`: services that a DNS server knows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DnsDiscovery {
+    /// `servers`; `None`: those of `resolv_conf`.
+    pub servers: Option<Vec<SocketAddr>>,
+    /// `resolv_conf`.
+    pub resolv_conf: Option<PathBuf>,
+    /// `order`: of `last`, `SRV`, `A`, `AAAA` and `CNAME`.
+    pub order: Vec<String>,
+}
+
 /// `plugin_attr`: settings by plugin name. `Debug` shows the names only, as values may be secret.
 #[derive(Clone, Default, PartialEq)]
 pub struct PluginAttr(Map<String, Value>);
@@ -683,6 +698,29 @@ struct Build<'a> {
 }
 
 impl Build<'_> {
+    fn dns_discovery(&mut self) -> Option<DnsDiscovery> {
+        let v = self.values;
+        let servers: Option<Vec<SocketAddr>> = v.opt("discovery.dns.servers");
+        let resolv_conf = v.opt("discovery.dns.resolv_conf");
+        let order: Vec<String> = v.opt("discovery.dns.order").unwrap_or_default();
+        let mut refuse = |path: &str, reason: &str| {
+            self.problems.add(v.line(path), path, reason.to_owned());
+        };
+        // Differs: APISIX refuses servers beside resolv_conf; here they win.
+        if servers.as_ref().is_some_and(Vec::is_empty) {
+            refuse("discovery.dns.servers", "expected at least one server");
+        }
+        let double = order.iter().enumerate().any(|(at, word)| order[..at].contains(word));
+        if double || order.is_empty() {
+            refuse("discovery.dns.order", "expected one or more types, each once");
+        }
+        (servers.is_some() || resolv_conf.is_some()).then_some(DnsDiscovery {
+            servers,
+            resolv_conf,
+            order,
+        })
+    }
+
     fn apisix(&mut self) -> Apisix {
         let v = self.values;
         let listen = |path, v: &Values| {

@@ -399,6 +399,12 @@ impl FunctionInvoker {
             Some(Err(CallError::ConnectTimeout { limit, .. })) => {
                 return Err(InvokeError::Expired { name: "connect", limit });
             }
+            Some(Err(CallError::Egress(error))) => {
+                return Err(match error.expired() {
+                    Some(limit) => InvokeError::Expired { name: "connect", limit },
+                    None => CallError::Egress(error).into(),
+                });
+            }
             Some(Err(error)) => return Err(error.into()),
             None => return Err(InvokeError::Expired { name, limit }),
         };

@@ -21,6 +21,7 @@ use sluicegate_gateway::core::Shared;
 use sluicegate_gateway::listen::{Gateway, Listeners};
 use sluicegate_gateway::plugin::Registry;
 use sluicegate_gateway::snapshot::{Change, Compiler, Deps, Report};
+use sluicegate_gateway::upstream::discovery::Services;
 use sluicegate_gateway::upstream::health::HealthChecks;
 use sluicegate_gateway::upstream::resolve::Resolver;
 use sluicegate_gateway::upstream::{Known, UpstreamDeps};
@@ -116,6 +117,10 @@ impl Running {
         let resolver = Resolver::new(runtime.handle().clone(), &settings::dns(&config));
         let egress = Egress::new(&settings::egress(&config), &resolver, &tls)
             .map_err(|why| anyhow!("sluicegate.egress_proxy: {why}"))?;
+        let services = settings::dns_discovery(&config)
+            .map(|discovery| Services::new(runtime.handle().clone(), &discovery))
+            .transpose()
+            .map_err(|why| anyhow!("discovery.dns: {why}"))?;
         let upstream_deps = UpstreamDeps {
             known: Arc::new(Known {
                 health: match config.apisix.disable_upstream_healthcheck {
@@ -125,6 +130,7 @@ impl Running {
                 ..Known::default()
             }),
             resolver,
+            services,
             egress,
             keepalive: settings::keepalive(&config),
             tls: tls.clone(),

@@ -14,6 +14,7 @@ use sluicegate_gateway::http::head::HeadLimits;
 use sluicegate_gateway::router::Mode;
 use sluicegate_gateway::settings::{AccessLog, Escape, Listen, RealIp, Settings, TlsSettings};
 use sluicegate_gateway::snapshot::UnknownPlugins;
+use sluicegate_gateway::upstream::discovery::{Ask, DnsDiscovery};
 use sluicegate_gateway::upstream::resolve::DnsSettings;
 use sluicegate_model::encrypt::Keyring;
 
@@ -117,6 +118,25 @@ pub(crate) fn dns(config: &Config) -> DnsSettings {
         search: config.apisix.resolver_search,
         ipv6: config.apisix.enable_ipv6,
     }
+}
+
+/// The services that DNS knows.
+pub(crate) fn dns_discovery(config: &Config) -> Option<DnsDiscovery> {
+    let discovery = config.dns_discovery.as_ref()?;
+    let order = discovery.order.iter().map(|word| match word.as_str() {
+        "last" => Ask::Last,
+        "SRV" => Ask::Srv,
+        "AAAA" => Ask::Aaaa,
+        "CNAME" => Ask::Cname,
+        _ => Ask::A,
+    });
+    Some(DnsDiscovery {
+        servers: discovery.servers.clone(),
+        resolv_conf: discovery.resolv_conf.clone(),
+        order: order.filter(|ask| config.apisix.enable_ipv6 || *ask != Ask::Aaaa).collect(),
+        timeout: config.apisix.resolver_timeout,
+        search: config.apisix.resolver_search,
+    })
 }
 
 /// The proxies by which calls leave.

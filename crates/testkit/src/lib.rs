@@ -7,6 +7,7 @@
 
 pub mod certs;
 pub mod client;
+pub mod dns;
 pub mod etcd;
 pub mod gateway;
 pub mod judge;

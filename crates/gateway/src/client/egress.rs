@@ -462,6 +462,14 @@ enum Fault {
 }
 
 impl EgressError {
+    /// The time limit, where that is the cause.
+    pub fn expired(&self) -> Option<Duration> {
+        match self.fault {
+            Fault::Late(limit) => Some(limit),
+            _ => None,
+        }
+    }
+
     /// The status a client sees.
     pub fn status(&self) -> StatusCode {
         match self.fault {

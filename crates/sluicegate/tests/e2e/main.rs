@@ -14,6 +14,7 @@ mod config_cmd;
 mod consumers;
 mod crash;
 mod declared;
+mod discovery;
 mod doors;
 mod egress;
 mod encryption;
