@@ -73,6 +73,9 @@ const CPUS_MAX: i64 = 1_024;
 /// The longest admin key; it has to fit into a request header.
 const ADMIN_KEY_CHARS_MAX: usize = 1_024;
 
+/// The longest URL of a proxy that is taken.
+const PROXY_CHARS_MAX: usize = 2_048;
+
 #[rustfmt::skip] // a table: one key, one line
 const NODE_LISTEN: &[Key] = &[
     key("ip", Ip, "", "Address to listen on. Left out: every IPv4 address, and every IPv6 one with `apisix.enable_ipv6`."),
@@ -203,7 +206,15 @@ pub(crate) const KEYS: &[Key] = &[
     known("nginx_config.http.variables_hash_max_size", COUNT, "2048", "Size of nginx's table of variables."),
     known("nginx_config.http.lua_shared_dict", Map, "", "Sizes of shared memory zones.").example("{plugin-limit-count: 10m}"),
     key("graphql.max_size", Size, "1048576", "Most bytes of a body read to match `graphql_*` variables."),
-    known("discovery", Map, "", "Service discovery.").example("{dns: {servers: ['127.0.0.1:8600']}}"),
+    key("discovery.dns.servers", List(&Nameserver), "", "DNS servers that know the services of upstreams with `discovery_type: dns`. They win over `resolv_conf`.").restart().example("['127.0.0.1:8600']"),
+    key("discovery.dns.resolv_conf", Path, "", "A file like /etc/resolv.conf that names such servers.").restart().example("/etc/resolv.conf"),
+    key("discovery.dns.order", List(&OneOf(&["last", "SRV", "A", "AAAA", "CNAME"])), "[last, SRV, A, AAAA, CNAME]", "Types of records in the order in which a service is asked for; last is the type that answered last.").restart(),
+    known("discovery.consul", Map, "", "Services that Consul knows.").example("{servers: ['http://127.0.0.1:8500']}"),
+    known("discovery.consul_kv", Map, "", "Services in the key-value store of Consul.").example("{servers: ['http://127.0.0.1:8500']}"),
+    known("discovery.eureka", Map, "", "Services that Eureka knows.").example("{host: ['http://127.0.0.1:8761']}"),
+    known("discovery.kubernetes", Any, "", "Services that Kubernetes knows.").example("{client: {token: ''}}"),
+    known("discovery.nacos", Map, "", "Services that Nacos knows.").example("{host: ['http://127.0.0.1:8848']}"),
+    known("discovery.tars", Map, "", "Services that Tars knows.").example("{db_conf: {}}"),
     known("ext-plugin", Map, "", "Runner of external plugins.").example("{cmd: [ls, -l]}"),
     known("wasm", Map, "", "WebAssembly plugins.").example("{plugins: []}"),
     known("xrpc", Map, "", "Protocols of the xRPC proxy.").example("{protocols: [{name: pingpong}]}"),
@@ -246,6 +257,9 @@ pub(crate) const KEYS: &[Key] = &[
     key("sluicegate.limits.header_bytes", Size, "65536", "Most bytes of a request's head, 431 beyond."),
     key("sluicegate.limits.buffered_body_bytes", Size, "1g", "Most bytes of request bodies held in memory at one time, over all requests; 503 beyond."),
     key("sluicegate.limits.idle_grace_ms", Int(0, 600_000), "1000", "How long idle function connections above a plugin's `keepalive_pool` are kept, so that a burst can use them again."),
+    key("sluicegate.egress_proxy.https_proxy", Secret { chars_max: PROXY_CHARS_MAX }, "", "The proxy for `https://` addresses: `http://` or `https://`, user and password where it wants them (escaped as in any URL), host, port.").restart().example("'http://proxy.example.com:3128'"),
+    key("sluicegate.egress_proxy.http_proxy", Secret { chars_max: PROXY_CHARS_MAX }, "", "The proxy for `http://` addresses.").restart().example("'http://proxy.example.com:3128'"),
+    key("sluicegate.egress_proxy.no_proxy", List(&Text), "", "Whom to call directly: `example.com` (what is below it too), `.example.com` (only that), `10.1.2.3`, `10.0.0.0/8` (for addresses, not for names that lead there), each but networks with a port if need be; `*` is everybody. An entry may hold several, commas between. `localhost`, loopback and link-local addresses are never called through a proxy.").restart().example("[.internal.example.com, 10.0.0.0/8]"),
     key("sluicegate.admin.redact_secrets", Bool, "false", "Show `***` in the Admin API's answers in the place of every secret. What is answered can then not be sent back as it is."),
 ];
 
@@ -261,6 +275,7 @@ pub(crate) const SECTIONS: &[(&str, &str)] = &[
     ("nginx_config", "What APISIX tells nginx; here the same keys set our own server."),
     ("nginx_config.http", "Logs, times and limits of HTTP."),
     ("nginx_config.http.upstream", "Idle connections to upstreams."),
+    ("discovery", "Where the nodes of upstreams with a `service_name` come from."),
     ("deployment", "What this instance is, and where its resources are kept."),
     ("deployment.admin", "The Admin API."),
     (
@@ -274,6 +289,10 @@ pub(crate) const SECTIONS: &[(&str, &str)] = &[
     ("deployment.etcd.tls", "TLS towards etcd."),
     ("sluicegate", "What APISIX does not have."),
     ("sluicegate.limits", "Limits on what clients send."),
+    (
+        "sluicegate.egress_proxy",
+        "The HTTP proxy by which function calls, AWS credentials and secret managers are reached.",
+    ),
     ("sluicegate.admin", "The Admin API, beyond APISIX."),
 ];
 

@@ -32,9 +32,9 @@ pub use render::{documentation, example};
 pub use secret::Secret;
 pub use settings::{
     Admin, AdminKey, AdminRole, AdminTls, Apisix, Config, ConfigProvider, DataEncryption,
-    Deployment, ErrorLogLevel, Etcd, Http, Limits, Listen, LogEscape, LogTarget, NginxConfig,
-    PluginAttr, ProxyProtocol, Role, RouterHttp, Ssl, TlsVersion, TrustedCertificate,
-    UpstreamKeepalive, WorkerProcesses,
+    Deployment, DnsDiscovery, EgressProxy, ErrorLogLevel, Etcd, Http, Limits, Listen, LogEscape,
+    LogTarget, NginxConfig, PluginAttr, ProxyProtocol, Role, RouterHttp, Ssl, TlsVersion,
+    TrustedCertificate, UpstreamKeepalive, WorkerProcesses,
 };
 pub use starter::Starter;
 pub use units::{DURATION_MAX, parse_duration, parse_size};

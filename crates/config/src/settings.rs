@@ -28,6 +28,8 @@ pub struct Config {
     pub deployment: Deployment,
     /// `graphql`: reading of GraphQL queries.
     pub graphql: Graphql,
+    /// `discovery.dns`; `None` where it names no server.
+    pub dns_discovery: Option<DnsDiscovery>,
     /// `plugins`: names of the plugins that may be used. `None`: all there are. See
     /// [`Config::enabled_plugins`].
     pub plugins: Option<Vec<String>>,
@@ -35,6 +37,8 @@ pub struct Config {
     pub plugin_attr: PluginAttr,
     /// `sluicegate.limits`.
     pub limits: Limits,
+    /// `sluicegate.egress_proxy`.
+    pub egress_proxy: EgressProxy,
     /// `sluicegate.admin.redact_secrets`: the Admin API shows no secrets.
     pub redact_secrets: bool,
     values: Values,
@@ -86,6 +90,7 @@ impl Config {
         }
         let nginx_config = build.nginx_config(apisix.enable_dev_mode);
         let deployment = build.deployment(role, apisix.enable_admin);
+        let dns_discovery = build.dns_discovery();
         build.listeners(&apisix, &deployment);
         problems.into_result(file)?;
         let config = Self {
@@ -93,11 +98,17 @@ impl Config {
             nginx_config,
             deployment,
             graphql: Graphql { max_size: values.get("graphql.max_size") },
+            dns_discovery,
             plugins: values.opt("plugins"),
             plugin_attr: PluginAttr(match values.opt("plugin_attr") {
                 Some(Value::Object(attributes)) => attributes,
                 _ => Map::new(),
             }),
+            egress_proxy: EgressProxy {
+                https_proxy: values.opt("sluicegate.egress_proxy.https_proxy"),
+                http_proxy: values.opt("sluicegate.egress_proxy.http_proxy"),
+                no_proxy: values.opt("sluicegate.egress_proxy.no_proxy").unwrap_or_default(),
+            },
             redact_secrets: values.get("sluicegate.admin.redact_secrets"),
             limits: Limits {
                 header_count: values.get("sluicegate.limits.header_count"),
@@ -623,6 +634,17 @@ pub struct Graphql {
     pub max_size: u64,
 }
 
+/// `discovery.dns`: services that a DNS server knows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DnsDiscovery {
+    /// `servers`; `None`: those of `resolv_conf`.
+    pub servers: Option<Vec<SocketAddr>>,
+    /// `resolv_conf`.
+    pub resolv_conf: Option<PathBuf>,
+    /// `order`: of `last`, `SRV`, `A`, `AAAA` and `CNAME`.
+    pub order: Vec<String>,
+}
+
 /// `plugin_attr`: settings by plugin name. `Debug` shows the names only, as values may be secret.
 #[derive(Clone, Default, PartialEq)]
 pub struct PluginAttr(Map<String, Value>);
@@ -638,6 +660,17 @@ impl fmt::Debug for PluginAttr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_set().entries(self.0.keys()).finish()
     }
+}
+
+/// `sluicegate.egress_proxy`: the proxies by which functions, credentials and secrets are reached.
+#[derive(Debug, Clone)]
+pub struct EgressProxy {
+    /// `https_proxy`, a URL that may hold a password.
+    pub https_proxy: Option<Secret>,
+    /// `http_proxy`, likewise.
+    pub http_proxy: Option<Secret>,
+    /// `no_proxy`: whom to call directly.
+    pub no_proxy: Vec<String>,
 }
 
 /// `sluicegate.limits`.
@@ -667,6 +700,29 @@ struct Build<'a> {
 }
 
 impl Build<'_> {
+    fn dns_discovery(&mut self) -> Option<DnsDiscovery> {
+        let v = self.values;
+        let servers: Option<Vec<SocketAddr>> = v.opt("discovery.dns.servers");
+        let resolv_conf = v.opt("discovery.dns.resolv_conf");
+        let order: Vec<String> = v.opt("discovery.dns.order").unwrap_or_default();
+        let mut refuse = |path: &str, reason: &str| {
+            self.problems.add(v.line(path), path, reason.to_owned());
+        };
+        // Differs: APISIX refuses servers beside resolv_conf; here they win.
+        if servers.as_ref().is_some_and(Vec::is_empty) {
+            refuse("discovery.dns.servers", "expected at least one server");
+        }
+        let double = order.iter().enumerate().any(|(at, word)| order[..at].contains(word));
+        if double || order.is_empty() {
+            refuse("discovery.dns.order", "expected one or more types, each once");
+        }
+        (servers.is_some() || resolv_conf.is_some()).then_some(DnsDiscovery {
+            servers,
+            resolv_conf,
+            order,
+        })
+    }
+
     fn apisix(&mut self) -> Apisix {
         let v = self.values;
         let listen = |path, v: &Values| {

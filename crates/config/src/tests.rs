@@ -226,6 +226,18 @@ fn a_wrong_value_is_named_with_its_place_and_what_was_expected() {
         ),
         ("plugins: cors", "f:1: plugins: expected a list (each: a string), got \"cors\""),
         ("plugins: [1]", "f:1: plugins[0]: expected a string, got 1"),
+        (
+            "discovery: {dns: {servers: ['127.0.0.1:8600'], order: [SRV, SRV]}}",
+            "f:1: discovery.dns.order: expected one or more types, each once",
+        ),
+        (
+            "discovery: {dns: {servers: ['127.0.0.1:8600'], order: [B]}}",
+            "f:1: discovery.dns.order[0]: expected \"last\", \"SRV\", \"A\", \"AAAA\" or \"CNAME\", got \"B\"",
+        ),
+        (
+            "discovery: {dns: {servers: []}}",
+            "f:1: discovery.dns.servers: expected at least one server",
+        ),
         ("plugin_attr: [a]", "f:1: plugin_attr: expected a map, got a list"),
         (
             "deployment: {admin: {admin_key: [{role: root}]}}",

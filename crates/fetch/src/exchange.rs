@@ -33,7 +33,24 @@ pub trait Network: Send + Sync {
         host: &str,
         verify: bool,
     ) -> Result<(Arc<rustls::ClientConfig>, ServerName<'static>), String>;
+
+    /// A connection to a host through a proxy; `None` where it is to be a direct one. `tls` says
+    /// what will be spoken with the host, not with the proxy.
+    fn tunnel<'a>(
+        &'a self,
+        tls: bool,
+        host: &'a str,
+        port: u16,
+    ) -> Option<NetworkFuture<'a, Result<Box<dyn Connection>, String>>> {
+        let _ = (tls, host, port);
+        None
+    }
 }
+
+/// What bytes go through.
+pub trait Connection: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Connection for T {}
 
 /// Something a [`Network`] does.
 pub type NetworkFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -134,17 +151,23 @@ pub async fn exchange(
             authority: endpoint.authority.clone(),
             cause,
         };
-        let ip = match endpoint.host.parse() {
-            Ok(ip) => ip,
-            Err(_) => network.address(&endpoint.host).await.map_err(unreachable)?,
-        };
-        let tcp = TcpStream::connect(SocketAddr::new(ip, endpoint.port)).await;
-        let tcp = tcp.map_err(|error| unreachable(error.to_string()))?;
+        let connection: Box<dyn Connection> =
+            match network.tunnel(endpoint.tls, &endpoint.host, endpoint.port) {
+                Some(tunnel) => tunnel.await.map_err(unreachable)?,
+                None => {
+                    let ip = match endpoint.host.parse() {
+                        Ok(ip) => ip,
+                        Err(_) => network.address(&endpoint.host).await.map_err(unreachable)?,
+                    };
+                    let tcp = TcpStream::connect(SocketAddr::new(ip, endpoint.port)).await;
+                    Box::new(tcp.map_err(|error| unreachable(error.to_string()))?)
+                }
+            };
         if !endpoint.tls {
-            return speak(endpoint, tcp, request, limits).await;
+            return speak(endpoint, connection, request, limits).await;
         }
         let (config, name) = network.tls(&endpoint.host, verify).map_err(unreachable)?;
-        let session = TlsConnector::from(config).connect(name, tcp).await;
+        let session = TlsConnector::from(config).connect(name, connection).await;
         let session = session.map_err(|error| unreachable(format!("TLS failed: {error}")))?;
         speak(endpoint, session, request, limits).await
     });

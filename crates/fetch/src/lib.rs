@@ -9,7 +9,7 @@ mod exchange;
 mod jwt;
 
 pub use exchange::{
-    Answer, EXCHANGE_TIME_MAX, Endpoint, FetchError, Limits, Network, NetworkFuture,
+    Answer, Connection, EXCHANGE_TIME_MAX, Endpoint, FetchError, Limits, Network, NetworkFuture,
     RESPONSE_BYTES_MAX, exchange, push_segment,
 };
 pub use jwt::{JWT_BEARER_FORM, JwtSigner};

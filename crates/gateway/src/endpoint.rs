@@ -5,7 +5,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ::http::{Method, StatusCode, Uri};
 use bytes::Bytes;
@@ -13,7 +13,8 @@ use tracing::warn;
 
 use crate::body::Body;
 use crate::client::{
-    self, Answer, CallError, Keepalive, Outgoing, Received, Target, Timeouts, TlsRequest, TlsTarget,
+    self, Answer, CallError, Keepalive, Outgoing, Received, Target, Timeouts, TlsRequest,
+    TlsTarget, Tunnelled,
 };
 use crate::core::Core;
 use crate::exchange::UpstreamRecord;
@@ -32,12 +33,14 @@ pub struct Endpoint {
     query: Option<String>,
     timeouts: Timeouts,
     keepalive: Option<Keepalive>,
+    /// Through a proxy; its name is then resolved there.
+    via: Option<Arc<Tunnelled>>,
 }
 
 enum Host {
     Ip(IpAddr),
     Name(Arc<Name>),
-    /// A trial compile: never called.
+    /// A trial compile, which is never called, or a name that the proxy resolves.
     Unresolved,
 }
 
@@ -50,10 +53,13 @@ pub struct EndpointOptions {
     pub timeouts: Timeouts,
     /// How idle connections are kept; `None`: each call has its own.
     pub keepalive: Option<Keepalive>,
+    /// Leave by the egress proxy where one is configured (`sluicegate.egress_proxy`).
+    pub egress: bool,
 }
 
 impl EndpointOptions {
-    /// One time limit for everything; the certificate verified, connections kept as by default.
+    /// One time limit for everything; the certificate verified, connections kept as by default,
+    /// and no proxy.
     pub fn within(limit: Duration) -> Self {
         Self {
             verify: true,
@@ -63,6 +69,7 @@ impl EndpointOptions {
                 idle_timeout: KEEPALIVE_IDLE,
                 requests: u64::MAX,
             }),
+            egress: false,
         }
     }
 }
@@ -151,10 +158,15 @@ impl Endpoint {
             Some(port) => port.parse().map_err(|_| bad("has no valid port"))?,
         };
         let bare = authority.host().trim_start_matches('[').trim_end_matches(']');
+        let via = match ctx.deps.and_then(|deps| deps.egress.as_ref()) {
+            Some(proxies) if options.egress => proxies.way(tls, bare, port),
+            _ => None,
+        };
         let host = match (bare.parse::<IpAddr>(), ctx.deps) {
             (Ok(ip), _) => Host::Ip(ip),
-            (Err(_), Some(deps)) => Host::Name(deps.resolver.name(bare)),
-            (Err(_), None) => Host::Unresolved,
+            // Names that a proxy resolves may mean nothing here.
+            (Err(_), Some(deps)) if via.is_none() => Host::Name(deps.resolver.name(bare)),
+            (Err(_), _) => Host::Unresolved,
         };
         let target = match ctx.deps {
             Some(deps) if tls => {
@@ -184,6 +196,7 @@ impl Endpoint {
             query: uri.query().map(str::to_owned),
             timeouts: options.timeouts,
             keepalive: options.keepalive,
+            via,
         })
     }
 
@@ -229,11 +242,11 @@ impl Endpoint {
         ask: &Ask<'_>,
         record: &mut UpstreamRecord,
     ) -> Result<Received, CallError> {
-        let target = self.target(core).await?;
+        let (target, limit) = self.target(core).await?;
         record.addrs.push(target.addr);
         let mut fresh = false;
         loop {
-            let conn = client::acquire(core, &target, self.timeouts.connect, fresh).await?;
+            let conn = client::acquire(core, &target, limit, fresh).await?;
             record.connect_time = Some(conn.connect_time);
             let mut head = core.take_head();
             self.write_head(ask, &mut head);
@@ -260,22 +273,33 @@ impl Endpoint {
         }
     }
 
-    /// Where its connections go, now.
-    pub(crate) async fn target(&self, core: &Rc<Core>) -> Result<Target, CallError> {
-        let ip = match &self.host {
-            Host::Ip(ip) => *ip,
-            Host::Name(name) => match name.next() {
-                Some(ip) => ip,
-                None => {
-                    let first = Box::pin(name.first(self.timeouts.connect)).await;
-                    core.look();
-                    first.map_err(|cause| CallError::Resolve { host: name.host.clone(), cause })?
-                }
-            },
-            Host::Unresolved => return Err(CallError::Closed),
+    /// Where its connections go, now, and how long making one may take.
+    pub(crate) async fn target(&self, core: &Rc<Core>) -> Result<(Target, Duration), CallError> {
+        let mut limit = self.timeouts.connect;
+        let addr = match (&self.via, &self.host) {
+            (Some(via), _) => {
+                let began = Instant::now();
+                let addr = via.address(limit).await?;
+                limit = limit.saturating_sub(began.elapsed());
+                addr
+            }
+            (None, Host::Ip(ip)) => SocketAddr::new(*ip, self.port),
+            (None, Host::Name(name)) => {
+                let ip = match name.next() {
+                    Some(ip) => ip,
+                    None => {
+                        let first = Box::pin(name.first(limit)).await;
+                        core.look();
+                        let host = || name.host.clone();
+                        first.map_err(|cause| CallError::Resolve { host: host(), cause })?
+                    }
+                };
+                SocketAddr::new(ip, self.port)
+            }
+            (None, Host::Unresolved) => return Err(CallError::Closed),
         };
-        let addr = SocketAddr::new(ip, self.port);
-        Ok(Target { addr, tls: self.tls.clone(), keepalive: self.keepalive })
+        let (via, tls) = (self.via.clone(), self.tls.clone());
+        Ok((Target { addr, via, tls, keepalive: self.keepalive }, limit))
     }
 
     /// The time limits of its calls.

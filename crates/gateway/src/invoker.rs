@@ -190,6 +190,7 @@ impl FunctionInvoker {
                 idle_timeout: Duration::from_millis(options.keepalive_timeout),
                 requests: u64::MAX,
             }),
+            egress: true,
         };
         Ok(Self {
             endpoint: Endpoint::compile(field, url, &options_of_endpoint, ctx)?,
@@ -435,6 +436,12 @@ impl FunctionInvoker {
             Some(Ok(received)) => received,
             Some(Err(CallError::ConnectTimeout { limit, .. })) => {
                 return Err(InvokeError::Expired { name: "connect", limit });
+            }
+            Some(Err(CallError::Egress(error))) => {
+                return Err(match error.expired() {
+                    Some(limit) => InvokeError::Expired { name: "connect", limit },
+                    None => CallError::Egress(error).into(),
+                });
             }
             Some(Err(error)) => return Err(error.into()),
             None => return Err(InvokeError::Expired { name, limit }),

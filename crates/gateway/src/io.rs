@@ -18,7 +18,11 @@ pub enum Stream {
     ServerTls(Box<tokio_rustls::server::TlsStream<TcpStream>>),
     /// TLS, this side being the client.
     ClientTls(Box<tokio_rustls::client::TlsStream<TcpStream>>),
+    /// TLS in a tunnel through a proxy that is spoken TLS with.
+    NestedTls(Box<NestedTls>),
 }
+
+type NestedTls = tokio_rustls::client::TlsStream<tokio_rustls::client::TlsStream<TcpStream>>;
 
 impl Stream {
     /// The socket below.
@@ -27,6 +31,7 @@ impl Stream {
             Self::Tcp(tcp) => tcp,
             Self::ServerTls(tls) => tls.get_ref().0,
             Self::ClientTls(tls) => tls.get_ref().0,
+            Self::NestedTls(tls) => tls.get_ref().0.get_ref().0,
         }
     }
 }
@@ -41,6 +46,7 @@ impl AsyncRead for Stream {
             Self::Tcp(s) => Pin::new(s).poll_read(cx, buf),
             Self::ServerTls(s) => Pin::new(s).poll_read(cx, buf),
             Self::ClientTls(s) => Pin::new(s).poll_read(cx, buf),
+            Self::NestedTls(s) => Pin::new(s).poll_read(cx, buf),
         }
     }
 }
@@ -55,6 +61,7 @@ impl AsyncWrite for Stream {
             Self::Tcp(s) => Pin::new(s).poll_write(cx, buf),
             Self::ServerTls(s) => Pin::new(s).poll_write(cx, buf),
             Self::ClientTls(s) => Pin::new(s).poll_write(cx, buf),
+            Self::NestedTls(s) => Pin::new(s).poll_write(cx, buf),
         }
     }
 
@@ -67,6 +74,7 @@ impl AsyncWrite for Stream {
             Self::Tcp(s) => Pin::new(s).poll_write_vectored(cx, bufs),
             Self::ServerTls(s) => Pin::new(s).poll_write_vectored(cx, bufs),
             Self::ClientTls(s) => Pin::new(s).poll_write_vectored(cx, bufs),
+            Self::NestedTls(s) => Pin::new(s).poll_write_vectored(cx, bufs),
         }
     }
 
@@ -79,6 +87,7 @@ impl AsyncWrite for Stream {
             Self::Tcp(s) => Pin::new(s).poll_flush(cx),
             Self::ServerTls(s) => Pin::new(s).poll_flush(cx),
             Self::ClientTls(s) => Pin::new(s).poll_flush(cx),
+            Self::NestedTls(s) => Pin::new(s).poll_flush(cx),
         }
     }
 
@@ -87,6 +96,7 @@ impl AsyncWrite for Stream {
             Self::Tcp(s) => Pin::new(s).poll_shutdown(cx),
             Self::ServerTls(s) => Pin::new(s).poll_shutdown(cx),
             Self::ClientTls(s) => Pin::new(s).poll_shutdown(cx),
+            Self::NestedTls(s) => Pin::new(s).poll_shutdown(cx),
         }
     }
 }

@@ -23,10 +23,20 @@ pub(crate) async fn proxy(
     route: &Arc<Route>,
 ) -> Result<Response, PluginError> {
     let chosen = exchange.chosen_upstream.clone();
-    let Some(upstream) = chosen.or_else(|| route.upstream.clone()) else {
+    let Some(mut upstream) = chosen.or_else(|| route.upstream.clone()) else {
         error!(route = %route.id, "A route has neither an upstream nor a plugin that answers: add one of them.");
         return Ok(Response::page(StatusCode::SERVICE_UNAVAILABLE));
     };
+    if let Some(discovered) = upstream.discovered() {
+        let limit = route.timeouts.as_deref().copied().unwrap_or(upstream.timeouts).connect;
+        upstream = match discovered.upstream(limit).await {
+            Ok(upstream) => upstream,
+            Err(cause) => {
+                error!(route = %route.id, upstream = %upstream.id, cause, "An upstream has no nodes.");
+                return Ok(Response::page(StatusCode::SERVICE_UNAVAILABLE));
+            }
+        };
+    }
     if upstream.nodes.is_empty() {
         error!(route = %route.id, upstream = %upstream.id, "An upstream has no nodes.");
         return Ok(Response::page(StatusCode::SERVICE_UNAVAILABLE));
@@ -168,7 +178,7 @@ async fn try_node(
             })?)
         }
     };
-    let target = Target { addr, tls, keepalive: Some(upstream.keepalive) };
+    let target = Target { addr, via: None, tls, keepalive: Some(upstream.keepalive) };
     if upstream.scheme.is_h2() {
         return Box::pin(send_grpc(exchange, &target, timeouts, body)).await;
     }

@@ -71,6 +71,7 @@ impl Call {
                     read: limit("read"),
                 },
                 keepalive: flag("keepalive").then_some(KEEPALIVE),
+                egress: false,
             },
         })
     }

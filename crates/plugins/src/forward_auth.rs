@@ -273,6 +273,7 @@ impl ServerConfig {
                 idle_timeout: Duration::from_millis(self.keepalive_timeout),
                 requests: u64::MAX,
             }),
+            egress: false,
         }
     }
 }

@@ -73,6 +73,7 @@ impl Plugin for OpenWhisk {
                 idle_timeout: Duration::from_millis(config.keepalive_timeout),
                 requests: u64::MAX,
             }),
+            egress: true,
         };
         let endpoint = Endpoint::compile("api_host", &config.api_host, &options, ctx)?;
         let package = config.package.map(|package| format!("{package}/")).unwrap_or_default();

@@ -27,5 +27,5 @@ pub use secrets::{
     Counts, Environment, FETCHES_AT_ONCE, Lookup, REFERENCES_MAX, Secrets, Settings,
 };
 pub use sluicegate_fetch::{
-    EXCHANGE_TIME_MAX, Endpoint, FetchError, Network, NetworkFuture, RESPONSE_BYTES_MAX,
+    Connection, EXCHANGE_TIME_MAX, Endpoint, FetchError, Network, NetworkFuture, RESPONSE_BYTES_MAX,
 };

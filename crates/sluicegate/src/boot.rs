@@ -16,11 +16,12 @@ use sluicegate_admin::control::{ControlState, Status};
 use sluicegate_admin::status::{Broken, Readiness, Stale, StatusState};
 use sluicegate_admin::{AdminState, Applied};
 use sluicegate_config::{Config, TrustedCertificate, Warning};
-use sluicegate_gateway::client::TlsClients;
+use sluicegate_gateway::client::{Egress, TlsClients};
 use sluicegate_gateway::core::Shared;
 use sluicegate_gateway::listen::{Gateway, Listeners};
 use sluicegate_gateway::plugin::{PluginState, Registry};
 use sluicegate_gateway::snapshot::{Change, Compiler, Deps, Report};
+use sluicegate_gateway::upstream::discovery::Services;
 use sluicegate_gateway::upstream::health::HealthChecks;
 use sluicegate_gateway::upstream::resolve::Resolver;
 use sluicegate_gateway::upstream::{Known, UpstreamDeps};
@@ -116,6 +117,13 @@ impl Running {
                 "There are no root certificates: upstreams and functions cannot be verified; install ca-certificates or set apisix.ssl.ssl_trusted_certificate."
             );
         }
+        let resolver = Resolver::new(runtime.handle().clone(), &settings::dns(&config));
+        let egress = Egress::new(&settings::egress(&config), &resolver, &tls)
+            .map_err(|why| anyhow!("sluicegate.egress_proxy: {why}"))?;
+        let services = settings::dns_discovery(&config)
+            .map(|discovery| Services::new(runtime.handle().clone(), &discovery))
+            .transpose()
+            .map_err(|why| anyhow!("discovery.dns: {why}"))?;
         let upstream_deps = UpstreamDeps {
             known: Arc::new(Known {
                 health: match config.apisix.disable_upstream_healthcheck {
@@ -124,7 +132,9 @@ impl Running {
                 },
                 ..Known::default()
             }),
-            resolver: Resolver::new(runtime.handle().clone(), &settings::dns(&config)),
+            resolver,
+            services,
+            egress,
             keepalive: settings::keepalive(&config),
             tls: tls.clone(),
             state: Arc::default(),

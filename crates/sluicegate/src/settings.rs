@@ -7,14 +7,15 @@ use std::time::Duration;
 use ipnet::IpNet;
 use sluicegate_admin as admin;
 use sluicegate_config::{
-    AdminRole, Config, ConfigProvider, LogEscape, LogTarget, RouterHttp, TlsVersion,
+    AdminRole, Config, ConfigProvider, LogEscape, LogTarget, RouterHttp, Secret, TlsVersion,
     WorkerProcesses,
 };
-use sluicegate_gateway::client::Keepalive;
+use sluicegate_gateway::client::{EgressSettings, Keepalive};
 use sluicegate_gateway::http::head::HeadLimits;
 use sluicegate_gateway::router::Mode;
 use sluicegate_gateway::settings::{AccessLog, Escape, Listen, RealIp, Settings, TlsSettings};
 use sluicegate_gateway::snapshot::UnknownPlugins;
+use sluicegate_gateway::upstream::discovery::{Ask, DnsDiscovery};
 use sluicegate_gateway::upstream::resolve::DnsSettings;
 use sluicegate_model::encrypt::Keyring;
 
@@ -118,6 +119,37 @@ pub(crate) fn dns(config: &Config) -> DnsSettings {
         timeout: config.apisix.resolver_timeout,
         search: config.apisix.resolver_search,
         ipv6: config.apisix.enable_ipv6,
+    }
+}
+
+/// The services that DNS knows.
+pub(crate) fn dns_discovery(config: &Config) -> Option<DnsDiscovery> {
+    let discovery = config.dns_discovery.as_ref()?;
+    let order = discovery.order.iter().map(|word| match word.as_str() {
+        "last" => Ask::Last,
+        "SRV" => Ask::Srv,
+        "AAAA" => Ask::Aaaa,
+        "CNAME" => Ask::Cname,
+        _ => Ask::A,
+    });
+    Some(DnsDiscovery {
+        servers: discovery.servers.clone(),
+        resolv_conf: discovery.resolv_conf.clone(),
+        order: order.filter(|ask| config.apisix.enable_ipv6 || *ask != Ask::Aaaa).collect(),
+        timeout: config.apisix.resolver_timeout,
+        search: config.apisix.resolver_search,
+    })
+}
+
+/// The proxies by which calls leave.
+pub(crate) fn egress(config: &Config) -> EgressSettings {
+    let url = |secret: &Option<Secret>| {
+        secret.as_ref().map(|url| url.expose().to_owned()).unwrap_or_default()
+    };
+    EgressSettings {
+        https_proxy: url(&config.egress_proxy.https_proxy),
+        http_proxy: url(&config.egress_proxy.http_proxy),
+        no_proxy: config.egress_proxy.no_proxy.clone(),
     }
 }
 

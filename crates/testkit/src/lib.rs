@@ -8,12 +8,14 @@
 pub mod certs;
 pub mod client;
 pub mod clouds;
+pub mod dns;
 pub mod etcd;
 pub mod functions;
 pub mod gateway;
 pub mod judge;
 pub mod origin;
 pub mod plugin;
+pub mod proxy;
 pub mod redis;
 pub mod wait;
 
@@ -24,4 +26,5 @@ pub use gateway::GatewayProcess;
 pub use judge::Judge;
 pub use origin::{Answer, Origin, Received};
 pub use plugin::{InProcess, PluginTest, deps};
+pub use proxy::Proxy;
 pub use redis::Redis;

@@ -280,6 +280,8 @@ pub fn deps(registry: Registry, runtime: &tokio::runtime::Handle) -> Deps {
         upstream: UpstreamDeps {
             known: Arc::default(),
             resolver: Resolver::new(runtime.clone(), &Default::default()),
+            services: None,
+            egress: None,
             keepalive: KEEPALIVE,
             tls: Arc::new(TlsClients::new(None)),
             state: Arc::default(),

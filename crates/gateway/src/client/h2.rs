@@ -29,8 +29,8 @@ pub(crate) struct Multiplexed {
     opening: RefCell<HashMap<Key, Rc<tokio::sync::Mutex<()>>>>,
 }
 
-/// An address, and which TLS configuration is used with it.
-type Key = (SocketAddr, u64);
+/// An address, which TLS configuration is used with it, and which way through a proxy.
+type Key = (SocketAddr, u64, u64);
 
 impl Multiplexed {
     /// Forgets connections that have ended.
@@ -55,12 +55,13 @@ async fn session(
     target: &Target,
     timeouts: Timeouts,
 ) -> Result<SendRequest<Bytes>, CallError> {
-    let key = (target.addr, target.tls.as_ref().map_or(0, |t| t.id));
+    let via = target.via.as_ref().map_or(0, |via| via.id());
+    let key = (target.addr, target.tls.as_ref().map_or(0, |t| t.id), via);
     if let Some(ready) = open_session(core, key).await {
         return Ok(ready);
     }
     let (addr, limit) = (target.addr, timeouts.connect);
-    let late = || CallError::ConnectTimeout { addr, limit };
+    let late = || target.late(limit);
     let turn = core.pool.multiplexed.opening.borrow_mut().entry(key).or_default().clone();
     let _turn = within(limit, turn.lock()).await.ok_or_else(late)?;
     if let Some(ready) = open_session(core, key).await {

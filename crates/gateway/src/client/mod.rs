@@ -2,6 +2,7 @@
 //! answers read by the task of the request itself.
 
 mod connect;
+mod egress;
 mod h1;
 mod h2;
 mod pool;
@@ -21,6 +22,7 @@ use crate::http::headers::Headers;
 use crate::io::{Buffer, Stream};
 
 pub use connect::acquire;
+pub use egress::{Egress, EgressError, EgressSettings, Tunnelled};
 pub use h1::{Answer, Outgoing, send};
 pub use h2::send_h2;
 pub(crate) use h2::{fields, poll_receive, pump};
@@ -32,8 +34,10 @@ pub use tls::{TlsClients, TlsRequest};
 /// Where a call goes and how its connection is kept.
 #[derive(Clone)]
 pub struct Target {
-    /// The address to connect to.
+    /// The address to connect to: the proxy's where there is one.
     pub addr: SocketAddr,
+    /// The proxy that has to open a tunnel first.
+    pub via: Option<Arc<Tunnelled>>,
     /// TLS, with what it verifies and which name it asks for.
     pub tls: Option<Arc<TlsTarget>>,
     /// How idle connections are kept; `None`: each call has its own.
@@ -114,6 +118,9 @@ pub enum CallError {
         /// The cause.
         source: io::Error,
     },
+    /// No connection through the egress proxy.
+    #[error(transparent)]
+    Egress(#[from] EgressError),
     /// The request could not be written.
     #[error("sending the request failed: {0}")]
     Send(io::Error),
@@ -152,6 +159,7 @@ impl CallError {
             Self::ConnectTimeout { .. } | Self::SendTimeout(_) | Self::ReadTimeout(_) => {
                 StatusCode::GATEWAY_TIMEOUT
             }
+            Self::Egress(error) => error.status(),
             Self::RequestBody(BodyError::TooLarge { .. }) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::RequestBody(BodyError::TimedOut(_)) => StatusCode::REQUEST_TIMEOUT,
             Self::RequestBody(_) => StatusCode::BAD_REQUEST,
@@ -167,6 +175,7 @@ impl CallError {
                 | Self::Connect { .. }
                 | Self::ConnectTimeout { .. }
                 | Self::Tls { .. }
+                | Self::Egress(_)
         )
     }
 }

@@ -58,13 +58,19 @@ impl Conn {
 struct Key {
     addr: SocketAddr,
     tls: u64,
+    via: u64,
     size: usize,
 }
 
 impl Key {
     fn of(target: &Target) -> Option<Self> {
         let size = target.keepalive?.size;
-        Some(Self { addr: target.addr, tls: target.tls.as_ref().map_or(0, |t| t.id), size })
+        Some(Self {
+            addr: target.addr,
+            tls: target.tls.as_ref().map_or(0, |t| t.id),
+            via: target.via.as_ref().map_or(0, |via| via.id()),
+            size,
+        })
     }
 }
 

@@ -390,9 +390,6 @@ impl Compiler {
         id: &Arc<str>,
         config: &UpstreamConfig,
     ) -> Result<Arc<Upstream>, String> {
-        if config.nodes.is_none() && config.service_name.is_some() {
-            return Err("service discovery is not there yet".into());
-        }
         let client_cert = |id: &str| {
             let ssl = self.ssls.get(id)?.made.as_ref().filter(|s| s.kind == "client")?;
             Some((ssl.cert.clone(), ssl.key.clone()))

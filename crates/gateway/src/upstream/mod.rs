@@ -1,6 +1,7 @@
 //! An upstream, compiled: nodes, whose turn it is, and how to talk to them.
 
 pub mod balance;
+pub mod discovery;
 pub mod health;
 mod network;
 pub mod resolve;
@@ -13,10 +14,11 @@ use ::http::StatusCode;
 use arc_swap::ArcSwap;
 use sluicegate_model::upstream as model;
 
-use crate::client::{CallError, Keepalive, Timeouts, TlsClients, TlsRequest, TlsTarget};
+use crate::client::{CallError, Egress, Keepalive, Timeouts, TlsClients, TlsRequest, TlsTarget};
 use crate::expr::Vars;
 use crate::plugin::PluginState;
 use balance::{Hold, Loads, Plan, Turns};
+use discovery::{Discovered, Services};
 use health::{Checker, HealthChecks};
 use resolve::{Name, Resolver};
 
@@ -30,6 +32,8 @@ pub struct Upstream {
     plan: Plan,
     turns: Turns,
     checked: Option<Box<Checked>>,
+    /// Its nodes are those of a service; it has none itself.
+    discovered: Option<Box<Discovered>>,
     /// How to talk to the nodes.
     pub scheme: Scheme,
     /// Which `Host` they get.
@@ -126,6 +130,10 @@ pub struct UpstreamDeps {
     pub tls: Arc<TlsClients>,
     /// Names.
     pub resolver: Arc<Resolver>,
+    /// Services that DNS knows; `None` without `discovery.dns`.
+    pub services: Option<Arc<Services>>,
+    /// The proxies by which calls of functions leave. Upstreams are called directly.
+    pub egress: Option<Arc<Egress>>,
     /// Idle connections where an upstream says nothing.
     pub keepalive: Keepalive,
     /// What plugins keep whatever becomes of their configurations.
@@ -196,7 +204,12 @@ impl Upstream {
         let plan = Plan::compile(key, config, scheme.default_port(), &deps.known.loads)?;
         let addrs: Vec<_> = nodes.iter().map(|n| (n.host().into(), n.addr.clone())).collect();
         let checker = deps.known.health.checker(key, config, &addrs)?;
+        let discovered = match (&config.nodes, &config.service_name) {
+            (None, Some(service)) => Some(discovered(key, id, config, deps, &client, service)?),
+            _ => None,
+        };
         let upstream = Self {
+            discovered,
             id: id.clone(),
             checked: checker.map(|checker| Checked::new(checker, &plan)),
             turns: plan.turns(|_| true),
@@ -218,6 +231,11 @@ impl Upstream {
             upstream.tls_target("localhost", &deps.tls)?;
         }
         Ok(upstream)
+    }
+
+    /// The service that has its nodes, if one has.
+    pub fn discovered(&self) -> Option<&Discovered> {
+        self.discovered.as_deref()
     }
 
     /// A node for a request, other than those `tried` before: of the highest priority that has one
@@ -274,6 +292,35 @@ impl Upstream {
             client: self.client.as_deref().cloned(),
         })
     }
+}
+
+/// Has the nodes of a service compiled as if they were configured.
+fn discovered(
+    key: &str,
+    id: &Arc<str>,
+    config: &model::Upstream,
+    deps: &UpstreamDeps,
+    client: &Option<Box<(String, String)>>,
+    service: &str,
+) -> Result<Box<Discovered>, String> {
+    match config.discovery_type.as_deref() {
+        Some("dns") => {}
+        other => {
+            let kind = other.unwrap_or_default();
+            return Err(format!("discovery {kind} is not there yet; there is dns"));
+        }
+    }
+    let services = deps
+        .services
+        .as_ref()
+        .ok_or("discovery dns is uninitialized: config.yaml has no discovery.dns")?;
+    let (key, id, config) = (key.to_owned(), id.clone(), config.clone());
+    let (deps, client) = (deps.clone(), client.clone());
+    let compile = move |nodes| {
+        let config = model::Upstream { nodes: Some(nodes), ..config.clone() };
+        Upstream::compile(&key, &id, &config, &deps, &|_| client.as_deref().cloned())
+    };
+    Ok(Discovered::new(services, service, Box::new(compile)))
 }
 
 impl Checked {

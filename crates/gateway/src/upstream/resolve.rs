@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use hickory_resolver::TokioResolver;
-use hickory_resolver::config::{NameServerConfig, ResolverConfig};
+use hickory_resolver::config::{NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts};
+use hickory_resolver::net::NetError;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::system_conf::read_system_conf;
 use tokio::sync::Notify;
@@ -33,13 +34,19 @@ struct Names {
     sweep_at: usize,
 }
 
-fn build(settings: &DnsSettings) -> Result<TokioResolver, hickory_resolver::net::NetError> {
-    let system = read_system_conf();
+/// A resolver that asks `servers`, or else those of `system`.
+pub(super) fn build(
+    servers: Option<&[SocketAddr]>,
+    system: Result<(ResolverConfig, ResolverOpts), NetError>,
+    search: bool,
+    timeout: Duration,
+    hosts: ResolveHosts,
+) -> Result<TokioResolver, NetError> {
     let (domain, search) = match &system {
-        Ok((config, _)) if settings.search => (config.domain().cloned(), config.search().to_vec()),
+        Ok((config, _)) if search => (config.domain().cloned(), config.search().to_vec()),
         _ => (None, Vec::new()),
     };
-    let (servers, options) = match (&settings.servers, system) {
+    let (servers, options) = match (servers, system) {
         (None, system) => system.map(|(config, options)| (config.into_parts().2, options))?,
         (Some(servers), system) => {
             let servers = servers.iter().map(|server| {
@@ -55,9 +62,11 @@ fn build(settings: &DnsSettings) -> Result<TokioResolver, hickory_resolver::net:
     let config = ResolverConfig::from_parts(domain, search, servers);
     let provider = TokioRuntimeProvider::default();
     let mut builder = TokioResolver::builder_with_config(config, provider).with_options(options);
-    builder.options_mut().timeout = settings.timeout;
+    let options = builder.options_mut();
+    options.timeout = timeout;
+    options.use_hosts_file = hosts;
     // Names are kept here; a second cache would only make answers older.
-    builder.options_mut().cache_size = 0;
+    options.cache_size = 0;
     builder.build()
 }
 
@@ -110,7 +119,9 @@ impl Resolver {
     pub fn new(runtime: tokio::runtime::Handle, settings: &DnsSettings) -> Arc<Self> {
         let built = {
             let _entered = runtime.enter();
-            build(settings)
+            let DnsSettings { servers, search, timeout, .. } = settings;
+            let hosts = ResolveHosts::default();
+            build(servers.as_deref(), read_system_conf(), *search, *timeout, hosts)
         };
         let dns = match built {
             Ok(dns) => Some(Arc::new(dns)),
@@ -227,12 +238,12 @@ impl Name {
 }
 
 /// Names are asked for again no sooner and no later than this, whatever their TTL.
-const TTL_MIN: Duration = Duration::from_secs(1);
-const TTL_MAX: Duration = Duration::from_secs(300);
+pub(super) const TTL_MIN: Duration = Duration::from_secs(1);
+pub(super) const TTL_MAX: Duration = Duration::from_secs(300);
 
 /// Names below this number are not worth a sweep.
 const NAMES_UNSWEPT: usize = 32;
 
 /// A failed look-up is repeated after this, then after twice that, up to the last.
-const RETRY_FIRST: Duration = Duration::from_millis(250);
-const RETRY_LAST: Duration = Duration::from_secs(5);
+pub(super) const RETRY_FIRST: Duration = Duration::from_millis(250);
+pub(super) const RETRY_LAST: Duration = Duration::from_secs(5);

@@ -141,6 +141,8 @@ impl Bench {
                 known: Arc::default(),
                 tls: Arc::new(TlsClients::new(None)),
                 resolver: Resolver::new(runtime.handle().clone(), &Default::default()),
+                services: None,
+                egress: None,
                 keepalive,
                 state: Arc::default(),
                 background: runtime.handle().clone(),
