@@ -47,10 +47,22 @@ pub struct InvokeApi {
 impl InvokeApi {
     /// Binds and serves on the runtime this is called on.
     pub async fn start(settings: InvokeSettings) -> Result<Self, StartError> {
+        Self::start_keeping(settings, RECORDED_MAX).await
+    }
+
+    /// The same, and no call is recorded: for one that runs as long as it likes.
+    pub async fn start_unrecorded(settings: InvokeSettings) -> Result<Self, StartError> {
+        Self::start_keeping(settings, 0).await
+    }
+
+    async fn start_keeping(
+        settings: InvokeSettings,
+        recorded_max: usize,
+    ) -> Result<Self, StartError> {
         let listener = bind(NAME, settings.addr).await?;
         let addr =
             listener.local_addr().map_err(|source| StartError::Bind { server: NAME, source })?;
-        let state = Arc::new(State { settings, recorded: Mutex::default() });
+        let state = Arc::new(State { settings, recorded: Mutex::default(), recorded_max });
         let (stop, stopped) = watch::channel(());
         let server = tokio::spawn(serve::serve(listener, Arc::clone(&state), stopped));
         Ok(Self { addr, state, stop, server })
@@ -205,8 +217,8 @@ pub enum StreamEnd {
 }
 
 /// Functions for trying things out: `echo` answers its event, `greet` greets in an HTTP envelope,
-/// `fail` and `crash` fail, `throttled` is refused, `stream` and `stream-http` stream, and
-/// `stream-fail` breaks off after its first piece.
+/// `fail` and `crash` fail, `throttled` is refused, `stream`, `stream-http` and (slowly, as
+/// server-sent events) `count` stream, and `stream-fail` breaks off after its first piece.
 pub fn samples() -> HashMap<String, Function> {
     fn sample(
         name: &str,
@@ -268,6 +280,17 @@ pub fn samples() -> HashMap<String, Function> {
             let chunks = vec![prelude, b"hello".to_vec(), b"</p>".to_vec()];
             stream(HTTP_INTEGRATION, chunks, StreamEnd::Complete)
         }),
+        sample("count", |_| {
+            let head = json!({"statusCode": 200, "headers": {"content-type": "text/event-stream"}});
+            let prelude = [head.to_string().as_bytes(), &[0; 8]].concat();
+            let events = (1..=5).map(|n| format!("data: {n}\n\n").into_bytes());
+            Outcome::Stream(StreamOutcome {
+                content_type: HTTP_INTEGRATION.to_owned(),
+                chunks: std::iter::once(prelude).chain(events).collect(),
+                pause: COUNT_PAUSE,
+                end: StreamEnd::Complete,
+            })
+        }),
         sample("stream-fail", move |_| {
             let details = json!({"errorType": "Broken", "errorMessage": "half way"}).to_string();
             let end = StreamEnd::Error("Unhandled".to_owned(), details);
@@ -280,6 +303,7 @@ pub fn samples() -> HashMap<String, Function> {
 struct State {
     settings: InvokeSettings,
     recorded: Mutex<Vec<Invocation>>,
+    recorded_max: usize,
 }
 
 impl Answers for State {
@@ -349,7 +373,7 @@ impl State {
         };
         {
             let mut recorded = self.recorded.lock().unwrap_or_else(PoisonError::into_inner);
-            if recorded.len() < RECORDED_MAX {
+            if recorded.len() < self.recorded_max {
                 recorded.push(call.clone());
             }
         }
@@ -587,6 +611,8 @@ fn status_only(status: u16) -> Response<Answer> {
 }
 
 const NAME: &str = "Invoke API";
+/// How long `count` waits before each number.
+const COUNT_PAUSE: Duration = Duration::from_millis(500);
 /// The most calls that are recorded.
 const RECORDED_MAX: usize = 10_000;
 /// The largest event of an asynchronous call.

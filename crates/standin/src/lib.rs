@@ -6,7 +6,8 @@
 //! - behind both, one [sample function](function),
 //! - beside them a plain origin, for routes without a function.
 //!
-//! For tests there is an [Invoke API](InvokeApi) beside these, whose functions are closures.
+//! An [Invoke API](InvokeApi) is started on its own. Its functions are closures: a test brings its
+//! own, the quickstart has [`samples`].
 //!
 //! It refuses what AWS refuses, with AWS's statuses and texts: whoever gets a call through here has
 //! keys and signature right. It is no emulator: no presigned URLs, no TLS.

@@ -19,6 +19,7 @@ pub struct GatewayProcess {
     binary: &'static str,
     prefix: TempDir,
     child: Option<Child>,
+    environment: Vec<(String, Option<String>)>,
     /// The first plain port.
     pub http: SocketAddr,
     /// The second plain port.
@@ -49,11 +50,25 @@ impl GatewayProcess {
         let prefix = tempfile::Builder::new().prefix("sluicegate-e2e-").tempdir();
         let prefix = prefix.expect("a temporary folder can be made");
         let none = SocketAddr::from(([127, 0, 0, 1], 0));
-        let gateway =
-            Self { binary, prefix, child: None, http: none, http2: none, https: none, admin: none };
+        let gateway = Self {
+            binary,
+            prefix,
+            child: None,
+            environment: Vec::new(),
+            http: none,
+            http2: none,
+            https: none,
+            admin: none,
+        };
         fs::create_dir_all(gateway.path("conf")).expect("the prefix is ours");
         gateway.write_config(config);
         gateway
+    }
+
+    /// Sets a variable of the process, or takes it out of what it inherits, from the next start on.
+    pub fn variable(&mut self, name: &str, value: Option<&str>) -> &mut Self {
+        self.environment.push((name.to_owned(), value.map(str::to_owned)));
+        self
     }
 
     /// Starts the process and waits until it serves. Ports change from start to start.
@@ -65,7 +80,14 @@ impl GatewayProcess {
             let file = fs::OpenOptions::new().create(true).append(true).open(self.path(name));
             Stdio::from(file.expect("the prefix is ours"))
         };
-        let child = Command::new(self.binary)
+        let mut command = Command::new(self.binary);
+        for (name, value) in &self.environment {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        let child = command
             .arg("start")
             .arg("-p")
             .arg(self.prefix.path())

@@ -7,6 +7,7 @@ use serde_json::Value;
 use sluicegate_aws::event::{ClientCertificate, EventEncoder, EventRequest, EventTooLarge};
 use sluicegate_gateway::exchange::Exchange;
 use sluicegate_gateway::http::headers::Known;
+use sluicegate_gateway::uri;
 use smallvec::SmallVec;
 
 use crate::JwtClaims;
@@ -90,15 +91,28 @@ pub(super) fn encode(
     Ok(out)
 }
 
-/// Path and query, as plugins left them.
+/// Path and query, as plugins left them: dot segments resolved, escapes kept. Adapters decode the path,
+/// or make a URI of it.
 fn target(exchange: &Exchange) -> (Cow<'_, str>, Option<&[u8]>) {
     match exchange.upstream.uri.as_deref() {
         Some(rewritten) => match rewritten.split_once('?') {
             Some((path, query)) => (path.into(), Some(query.as_bytes())),
             None => (rewritten.into(), None),
         },
-        None => (String::from_utf8_lossy(exchange.uri()), exchange.query()),
+        None => (path(exchange.request.path(), exchange.uri()), exchange.query()),
     }
+}
+
+/// The path as sent, if `uri` is what it says; else, as the configuration has `uri` cut, that one.
+fn path<'a>(sent: &'a [u8], uri: &'a [u8]) -> Cow<'a, str> {
+    let is_plain = |byte: &u8| byte.is_ascii_graphic() && *byte != b'%';
+    match std::str::from_utf8(sent) {
+        Ok(sent) if sent.as_bytes() == uri && uri.iter().all(is_plain) => return sent.into(),
+        _ => {}
+    }
+    let says_the_same = uri::normalize(sent).is_ok_and(|normal| *normal == *uri);
+    let rest = says_the_same.then(|| uri::resolve_raw_rest(sent, b"/")).flatten();
+    rest.map_or_else(|| uri::escape(uri), |rest| format!("/{rest}").into())
 }
 
 /// What the route's pattern captured: named parameters, and `proxy` for a `*`.
@@ -185,6 +199,23 @@ mod tests {
             (String::new(), None),
         ] {
             assert_eq!(of_traceparent(&text), id, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_path_keeps_its_escapes_and_loses_its_dots() {
+        for (sent, uri, told) in [
+            ("/plain/x", "/plain/x", "/plain/x"),
+            ("/a%20b/7%2F8", "/a b/7/8", "/a%20b/7%2F8"),
+            ("/a/../users//7%2f8/./x", "/users/7/8/x", "/users//7%2f8/x"),
+            ("/100%25", "/100%", "/100%25"),
+            ("/caf\u{e9}", "/caf\u{e9}", "/caf%C3%A9"),
+            ("/", "/", "/"),
+            // apisix.delete_uri_tail_slash, apisix.normalize_uri_like_servlet
+            ("/a%20b/", "/a b", "/a%20b"),
+            ("/a;v=1/b", "/a/b", "/a/b"),
+        ] {
+            assert_eq!(path(sent.as_bytes(), uri.as_bytes()), told, "{sent}");
         }
     }
 

@@ -228,6 +228,25 @@ fn a_function_gets_the_request_as_an_event_and_its_answer_is_the_response() {
 }
 
 #[test]
+fn paths_of_events_keep_their_escapes_in_every_format() {
+    let lambda = Lambda::with(samples());
+    for (format, paths, value) in [
+        ("apigw_v1", &["/path", "/requestContext/path"][..], "/fn/7%2F8%20x"),
+        ("apigw_v2", &["/requestContext/http/path"], "/fn/7%2F8%20x"),
+        ("apigw_v2", &["/rawPath"], "/a/../fn/7%2F8%20x"),
+        ("alb", &["/path"], "/fn/7%2F8%20x"),
+        ("apigw_v1", &["/pathParameters/proxy"], "7/8 x"),
+    ] {
+        let options = json!({"function": {"name": "echo"}, "request_format": format});
+        let gateway = lambda.route("/fn/*", options);
+        let event = client::get(gateway.addr, "/a/../fn/7%2F8%20x?a=b").json();
+        for path in paths {
+            assert_eq!(event.pointer(path), Some(&json!(value)), "{format} {path}");
+        }
+    }
+}
+
+#[test]
 fn answers_of_every_kind_become_responses() {
     // Function, options; status, body (`None`: the gateway's page), more headers.
     type Case<'a> = (&'a str, Value, u16, Option<&'a str>, Option<(&'a str, &'a str)>);

@@ -76,6 +76,7 @@ impl Files {
 pub(super) struct Local {
     pub(super) api_gateway: SocketAddr,
     pub(super) function_url: SocketAddr,
+    pub(super) invoke_api: SocketAddr,
     pub(super) origin: SocketAddr,
     pub(super) api_key: Secret,
     pub(super) access_key: String,
@@ -88,6 +89,7 @@ impl Local {
         Self {
             api_gateway: addr(ports.api_gateway),
             function_url: addr(ports.function_url),
+            invoke_api: addr(ports.invoke_api),
             origin: addr(ports.origin),
             api_key: Secret::new(random(40)),
             access_key: format!("STANDIN{}", random(13).to_ascii_uppercase()),
@@ -111,9 +113,16 @@ impl Local {
                 anyhow!("{key:?} must be an address with a port, as in 127.0.0.1:1980")
             })
         };
+        let function_url: SocketAddr = addr("function_url")?;
+        let invoke_api = match value.get("invoke_api") {
+            Some(_) => addr("invoke_api")?,
+            // A file from before there was one: where a new file would have it.
+            None => SocketAddr::new(function_url.ip(), function_url.port().wrapping_add(1)),
+        };
         Ok(Self {
             api_gateway: addr("api_gateway")?,
-            function_url: addr("function_url")?,
+            function_url,
+            invoke_api,
             origin: addr("origin")?,
             api_key: Secret::new(text("api_key")?),
             access_key: text("access_key")?,
@@ -125,6 +134,7 @@ impl Local {
         let value = json!({
             "api_gateway": self.api_gateway.to_string(),
             "function_url": self.function_url.to_string(),
+            "invoke_api": self.invoke_api.to_string(),
             "origin": self.origin.to_string(),
             "api_key": self.api_key.expose(),
             "access_key": self.access_key,
@@ -140,6 +150,7 @@ struct Ports {
     admin: u16,
     api_gateway: u16,
     function_url: u16,
+    invoke_api: u16,
     origin: u16,
 }
 
@@ -152,6 +163,7 @@ impl Ports {
         origin: 1980,
         api_gateway: 1981,
         function_url: 1982,
+        invoke_api: 1983,
     };
 
     fn from(n: u16) -> Self {
@@ -162,6 +174,7 @@ impl Ports {
             origin: n + 4,
             api_gateway: n + 5,
             function_url: n + 6,
+            invoke_api: n + 7,
         }
     }
 }
@@ -195,6 +208,13 @@ apisix:
     # Encrypts the secrets in the store. Keep it: what it encrypted cannot be read without it.
     keyring:
       - '{keyring}'
+
+plugin_attr:
+  aws-lambda:
+    # Whose keys routes may sign with: `static` are the route's own. Every other one is an identity of
+    # this gateway (env, profile, web_identity, container, imds, chain): docs/lambda-credentials.md.
+    allowed_providers:
+      - static
 
 deployment:
   role: traditional
@@ -246,7 +266,7 @@ mod tests {
         for (ports, plain, tls, admin) in [
             (Ports::DEFAULT, [9080, 9081], 9443, 9180),
             (Ports::from(20000), [20000, 20001], 20002, 20003),
-            (Ports::from(65529), [65529, 65530], 65531, 65532),
+            (Ports::from(65528), [65528, 65529], 65530, 65531),
         ] {
             let config = parsed(&ports);
             let addr = |port| SocketAddr::from(([127, 0, 0, 1], port));
@@ -276,6 +296,11 @@ mod tests {
         std::fs::write(&path, made.text()).unwrap();
         let read = Local::read(path.path()).unwrap();
         assert_eq!(read.text(), made.text());
+        // One that was made before there was an Invoke API.
+        let older = made.text().replace("  \"invoke_api\": \"127.0.0.1:1983\",\n", "");
+        assert_ne!(older, made.text());
+        std::fs::write(&path, older).unwrap();
+        assert_eq!(Local::read(path.path()).unwrap().text(), made.text());
     }
 
     #[test]

@@ -18,7 +18,7 @@ use clap::Args;
 use rustix::process::{Pid, test_kill_process};
 use serde_json::{Value, json};
 use sluicegate_config::{AdminRole, Config};
-use sluicegate_standin::{Settings, Standin};
+use sluicegate_standin::{InvokeApi, InvokeSettings, Settings, Standin, StartError, samples};
 
 use crate::boot::{self, Running};
 use crate::cli::Place;
@@ -33,8 +33,8 @@ pub(crate) struct Options {
     /// Folder of everything the quickstart keeps; delete it to start anew
     #[arg(short = 'p', long = "prefix", default_value = "quickstart", value_name = "FOLDER")]
     prefix: PathBuf,
-    /// In a new folder, use the seven ports from N on instead of 9080, 9081, 9443, 9180 and 1980-1982
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=65529))]
+    /// In a new folder, use the eight ports from N on instead of 9080, 9081, 9443, 9180 and 1980-1983
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=65528))]
     ports_from: Option<u16>,
 }
 
@@ -68,7 +68,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
 }
 
 /// Starts the stand-in and creates what is missing of certificate and routes.
-fn prepare(running: &Running, local: &Local) -> anyhow::Result<Standin> {
+fn prepare(running: &Running, local: &Local) -> anyhow::Result<(Standin, InvokeApi)> {
     let settings = Settings {
         api_gateway: local.api_gateway,
         function_url: local.function_url,
@@ -80,7 +80,20 @@ fn prepare(running: &Running, local: &Local) -> anyhow::Result<Standin> {
         service: SERVICE.to_owned(),
         clock: boot::unix_now,
     };
-    let standin = running.runtime.block_on(Standin::start(settings))?;
+    let functions = InvokeSettings {
+        addr: local.invoke_api,
+        access_key: local.access_key.clone(),
+        secret_key: local.secret_key.expose().into(),
+        session_token: None,
+        region: REGION.to_owned(),
+        account_id: ACCOUNT.to_owned(),
+        clock: boot::unix_now,
+        functions: samples(),
+    };
+    let standin = running.runtime.block_on(async {
+        let fronts = Standin::start(settings).await?;
+        Ok::<_, StartError>((fronts, InvokeApi::start_unrecorded(functions).await?))
+    })?;
     let Some(addr) = running.admin_addr else {
         eprintln!(
             "sluicegate: the Admin API is off (apisix.enable_admin): routes stay as they are"
@@ -99,8 +112,8 @@ fn prepare(running: &Running, local: &Local) -> anyhow::Result<Standin> {
 }
 
 /// The routes; number 1 is the one that the documentation's examples change.
-fn routes(local: &Local) -> [(&'static str, Value); 4] {
-    let Local { api_gateway, function_url, origin, .. } = local;
+fn routes(local: &Local) -> [(&'static str, Value); 6] {
+    let Local { api_gateway, function_url, invoke_api, origin, .. } = local;
     let apikey = json!({"apikey": local.api_key.expose()});
     let iam = json!({"iam": {
         "accesskey": local.access_key,
@@ -110,6 +123,15 @@ fn routes(local: &Local) -> [(&'static str, Value); 4] {
     }});
     let lambda = |uri: &str, desc: &str, function_uri: String, authorization: &Value| {
         let function = json!({"function_uri": function_uri, "authorization": authorization});
+        json!({"uri": uri, "desc": desc, "plugins": {"aws-lambda": function}})
+    };
+    let by_name = |uri: &str, desc: &str, name: &str, invocation: &str| {
+        let endpoint = format!("http://{invoke_api}");
+        let function = json!({
+            "function": {"name": name, "region": REGION, "endpoint": endpoint},
+            "invocation": invocation,
+            "authorization": iam,
+        });
         json!({"uri": uri, "desc": desc, "plugins": {"aws-lambda": function}})
     };
     [
@@ -139,6 +161,14 @@ fn routes(local: &Local) -> [(&'static str, Value); 4] {
                 format!("http://{api_gateway}"),
                 &apikey,
             ),
+        ),
+        (
+            "quickstart-function",
+            by_name("/aws-function", "a function by its name, by the Invoke API", "greet", "sync"),
+        ),
+        (
+            "quickstart-stream",
+            by_name("/aws-stream", "a function that answers in pieces", "count", "stream"),
         ),
         (
             "quickstart-origin",
@@ -222,6 +252,11 @@ fn ports(config: &Config, local: &Local) -> Vec<(SocketAddr, &'static str, &'sta
             "stand-in for a function URL",
             "standin.json: function_url",
         ))
+        .chain(set(
+            vec![local.invoke_api],
+            "stand-in for the Invoke API",
+            "standin.json: invoke_api",
+        ))
         .chain(set(vec![local.origin], "plain origin", "standin.json: origin"))
         .collect()
 }
@@ -247,5 +282,7 @@ fn loopback(mut addr: SocketAddr) -> SocketAddr {
 /// What the stand-in's function URL wants calls signed for.
 const REGION: &str = "us-east-1";
 const SERVICE: &str = "lambda";
+/// The account of its functions.
+const ACCOUNT: &str = "123456789012";
 /// Stage and resource of the stand-in's API Gateway; it takes any.
 const FUNCTION: &str = "/default/hello";

@@ -30,7 +30,7 @@ impl Screen<'_> {
 
     /// What listens where, and what lies where.
     fn places(&self, out: &mut String) {
-        let Local { api_gateway, function_url, origin, .. } = self.local;
+        let Local { api_gateway, function_url, invoke_api, origin, .. } = self.local;
         let folder = &self.folder;
         let mut row = |name: &str, place: String, what: &str| {
             *out += format!("  {name:<13} {place:<34} {what}").trim_end();
@@ -53,6 +53,7 @@ impl Screen<'_> {
         }
         row("AWS, locally", format!("http://{api_gateway}"), "API Gateway: checks the API key");
         row("", format!("http://{function_url}"), "function URL: checks the SigV4 signature");
+        row("", format!("http://{invoke_api}"), "Invoke API: functions by name, signed");
         row("Origin", format!("http://{origin}"), "tells what it received");
         row("Files", format!("{folder}/conf/config.yaml"), "configuration with the admin key");
         row("", format!("{folder}/standin.json"), "keys of the local AWS");
@@ -64,7 +65,7 @@ impl Screen<'_> {
         let mut plain = self.plain();
         let Some(first) = plain.next() else { return };
         let second = plain.next().unwrap_or(first);
-        *out += "\nCall the function; each line answers \"Hello, APISIX!\":\n\n";
+        *out += "\nCall the function; each line answers Hello, APISIX!\n\n";
         let mut call = |line: String| *out += &format!("  curl {line}\n");
         call(format!("\"http://{first}/aws?name=APISIX\""));
         call(format!("--http2-prior-knowledge \"http://{second}/aws?name=APISIX\""));
@@ -73,11 +74,14 @@ impl Screen<'_> {
         }
         call(format!("\"http://{first}/aws-iam?name=APISIX\""));
         call(format!("\"http://{first}/aws-path/default/test-apisix?name=APISIX\""));
+        call(format!("\"http://{first}/aws-function?name=APISIX\""));
+        *out += "\nA function that streams; one number every half second:\n\n";
+        *out += &format!("  curl -N \"http://{first}/aws-stream\"\n");
     }
 
     /// Changes of route 1 to try.
     fn changes(&self, out: &mut String, admin: SocketAddr) {
-        let Local { api_gateway, function_url, origin, .. } = self.local;
+        let Local { api_gateway, function_url, invoke_api, origin, .. } = self.local;
         let config = format!("{}/conf/config.yaml", self.folder);
         *out += &format!(
             "\nChange route 1 at once, by the Admin API. The admin key, with yq or without:\n\n  \
@@ -109,6 +113,19 @@ impl Screen<'_> {
         "accesskey": "{}",
         "secretkey": "{}",
         "aws_region": "{REGION}", "service": "{SERVICE}" }} }} }} }} }}"#,
+                self.local.access_key,
+                self.local.secret_key.expose()
+            ),
+        );
+        put(
+            "a function by its name, by the Invoke API",
+            &format!(
+                r#"
+  {{ "uri": "/aws", "plugins": {{ "aws-lambda": {{
+      "function": {{ "name": "greet", "region": "{REGION}", "endpoint": "http://{invoke_api}" }},
+      "authorization": {{ "iam": {{
+        "accesskey": "{}",
+        "secretkey": "{}" }} }} }} }} }}"#,
                 self.local.access_key,
                 self.local.secret_key.expose()
             ),

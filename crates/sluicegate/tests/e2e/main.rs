@@ -24,6 +24,7 @@ mod etcd;
 mod forwarding;
 mod functions;
 mod grpc;
+mod lambda_invoke;
 mod lifecycle;
 mod limits;
 #[cfg(feature = "lua")]

@@ -18,16 +18,18 @@ fn every_line_on_the_screen_works_when_it_is_pasted() {
     let run = Quickstart::start();
     let screen = run.screen();
     let commands = commands(&screen);
-    let (calls, changes) = commands.split_at(5);
+    let (calls, changes) = commands.split_at(6);
     for call in calls {
-        assert_eq!(run.shell(call), "\"Hello, APISIX!\"", "{call}");
+        assert_eq!(run.shell(call).trim_matches('"'), "Hello, APISIX!", "{call}");
     }
     let with_version =
         |call: &str| run.shell(&call.replacen("curl", "curl -o answer -w '%{http_version}'", 1));
     let versions: Vec<String> = calls.iter().map(|call| with_version(call)).collect();
-    assert_eq!(versions, ["1.1", "2", "2", "1.1", "1.1"]);
+    assert_eq!(versions, ["1.1", "2", "2", "1.1", "1.1", "1.1"]);
 
-    let [with_yq, with_grep, puts @ ..] = changes else { panic!("{changes:?}") };
+    let [stream, with_yq, with_grep, puts @ ..] = changes else { panic!("{changes:?}") };
+    let events = (1..=5).map(|n| format!("data: {n}\n\n")).collect::<String>();
+    assert_eq!(run.shell(stream), events);
     assert!(
         with_yq.contains("yq '.deployment.admin.admin_key[0].key' quickstart/conf/config.yaml")
     );
@@ -38,10 +40,9 @@ fn every_line_on_the_screen_works_when_it_is_pasted() {
     } else {
         assert_eq!(run.shell(&format!("{with_yq}; echo \"$admin_key\"")), key);
     }
-    assert_eq!(puts.len(), 3);
-    for (put, told) in
-        puts.iter().zip(["\"Hello, APISIX!\"", "\"Hello, APISIX!\"", "\"path\":\"/aws\""])
-    {
+    let told = ["\"Hello, APISIX!\"", "\"Hello, APISIX!\"", "Hello, APISIX!", "\"path\":\"/aws\""];
+    assert_eq!(puts.len(), told.len());
+    for (put, told) in puts.iter().zip(told) {
         // First switched off, so that the line has something to change.
         let admin = run.addr(3);
         run.shell(&format!(
@@ -84,8 +85,13 @@ fn a_second_run_keeps_what_was_changed_and_makes_what_is_missing() {
     run.stop();
     run.again();
     assert_eq!(files.map(|file| fs::read_to_string(file).unwrap()), texts);
-    for (target, status) in [("/mine", 200), ("/aws", 404), ("/aws-iam", 200), ("/aws-path/a", 200)]
-    {
+    for (target, status) in [
+        ("/mine", 200),
+        ("/aws", 404),
+        ("/aws-iam", 200),
+        ("/aws-path/a", 200),
+        ("/aws-function", 200),
+    ] {
         assert_eq!(client::get(run.addr(0), target).status, status, "{target}");
     }
 }
@@ -98,6 +104,7 @@ fn a_taken_port_is_named_and_nothing_is_left_behind() {
         (3, "conf/config.yaml: deployment.admin.admin_listen"),
         (4, "standin.json: origin"),
         (5, "standin.json: api_gateway"),
+        (7, "standin.json: invoke_api"),
     ] {
         let mut run = Quickstart::prepare();
         let held = TcpListener::bind(run.addr(taken)).expect("the port was free");
@@ -126,7 +133,7 @@ fn an_interrupt_closes_every_port() {
     assert!(!run.folder().join("logs/sluicegate.pid").exists());
 }
 
-/// A quickstart on seven ports of its own.
+/// A quickstart on eight ports of its own.
 struct Quickstart {
     home: TempDir,
     base: u16,
@@ -136,7 +143,7 @@ struct Quickstart {
 impl Quickstart {
     /// A place for one, and ports that were free a moment ago.
     fn prepare() -> Self {
-        let base = wait::until("seven free ports in a row", || {
+        let base = wait::until("eight free ports in a row", || {
             let probe = TcpListener::bind("127.0.0.1:0").ok()?;
             // Away from the system's own choice, which other tests live on.
             let base = 10_000 + probe.local_addr().ok()?.port() % 2_000 * 10;
@@ -220,7 +227,8 @@ impl Quickstart {
         self.home.path().join("quickstart")
     }
 
-    /// The n-th of its ports: HTTP, HTTP, HTTPS, Admin API, origin, API Gateway, function URL.
+    /// The n-th of its ports: HTTP, HTTP, HTTPS, Admin API, origin, API Gateway, function URL,
+    /// Invoke API.
     fn addr(&self, n: u16) -> SocketAddr {
         ([127, 0, 0, 1], self.base + n).into()
     }
@@ -253,4 +261,4 @@ fn commands(screen: &str) -> Vec<String> {
     commands
 }
 
-const PORTS: u16 = 7;
+const PORTS: u16 = 8;
