@@ -46,6 +46,7 @@ impl MirrorServer {
         ctx: &CompileCtx<'_>,
     ) -> Result<Self, ConfigError> {
         let options = EndpointOptions {
+            egress: false,
             verify: false,
             keepalive: Some(Keepalive {
                 size: KEEPALIVE_SIZE,
@@ -170,7 +171,7 @@ enum Copy {
 impl Copy {
     /// Sends it, and throws the answer away.
     async fn send(self, core: &Rc<Core>, endpoint: &Endpoint) -> Result<(), CallError> {
-        let target = endpoint.target(core).await?;
+        let (target, limit) = endpoint.target(core).await?;
         let timeouts = endpoint.timeouts();
         let received = match self {
             Self::Http2(head, mut body) => {
@@ -180,7 +181,7 @@ impl Copy {
                 // A body that passes only once has a connection that cannot be stale.
                 let mut fresh = matches!(outgoing.body, Body::Stream(_));
                 loop {
-                    let conn = client::acquire(core, &target, timeouts.connect, fresh).await?;
+                    let conn = client::acquire(core, &target, limit, fresh).await?;
                     let spare = match outgoing.body.replay() {
                         Some(body) if !fresh => {
                             Some(Outgoing { head: outgoing.head.clone(), body, ..outgoing })

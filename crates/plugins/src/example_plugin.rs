@@ -91,9 +91,7 @@ mod tests {
     #[test]
     fn requests_go_to_the_address_if_there_is_one() {
         let (own, other) = (Origin::text("own"), Origin::text("other"));
-        let to = |origin: &Origin| {
-            json!({"i": 1, "ip": origin.addr.ip().to_string(), "port": origin.addr.port()})
-        };
+        let to = |origin: &Origin| json!({"i": 1, "ip": origin.addr.ip().to_string(), "port": origin.addr.port()});
         let route = |uri: &str, plugin: Value| {
             json!({"uri": uri, "plugins": {"example-plugin": plugin},
                 "upstream": {"type": "roundrobin", "nodes": {own.addr.to_string(): 1}}})
