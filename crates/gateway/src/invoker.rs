@@ -434,8 +434,10 @@ impl FunctionInvoker {
         };
         let mut received = match Box::pin(within(wait, answer)).await {
             Some(Ok(received)) => received,
-            Some(Err(CallError::ConnectTimeout { limit, .. })) => {
-                return Err(InvokeError::Expired { name: "connect", limit });
+            Some(Err(error))
+                if error.is_before_sending() && error.status() == StatusCode::GATEWAY_TIMEOUT =>
+            {
+                return Err(InvokeError::Expired { name: "connect", limit: limits.connect });
             }
             Some(Err(CallError::Egress(error))) => {
                 return Err(match error.expired() {

@@ -16,7 +16,7 @@ use crate::upstream::UpstreamDeps;
 /// One step, and what came of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Step {
-    /// `dns`, `tcp`, `tls`, `clock`.
+    /// `dns`, `tcp`, `tls`, `clock`; through an egress proxy, `tunnel`.
     pub name: &'static str,
     /// Did it go well?
     pub ok: bool,
@@ -51,6 +51,13 @@ async fn look(
     let tls = uri.scheme_str() == Some("https");
     let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
     let port = uri.port_u16().unwrap_or(if tls { 443 } else { 80 });
+    if let Some(way) = deps.egress.as_ref().and_then(|proxies| proxies.way(tls, host, port)) {
+        // The proxy resolves the name, and has a clock of its own.
+        return match way.open(STEP_TIME).await {
+            Ok(_) => note("tunnel", Ok(format!("the egress proxy opens one to {host}:{port}"))),
+            Err(error) => note("tunnel", Err(error.to_string())),
+        };
+    }
     let ip = match host.parse() {
         Ok(ip) => {
             note("dns", Ok(format!("{ip} is an address already")))?;

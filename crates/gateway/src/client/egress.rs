@@ -178,7 +178,7 @@ impl Tunnelled {
     pub(super) async fn connect(&self, addr: SocketAddr) -> Result<Stream, EgressError> {
         let tcp = TcpStream::connect(addr).await;
         let tcp = tcp.map_err(|source| self.failed(Fault::Connect(source)))?;
-        tcp.set_nodelay(true).map_err(|source| self.failed(Fault::Connect(source)))?;
+        super::connect::tune(&tcp).map_err(|source| self.failed(Fault::Connect(source)))?;
         let mut stream = match &self.proxy.tls {
             None => Stream::Tcp(tcp),
             Some(tls) => {

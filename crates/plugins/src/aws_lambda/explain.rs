@@ -30,7 +30,7 @@ use super::{AwsLambda, Reach};
 pub struct ExplainRequest {
     /// `GET` if not given.
     pub method: Option<String>,
-    /// Path and query as a client would send them; `/` if not given.
+    /// Path and query as a client would send them; the start of the route's pattern if not given.
     pub uri: Option<String>,
     /// Header fields of the client.
     pub headers: BTreeMap<String, String>,
@@ -125,7 +125,8 @@ impl<'a> Asked<'a> {
         let method = request.method.as_deref().unwrap_or("GET");
         let method = Method::from_bytes(method.as_bytes());
         let method = method.map_err(|_| "`method` is no method of HTTP".to_owned())?;
-        let uri = request.uri.as_deref().unwrap_or("/");
+        let start = route_uri.map_or("/", |uri| uri.split('*').next().unwrap_or(uri));
+        let uri = request.uri.as_deref().unwrap_or(start);
         if !uri.starts_with('/') || uri.bytes().any(|b| b <= b' ' || b == 0x7f) {
             return Err("`uri` is no path: it starts with / and has no blanks".to_owned());
         }

@@ -152,6 +152,7 @@ struct Ports {
     function_url: u16,
     invoke_api: u16,
     origin: u16,
+    control: u16,
 }
 
 impl Ports {
@@ -164,6 +165,7 @@ impl Ports {
         api_gateway: 1981,
         function_url: 1982,
         invoke_api: 1983,
+        control: 9190,
     };
 
     fn from(n: u16) -> Self {
@@ -175,14 +177,15 @@ impl Ports {
             api_gateway: n + 5,
             function_url: n + 6,
             invoke_api: n + 7,
+            control: n + 8,
         }
     }
 }
 
 // A quickstart is for one person on one machine, and its keys are on the screen: it listens on
-// loopback only. The control API stays off because Prometheus likes its port too.
+// loopback only. The Control API is not at its usual port because Prometheus likes that too.
 fn config_text(ports: &Ports) -> String {
-    let Ports { http: [http, http_2], https, admin, .. } = ports;
+    let Ports { http: [http, http_2], https, admin, control, .. } = ports;
     let (keyring, key) = (random(16), random(32));
     format!(
         "\
@@ -203,7 +206,10 @@ apisix:
         port: {https}
     # The certificate for clients that send no server name, as for https://127.0.0.1:{https}
     fallback_sni: localhost
-  enable_control: false
+  # For `sluicegate doctor`, and for what else looks inside.
+  control:
+    ip: 127.0.0.1
+    port: {control}
   data_encryption:
     # Encrypts the secrets in the store. Keep it: what it encrypted cannot be read without it.
     keyring:
@@ -266,14 +272,14 @@ mod tests {
         for (ports, plain, tls, admin) in [
             (Ports::DEFAULT, [9080, 9081], 9443, 9180),
             (Ports::from(20000), [20000, 20001], 20002, 20003),
-            (Ports::from(65528), [65528, 65529], 65530, 65531),
+            (Ports::from(65527), [65527, 65528], 65529, 65530),
         ] {
             let config = parsed(&ports);
             let addr = |port| SocketAddr::from(([127, 0, 0, 1], port));
             assert_eq!(config.http_addrs(), plain.map(addr));
             assert_eq!(config.https_addrs(), [addr(tls)]);
             assert_eq!(config.deployment.admin.admin_listen, addr(admin));
-            assert_eq!(config.apisix.control, None);
+            assert_eq!(config.apisix.control, Some(addr(ports.control)));
             assert_eq!(config.deployment.admin.admin_key[0].key.expose().len(), 32);
         }
     }

@@ -33,8 +33,8 @@ pub(crate) struct Options {
     /// Folder of everything the quickstart keeps; delete it to start anew
     #[arg(short = 'p', long = "prefix", default_value = "quickstart", value_name = "FOLDER")]
     prefix: PathBuf,
-    /// In a new folder, use the eight ports from N on instead of 9080, 9081, 9443, 9180 and 1980-1983
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=65528))]
+    /// In a new folder, use the nine ports from N on instead of 9080, 9081, 9443, 9180, 9190 and 1980-1983
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=65527))]
     ports_from: Option<u16>,
 }
 
@@ -58,6 +58,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         admin: running.admin_addr,
         local: &files.local,
         folder: place.shown(),
+        program: std::env::args().next().unwrap_or_else(|| "sluicegate".to_owned()),
     };
     screen::print(&screen.text());
     signals::serve_with(running, signals)?;

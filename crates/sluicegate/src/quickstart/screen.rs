@@ -14,6 +14,8 @@ pub(super) struct Screen<'a> {
     pub(super) local: &'a Local,
     /// The folder as the person would type it.
     pub(super) folder: String,
+    /// This program as the person would type it.
+    pub(super) program: String,
 }
 
 impl Screen<'_> {
@@ -77,6 +79,8 @@ impl Screen<'_> {
         call(format!("\"http://{first}/aws-function?name=APISIX\""));
         *out += "\nA function that streams; one number every half second:\n\n";
         *out += &format!("  curl -N \"http://{first}/aws-stream\"\n");
+        *out += "\nWhat a route sends to its function, and what stands in the way:\n\n";
+        *out += &format!("  {} doctor quickstart-function -p {}\n", self.program, self.folder);
     }
 
     /// Changes of route 1 to try.

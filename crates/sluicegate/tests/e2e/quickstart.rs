@@ -30,6 +30,9 @@ fn every_line_on_the_screen_works_when_it_is_pasted() {
     let [stream, with_yq, with_grep, puts @ ..] = changes else { panic!("{changes:?}") };
     let events = (1..=5).map(|n| format!("data: {n}\n\n")).collect::<String>();
     assert_eq!(run.shell(stream), events);
+    let doctor = screen.lines().find(|line| line.contains(" doctor ")).expect("it is there");
+    let told = run.shell(doctor);
+    assert!(told.contains("ok   dry_run"), "{told}");
     assert!(
         with_yq.contains("yq '.deployment.admin.admin_key[0].key' quickstart/conf/config.yaml")
     );
@@ -105,6 +108,7 @@ fn a_taken_port_is_named_and_nothing_is_left_behind() {
         (4, "standin.json: origin"),
         (5, "standin.json: api_gateway"),
         (7, "standin.json: invoke_api"),
+        (8, "conf/config.yaml: apisix.control"),
     ] {
         let mut run = Quickstart::prepare();
         let held = TcpListener::bind(run.addr(taken)).expect("the port was free");
@@ -133,7 +137,7 @@ fn an_interrupt_closes_every_port() {
     assert!(!run.folder().join("logs/sluicegate.pid").exists());
 }
 
-/// A quickstart on eight ports of its own.
+/// A quickstart on nine ports of its own.
 struct Quickstart {
     home: TempDir,
     base: u16,
@@ -143,7 +147,7 @@ struct Quickstart {
 impl Quickstart {
     /// A place for one, and ports that were free a moment ago.
     fn prepare() -> Self {
-        let base = wait::until("eight free ports in a row", || {
+        let base = wait::until("nine free ports in a row", || {
             let probe = TcpListener::bind("127.0.0.1:0").ok()?;
             // Away from the system's own choice, which other tests live on.
             let base = 10_000 + probe.local_addr().ok()?.port() % 2_000 * 10;
@@ -228,7 +232,7 @@ impl Quickstart {
     }
 
     /// The n-th of its ports: HTTP, HTTP, HTTPS, Admin API, origin, API Gateway, function URL,
-    /// Invoke API.
+    /// Invoke API, Control API.
     fn addr(&self, n: u16) -> SocketAddr {
         ([127, 0, 0, 1], self.base + n).into()
     }
@@ -261,4 +265,4 @@ fn commands(screen: &str) -> Vec<String> {
     commands
 }
 
-const PORTS: u16 = 8;
+const PORTS: u16 = 9;
