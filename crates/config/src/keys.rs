@@ -95,6 +95,14 @@ const ADMIN_KEY: &[Key] = &[
     key("key", Secret { chars_max: ADMIN_KEY_CHARS_MAX }, "''", "What `X-API-KEY` must carry. Empty: generated at start and written back into the file."),
     key("role", OneOf(&["admin", "viewer"]), "admin", "`admin` may write, `viewer` may only read."),
 ];
+#[rustfmt::skip] // a table: one key, one line
+const PROXY_CACHE_ZONE: &[Key] = &[
+    key("name", Text, "", "What `cache_zone` calls it. Required."),
+    key("memory_size", Size, "50m", "Memory for answers; on disk, for the index of its files."),
+    key("disk_size", Size, "1G", "Most bytes of its files."),
+    key("disk_path", Path, "", "A folder of its own, under the prefix unless absolute. Left out: answers are kept in memory."),
+    key("cache_levels", Text, "1:2", "Digits in the names of folders in that folder: up to three numbers, 1 or 2, with colons."),
+];
 
 /// Every key, in the order of the example file.
 #[rustfmt::skip] // a table: one key, one line
@@ -114,8 +122,9 @@ pub(crate) const KEYS: &[Key] = &[
     known("apisix.extra_lua_path", Text, "''", "More places to look for Lua modules."),
     known("apisix.extra_lua_cpath", Text, "''", "More places to look for compiled Lua modules."),
     known("apisix.lua_module_hook", Text, "", "A Lua module loaded at start.").example("my_project.my_hook"),
-    known("apisix.proxy_cache.cache_ttl", SECONDS, "10s", "How long the `proxy-cache` plugin keeps an answer on disk when its upstream does not say."),
-    known("apisix.proxy_cache.zones", List(&Map), "", "The caches of the `proxy-cache` plugin.").example("[{name: memory_cache, memory_size: 50m}]"),
+    key("apisix.proxy_cache.cache_ttl", SECONDS, "10s", "How long the `proxy-cache` plugin keeps an answer on disk when its upstream does not say.").restart(),
+    // Differs: APISIX's default of disk_path is a folder of this name in /tmp, where anybody can put one first.
+    key("apisix.proxy_cache.zones", List(&Object(PROXY_CACHE_ZONE)), "[{name: disk_cache_one, memory_size: 50m, disk_size: 1G, disk_path: data/disk_cache_one, cache_levels: '1:2'}, {name: memory_cache, memory_size: 50m}]", "The caches of the `proxy-cache` plugin: on disk where there is a `disk_path`, else in memory.").restart(),
     key("apisix.delete_uri_tail_slash", Bool, "false", "Match routes without the slash at the path's end."),
     key("apisix.normalize_uri_like_servlet", Bool, "false", "Match routes on the path as a Java servlet container normalises it: parameters after `;` are left out."),
     key("apisix.match_uri_encoded_slash", Bool, "false", "Keep `%2F` escaped while matching, so that it belongs to a path parameter."),

@@ -31,10 +31,10 @@ pub use plugin_names::APISIX_PLUGINS;
 pub use render::{documentation, example};
 pub use secret::Secret;
 pub use settings::{
-    Admin, AdminKey, AdminRole, AdminTls, Apisix, Config, ConfigProvider, DataEncryption,
-    Deployment, DnsDiscovery, EgressProxy, ErrorLogLevel, Etcd, Http, Limits, Listen, LogEscape,
-    LogTarget, NginxConfig, PluginAttr, ProxyProtocol, Role, RouterHttp, Ssl, TlsVersion,
-    TrustedCertificate, UpstreamKeepalive, WorkerProcesses,
+    Admin, AdminKey, AdminRole, AdminTls, Apisix, CacheDisk, CacheZone, Config, ConfigProvider,
+    DataEncryption, Deployment, DnsDiscovery, EgressProxy, ErrorLogLevel, Etcd, Http, Limits,
+    Listen, LogEscape, LogTarget, NginxConfig, PluginAttr, ProxyCache, ProxyProtocol, Role,
+    RouterHttp, Ssl, TlsVersion, TrustedCertificate, UpstreamKeepalive, WorkerProcesses,
 };
 pub use starter::Starter;
 pub use units::{DURATION_MAX, parse_duration, parse_size};

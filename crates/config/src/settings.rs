@@ -223,6 +223,8 @@ pub struct Apisix {
     pub proxy_protocol: ProxyProtocol,
     /// `enable_server_tokens`: the version in the `Server` header.
     pub enable_server_tokens: bool,
+    /// `proxy_cache`.
+    pub proxy_cache: ProxyCache,
     /// `delete_uri_tail_slash`.
     pub delete_uri_tail_slash: bool,
     /// `normalize_uri_like_servlet`.
@@ -305,6 +307,37 @@ pub struct ProxyProtocol {
     pub listen_http_port: Option<u16>,
     /// `listen_https_port`.
     pub listen_https_port: Option<u16>,
+}
+
+/// `apisix.proxy_cache`: caches of answers.
+#[derive(Debug, Clone)]
+pub struct ProxyCache {
+    /// `cache_ttl`: of answers on disk that do not say for how long they are good.
+    pub cache_ttl: Duration,
+    /// `zones`.
+    pub zones: Vec<CacheZone>,
+}
+
+/// One of `apisix.proxy_cache.zones`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CacheZone {
+    /// `name`.
+    pub name: String,
+    /// `memory_size` in bytes.
+    pub memory_size: u64,
+    /// Where its files are, when it is on disk.
+    pub disk: Option<CacheDisk>,
+}
+
+/// Where a zone on disk keeps its files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CacheDisk {
+    /// `disk_path`, under the prefix unless absolute.
+    pub path: PathBuf,
+    /// `disk_size` in bytes.
+    pub size: u64,
+    /// `cache_levels`: digits of a file's name that name the folders it is in.
+    pub levels: Vec<usize>,
 }
 
 /// `apisix.router.http`.
@@ -744,6 +777,10 @@ impl Build<'_> {
                 listen_https_port: v.opt("apisix.proxy_protocol.listen_https_port"),
             },
             enable_server_tokens: v.get("apisix.enable_server_tokens"),
+            proxy_cache: ProxyCache {
+                cache_ttl: v.get("apisix.proxy_cache.cache_ttl"),
+                zones: self.cache_zones(),
+            },
             delete_uri_tail_slash: v.get("apisix.delete_uri_tail_slash"),
             normalize_uri_like_servlet: v.get("apisix.normalize_uri_like_servlet"),
             match_uri_encoded_slash: v.get("apisix.match_uri_encoded_slash"),
@@ -787,6 +824,30 @@ impl Build<'_> {
             data_encryption: self.data_encryption(),
             trusted_addresses: self.trusted_addresses(),
         }
+    }
+
+    fn cache_zones(&mut self) -> Vec<CacheZone> {
+        let path = "apisix.proxy_cache.zones";
+        let Some(Parsed::List(items)) = self.values.parsed(path) else { return Vec::new() };
+        let mut zones: Vec<CacheZone> = Vec::new();
+        for item in items {
+            let Some(zone) = CacheZone::from_parsed(item) else {
+                let reason = "a zone needs a name, and cache_levels of up to three numbers, 1 or 2";
+                self.problems.add(self.values.line(path), path, reason);
+                continue;
+            };
+            let folder = |zone: &CacheZone| zone.disk.as_ref().map(|disk| disk.path.clone());
+            let same = |other: &CacheZone| {
+                other.name == zone.name
+                    || folder(other).is_some_and(|path| Some(path) == folder(&zone))
+            };
+            if zones.iter().any(same) {
+                let reason = format!("the name or the disk_path of {} is another's", zone.name);
+                self.problems.add(self.values.line(path), path, reason);
+            }
+            zones.push(zone);
+        }
+        zones
     }
 
     fn tls_versions(&mut self) -> Vec<TlsVersion> {
@@ -1143,6 +1204,30 @@ impl FromParsed for Listen {
             Parsed::Int(_) => Some(Self { ip: None, port: u16::from_parsed(parsed)? }),
             _ => Some(Self { ip: parsed.field("ip"), port: parsed.field("port")? }),
         }
+    }
+}
+
+impl FromParsed for CacheZone {
+    fn from_parsed(parsed: &Parsed) -> Option<Self> {
+        let levels: String = parsed.field("cache_levels")?;
+        let levels = levels.split(':').map(|digits| match digits {
+            "1" => Some(1),
+            "2" => Some(2),
+            _ => None,
+        });
+        let levels: Vec<usize> = levels.collect::<Option<_>>()?;
+        let disk = match parsed.field("disk_path") {
+            Some(path) => {
+                Some(CacheDisk { path, size: parsed.field("disk_size")?, levels: levels.clone() })
+            }
+            None => None,
+        };
+        let name: String = parsed.field("name")?;
+        (!name.is_empty() && levels.len() <= 3).then_some(Self {
+            name,
+            memory_size: parsed.field("memory_size")?,
+            disk,
+        })
     }
 }
 

@@ -67,6 +67,8 @@ pub struct Exchange {
     pub response_headers: Headers,
     /// Copies that go out when the request does.
     pub mirrors: Vec<Mirror>,
+    /// See [`Exchange::when_answered`].
+    pub(crate) on_answer: Vec<Answered>,
     /// Compressions and the like that offer to encode the response's body, first come first.
     pub encodings: smallvec::SmallVec<[Arc<dyn Encode>; 2]>,
     /// The one that encodes it.
@@ -126,6 +128,8 @@ pub struct Exchange {
     /// A 32-digit random id (`request_id`), made when first asked for.
     pub request_id: std::cell::OnceCell<String>,
 }
+
+type Answered = Box<dyn FnOnce(&mut Exchange, &mut Response)>;
 
 /// What plugins remember about a request from one phase to another: one value of each type.
 #[derive(Default)]
@@ -534,6 +538,7 @@ impl Exchange {
             query: None,
             response_headers: Headers::new(),
             mirrors: Vec::new(),
+            on_answer: Vec::new(),
             encodings: Default::default(),
             encoder: None,
             unfiltered: Default::default(),
@@ -614,6 +619,12 @@ impl Exchange {
             }
         }
         self.consumer = Some(consumer);
+    }
+
+    /// Has `then` called with the answer as whoever makes it gives it, before any plugin's
+    /// `header_filter` and before [`Exchange::response_headers`] are added.
+    pub fn when_answered(&mut self, then: impl FnOnce(&mut Exchange, &mut Response) + 'static) {
+        self.on_answer.push(Box::new(then));
     }
 
     /// The plugin of this name does not run for this request any more.

@@ -23,6 +23,9 @@ pub async fn handle(exchange: &mut Exchange) -> Response {
         Ok(response) => response,
         Err(error) => Response::page(error.status),
     };
+    for answered in std::mem::take(&mut exchange.on_answer) {
+        answered(exchange, &mut response);
+    }
     if !exchange.response_headers.is_empty() {
         let headers = std::mem::take(&mut exchange.response_headers);
         for (at, (name, value)) in headers.iter().enumerate() {

@@ -10,7 +10,7 @@
 use bytes::Bytes;
 use http::StatusCode;
 use serde_json::{Value, json};
-use sluicegate_gateway::exchange::{Exchange, Response};
+use sluicegate_gateway::exchange::{Exchange, Origin, Response};
 use sluicegate_gateway::plugin::{CompileCtx, ConfigError, Flow, Phases, Plugin, PluginError};
 use sluicegate_lua::{Functions, LuaError, Outcome, Phase};
 
@@ -105,7 +105,10 @@ impl<const PRE: bool> Serverless<PRE> {
     async fn run(&self, exchange: &mut Exchange) -> Result<Flow, PluginError> {
         match self.functions.run(self.phase, exchange).await {
             Ok(Outcome::Next) => Ok(Flow::Continue),
-            Ok(Outcome::Respond(response)) => Ok(Flow::Respond(response)),
+            Ok(Outcome::Respond(mut response)) => {
+                response.origin = Origin::Function;
+                Ok(Flow::Respond(response))
+            }
             Err(error) => Err(failed(&error)),
         }
     }

@@ -76,6 +76,7 @@ impl Running {
             eprintln!("sluicegate: made {} with its defaults", path.display());
         }
         let (mut config, mut warnings) = load(&path)?;
+        settings::place_caches(&mut config, place);
         warnings.extend(config.fill_admin_keys(&path, &mut random));
         let log = &config.nginx_config;
         error_log::init(&log.error_log, log.error_log_level, |p| place.under(p))?;
@@ -326,6 +327,8 @@ impl Running {
                 "These keys have changed and need a restart; their old values stay in force."
             );
         }
+        // A cache is what it was when it was opened.
+        config.apisix.proxy_cache.clone_from(&self.started.apisix.proxy_cache);
         let mut settings = settings::gateway(&config, &self.place);
         let before = self.gateway.shared.settings();
         // Listeners and threads stay as they are.
@@ -465,7 +468,7 @@ fn deps(config: &Config, registry: Registry, upstream: &UpstreamDeps) -> Deps {
 /// `plugin_attr` of config.yaml, as far as it is about plugins there are.
 fn plugin_attr(config: &Config, registry: &Registry) -> Value {
     let attrs = registry.iter().filter_map(|p| {
-        Some((p.info.name.to_owned(), config.plugin_attr.get(p.info.name)?.clone()))
+        Some((p.info.name.to_owned(), settings::plugin_attr(config, p.info.name)?))
     });
     Value::Object(attrs.collect())
 }

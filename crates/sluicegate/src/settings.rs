@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use ipnet::IpNet;
+use serde_json::{Value, json};
 use sluicegate_admin as admin;
 use sluicegate_config::{
     AdminRole, Config, ConfigProvider, LogEscape, LogTarget, RouterHttp, Secret, TlsVersion,
@@ -100,6 +101,32 @@ pub(crate) fn router(config: &Config) -> Mode {
         RouterHttp::HostUri => Mode::HostUri,
         RouterHttp::Uri => Mode::Uri,
         RouterHttp::UriWithParameter => Mode::UriWithParameter,
+    }
+}
+
+/// What config.yaml says about a plugin: its `plugin_attr`, or for `proxy-cache` what stands elsewhere.
+pub(crate) fn plugin_attr(config: &Config, name: &str) -> Option<Value> {
+    if name != "proxy-cache" {
+        return config.plugin_attr.get(name).cloned();
+    }
+    let cache = &config.apisix.proxy_cache;
+    let zones = cache.zones.iter().map(|zone| {
+        let disk = zone
+            .disk
+            .as_ref()
+            .map(|disk| json!({"path": disk.path, "bytes": disk.size, "levels": disk.levels}));
+        json!({"name": zone.name, "memory_bytes": zone.memory_size, "disk": disk})
+    });
+    let ttl_s = cache.cache_ttl.as_secs();
+    Some(json!({"cache_ttl_s": ttl_s, "zones": zones.collect::<Vec<_>>()}))
+}
+
+/// Puts the folders of caches under the prefix.
+pub(crate) fn place_caches(config: &mut Config, place: &Place) {
+    for zone in &mut config.apisix.proxy_cache.zones {
+        if let Some(disk) = &mut zone.disk {
+            disk.path = place.under(&disk.path);
+        }
     }
 }
 

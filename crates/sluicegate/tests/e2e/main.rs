@@ -7,6 +7,7 @@
 
 mod attacks;
 mod bad_input;
+mod caches;
 mod client_certificates;
 mod cluster;
 mod conditions;
