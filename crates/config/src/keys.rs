@@ -262,6 +262,7 @@ pub(crate) const KEYS: &[Key] = &[
     key("deployment.etcd.tls.key", Text, "", "Key of that certificate: a PEM file.").restart().example("''"),
     key("deployment.etcd.tls.verify", Bool, "", "Check etcd's certificate, by the authorities of `apisix.ssl.ssl_trusted_certificate`. Default: true.").restart().example("true"),
     key("deployment.etcd.tls.sni", Text, "", "The name to ask for and to expect in etcd's certificate. Left out: the host's.").restart().example("''"),
+    key("sluicegate.server_header", Field, "", "The `Server` header of every answer, in place of `Sluicegate` with its version: for clients and checks that want `APISIX/3.18.0`, say.").example("APISIX/3.18.0"),
     key("sluicegate.limits.header_count", Int(1, 100_000), "1000", "Most headers of a request, 431 beyond."),
     key("sluicegate.limits.header_bytes", Size, "65536", "Most bytes of a request's head, 431 beyond."),
     key("sluicegate.limits.buffered_body_bytes", Size, "1g", "Most bytes of request bodies held in memory at one time, over all requests; 503 beyond."),

@@ -26,6 +26,8 @@ pub(crate) enum Kind {
     Size,
     Duration,
     Text,
+    /// What may stand in a header field: visible ASCII and spaces.
+    Field,
     Path,
     /// Text that no error shows. Digits alone are taken as text.
     Secret {
@@ -82,6 +84,9 @@ pub(crate) struct Report<'a> {
     /// Paths that APISIX knows and we do not act on.
     pub(crate) not_acted_on: &'a mut Vec<String>,
 }
+
+/// Most bytes of a header field's value.
+pub(crate) const FIELD_BYTES_MAX: usize = 256;
 
 /// Most entries of a list. Nothing in a configuration comes near.
 pub const LIST_ITEMS_MAX: usize = 1_000;
@@ -161,6 +166,12 @@ impl Kind {
                 _ => None,
             },
             Self::Text => as_text(scalar).map(|text| Parsed::Text(text.into())),
+            Self::Field => {
+                let text = as_text(scalar)?;
+                let usable = text.len() <= FIELD_BYTES_MAX
+                    && text.bytes().all(|b| b == b' ' || b.is_ascii_graphic());
+                usable.then(|| Parsed::Text(text.trim().into()))
+            }
             Self::Path => {
                 let path = as_text(scalar)?;
                 let usable = !path.is_empty() && !path.contains('\0');
@@ -212,6 +223,7 @@ impl Kind {
                 "a time such as 500ms, 60s, 1h or a number of seconds (at most 365d)".into()
             }
             Self::Text => "a string".into(),
+            Self::Field => format!("at most {FIELD_BYTES_MAX} visible ASCII characters"),
             Self::Path => "the path of a file".into(),
             Self::Secret { chars_max } => format!("a string of at most {chars_max} characters"),
             Self::AesKey => "a string of 16 or 32 characters".into(),
@@ -257,6 +269,7 @@ impl Kind {
             Self::Size => "size".into(),
             Self::Duration => "duration".into(),
             Self::Text => "string".into(),
+            Self::Field => format!("string ≤ {FIELD_BYTES_MAX} visible characters"),
             Self::Path => "path".into(),
             Self::Secret { chars_max } => format!("secret string ≤ {chars_max} characters"),
             Self::AesKey => "secret string of 16 or 32 characters".into(),

@@ -39,6 +39,8 @@ pub struct Config {
     pub limits: Limits,
     /// `sluicegate.egress_proxy`.
     pub egress_proxy: EgressProxy,
+    /// `sluicegate.server_header`: what the `Server` header says in place of our own name.
+    pub server_header: Option<String>,
     /// `sluicegate.admin.redact_secrets`: the Admin API shows no secrets.
     pub redact_secrets: bool,
     values: Values,
@@ -109,6 +111,9 @@ impl Config {
                 http_proxy: values.opt("sluicegate.egress_proxy.http_proxy"),
                 no_proxy: values.opt("sluicegate.egress_proxy.no_proxy").unwrap_or_default(),
             },
+            server_header: values
+                .opt("sluicegate.server_header")
+                .filter(|text: &String| !text.is_empty()),
             redact_secrets: values.get("sluicegate.admin.redact_secrets"),
             limits: Limits {
                 header_count: values.get("sluicegate.limits.header_count"),

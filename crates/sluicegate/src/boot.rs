@@ -15,7 +15,7 @@ use sluicegate_admin::configs::Declared;
 use sluicegate_admin::control::{ControlState, Status};
 use sluicegate_admin::status::{Broken, Readiness, Stale, StatusState};
 use sluicegate_admin::{AdminState, Applied};
-use sluicegate_config::{Config, TrustedCertificate, Warning};
+use sluicegate_config::{Config, ConfigProvider, TrustedCertificate, Warning};
 use sluicegate_gateway::client::{Egress, TlsClients};
 use sluicegate_gateway::core::Shared;
 use sluicegate_gateway::listen::{Gateway, Listeners};
@@ -158,6 +158,16 @@ impl Running {
             let variables = Box::new(|name: &str| std::env::var(name).ok());
             store.follow(path.clone(), *format, variables, judge)?;
         }
+        // A data plane has the plugins that its control plane has, as in APISIX.
+        let of_control_plane = (source.is_none()
+            && config.deployment.config_provider == ConfigProvider::Etcd
+            && !config.apisix.enable_admin)
+            .then(|| plugins.clone());
+        if let Some(plugins) = &of_control_plane
+            && let Some(entry) = runtime.block_on(store.get(PLUGINS_KEY))?
+        {
+            take_plugins(plugins, &entry.value);
+        }
         let registry = enabled(&config, &plugins);
         let attrs = plugin_attr(&config, &registry);
         let references = References::start(&runtime, settings::secrets(&config), &upstream_deps);
@@ -199,6 +209,7 @@ impl Running {
             store: store.clone(),
             reports: reports.clone(),
             references: references.clone(),
+            of_control_plane,
         };
         runtime.spawn(follow.clone().follow_references());
         runtime.spawn(follow.run(changes));
@@ -757,6 +768,8 @@ struct Follower {
     store: Arc<dyn Store>,
     reports: Arc<ArcSwap<Vec<Report>>>,
     references: Arc<References>,
+    /// The plugins that a control plane enables, where this gateway is none.
+    of_control_plane: Option<Arc<DeclaredPlugins>>,
 }
 
 impl Follower {
@@ -782,10 +795,26 @@ impl Follower {
                 }
             };
             let Some(last) = events.iter().map(|e| e.revision).max() else { continue };
+            self.take_plugins(&events).await;
             let decoded = self.decode.changes(&events);
             let prepared = self.references.prepare(decoded, CHANGE_WAIT).await;
             self.compile(move |references| references.resolve(prepared, may_hold)).await;
             self.served.send_replace(last);
+        }
+    }
+
+    /// Takes the list of plugins, if it is among what changed.
+    async fn take_plugins(&self, events: &[Event]) {
+        let Some(plugins) = &self.of_control_plane else { return };
+        let lists = events.iter().filter(|event| *event.key == *PLUGINS_KEY);
+        let Some(StoreChange::Put(entry)) = lists.map(|event| &event.change).next_back() else {
+            return;
+        };
+        let (plugins, list) = (plugins.clone(), entry.value.clone());
+        // Everything is compiled with them.
+        let taken = tokio::task::spawn_blocking(move || take_plugins(&plugins, &list));
+        if let Err(error) = taken.await {
+            error!(%error, "The control plane's list of plugins could not be taken.");
         }
     }
 
@@ -837,6 +866,24 @@ impl Follower {
         Ok((events, changes))
     }
 }
+
+/// Takes the list of plugins that a control plane left in the store; one that cannot be read changes
+/// nothing.
+fn take_plugins(plugins: &DeclaredPlugins, list: &[u8]) {
+    let mut root = serde_json::Map::new();
+    let list = serde_json::from_slice(list).map_err(|error| error.to_string());
+    let list = list.and_then(|list| {
+        root.insert("plugins".to_owned(), list);
+        sluicegate_store::file::plugins(&mut root)
+    });
+    match list {
+        Ok(list) => plugins.set(list.as_deref()),
+        Err(why) => error!("failed to check item data of [/plugins] err:{why}"),
+    }
+}
+
+/// Where a control plane keeps the list of its plugins.
+const PLUGINS_KEY: &str = "/plugins";
 
 /// The Admin API's check of certificates.
 pub(crate) struct Certificates(pub(crate) Keyring);

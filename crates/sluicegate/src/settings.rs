@@ -199,6 +199,9 @@ pub(crate) fn keepalive(config: &Config) -> Keepalive {
 }
 
 fn server(config: &Config) -> String {
+    if let Some(own) = &config.server_header {
+        return own.clone();
+    }
     match config.apisix.enable_server_tokens {
         true => concat!("Sluicegate/", env!("CARGO_PKG_VERSION")).to_owned(),
         false => "Sluicegate".to_owned(),

@@ -132,6 +132,39 @@ fn a_control_plane_writes_what_data_planes_serve() {
 }
 
 #[test]
+fn a_data_plane_has_the_plugins_of_its_control_plane() {
+    let Some(etcd) = Etcd::start(1) else { return };
+    let origin = Origin::text("plain");
+    let provider = json!({"config_provider": "etcd"});
+    let data = changes(&etcd, json!({"role": "data_plane", "role_data_plane": provider}));
+    let put = |key: &str, value: Value| etcd.put(&format!("/apisix{key}"), &value.to_string());
+    put(
+        "/routes/1",
+        json!({
+            "id": "1", "uri": "/", "plugins": {"echo": {"body": "echo"}},
+            "upstream": {"type": "roundrobin", "nodes": {origin.addr.to_string(): 1}},
+        }),
+    );
+    let without = json!([{"name": "jwt-auth"}, {"name": "mqtt-proxy", "stream": true}]);
+    put("/plugins", without.clone());
+    let mut data = GatewayProcess::with(BINARY, data);
+    assert_eq!(client::get(data.http, "/").text(), "plain", "as it is when the gateway starts");
+    let becomes = |data: &GatewayProcess, text: &str| {
+        wait::until(text, || (client::get(data.http, "/").text() == text).then_some(()));
+    };
+    put("/plugins", json!([{"name": "echo"}]));
+    becomes(&data, "echo");
+    // What cannot be read changes nothing, and neither does a list that goes.
+    put("/plugins", json!([{"name": 1}]));
+    data.wait_for_error_line("failed to check item data of [/plugins] err:");
+    assert_eq!(client::get(data.http, "/").text(), "echo");
+    put("/plugins", without);
+    becomes(&data, "plain");
+    data.restart();
+    assert_eq!(client::get(data.http, "/").text(), "plain");
+}
+
+#[test]
 fn a_gateway_outlives_etcd_and_its_own_restart() {
     let Some(mut etcd) = Etcd::start(1) else { return };
     let origin = Origin::start(|received| Answer::text(received.header("host").unwrap_or("")));

@@ -244,15 +244,14 @@ fn hop_by_hop_fields_end_here_both_ways() {
 }
 
 #[test]
-fn the_server_header_is_ours_with_or_without_the_version() {
-    for (tokens, server) in
-        [(true, concat!("Sluicegate/", env!("CARGO_PKG_VERSION"))), (false, "Sluicegate")]
-    {
+fn the_server_header_is_ours_with_or_without_the_version_or_another() {
+    for (config, server) in [
+        (json!({}), concat!("Sluicegate/", env!("CARGO_PKG_VERSION"))),
+        (json!({"apisix": {"enable_server_tokens": false}}), "Sluicegate"),
+        (json!({"sluicegate": {"server_header": "APISIX/3.18.0"}}), "APISIX/3.18.0"),
+    ] {
         let origin = Origin::start(|_| Answer::text("x").header("Server", "other/1"));
-        let gate = GatewayProcess::with(
-            crate::BINARY,
-            json!({"apisix": {"enable_server_tokens": tokens}}),
-        );
+        let gate = GatewayProcess::with(crate::BINARY, config);
         gate.set_proxy("1", "/up", origin.addr);
         for path in ["/up", "/unknown", "/.."] {
             let answer = get(gate.http, path);
