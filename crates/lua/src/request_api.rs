@@ -39,12 +39,21 @@ fn disabled(what: &str, phase: Phase) -> String {
 }
 
 fn state(lua: &Lua, inner: &Rc<Inner>, add: Add<'_>) -> Result<()> {
+    let timers = inner.timers.clone();
     add(
         "phase",
-        lua.create_function(|_, ()| Ok(with(|step| step.phase.nginx()).unwrap_or("init")))?,
+        lua.create_function(move |_, ()| {
+            let outside = if timers.is_inside() { "timer" } else { "init" };
+            Ok(with(|step| step.phase.nginx()).unwrap_or(outside))
+        })?,
     )?;
-    let cannot_wait = |_: &Lua, what: String| {
+    let timers = inner.timers.clone();
+    let cannot_wait = move |_: &Lua, what: String| {
         Ok(match with(|step| step.phase) {
+            None if timers.is_inside() => match what.as_str() {
+                "sleep" | "http" => None,
+                _ => Some(format!("API disabled in the context of ngx.timer: {what}")),
+            },
             None => Some(NO_REQUEST.to_owned()),
             Some(phase) if phase.waits() => None,
             Some(phase) => Some(disabled(&what, phase)),
@@ -186,6 +195,15 @@ fn variables(lua: &Lua, inner: &Rc<Inner>, add: Add<'_>) -> Result<()> {
             let value = value.unwrap_or_default();
             match name.as_str() {
                 "args" => exchange.set_query(&value),
+                "upstream_host" => {
+                    let Ok(host) = String::from_utf8(value) else {
+                        return Some("bad upstream_host".to_owned());
+                    };
+                    if host.chars().any(|c| c.is_control() || c == ' ') {
+                        return Some("bad upstream_host".to_owned());
+                    }
+                    exchange.host_for_upstream = (!host.is_empty()).then(|| host.into());
+                }
                 "upstream_uri" if value.is_empty() => exchange.upstream.uri = None,
                 "upstream_uri" => exchange.upstream.uri = Some(target(&value)),
                 _ => {

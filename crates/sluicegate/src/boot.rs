@@ -449,7 +449,8 @@ pub(crate) fn enabled(config: &Config, declared: &DeclaredPlugins) -> Registry {
 
 fn deps(config: &Config, registry: Registry, upstream: &UpstreamDeps) -> Deps {
     let lua = config.plugin_attr.get("serverless").unwrap_or(&Value::Null);
-    if let Err(why) = sluicegate_plugins::configure_lua(lua) {
+    let zones = &config.nginx_config.http.custom_lua_shared_dict;
+    if let Err(why) = sluicegate_plugins::configure_lua(lua, zones) {
         warn!("Lua functions keep the limits they have: {why}.");
     }
     Deps {
