@@ -95,6 +95,7 @@ pub use response_rewrite::ResponseRewrite;
 #[cfg(feature = "lua")]
 pub use serverless::{ServerlessPostFunction, ServerlessPreFunction};
 use sluicegate_gateway::plugin::Registry;
+pub use tokens::TokenIdentities;
 pub use traffic_split::TrafficSplit;
 pub use ua_restriction::UaRestriction;
 pub use uri_blocker::UriBlocker;

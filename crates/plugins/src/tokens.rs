@@ -12,7 +12,7 @@ use serde_json::Value;
 use sluicegate_gateway::exchange::Exchange;
 use sluicegate_gateway::plugin::{CompileCtx, ConfigError, PluginError};
 use sluicegate_gateway::upstream::UpstreamDeps;
-use sluicegate_identity::{SystemClock, TokenIdentity, TokenSource, Tokens};
+use sluicegate_identity::{IdentityStatus, SystemClock, TokenIdentity, TokenSource, Tokens};
 use tracing::error;
 
 /// Who a route's calls are made for. In a trial there is nobody yet.
@@ -142,7 +142,7 @@ pub(crate) fn plain(field: &str, text: &str) -> Result<(), ConfigError> {
 
 /// The identities of this gateway.
 fn tokens(deps: &UpstreamDeps) -> Tokens {
-    let kept: Arc<Kept> = deps.state.get();
+    let kept: Arc<TokenIdentities> = deps.state.get();
     let make = || {
         let system = sluicegate_identity::System::new(Arc::new(deps.clone()));
         Tokens::new(Arc::new(system), Arc::new(SystemClock), deps.background.clone())
@@ -150,8 +150,17 @@ fn tokens(deps: &UpstreamDeps) -> Tokens {
     kept.0.get_or_init(make).clone()
 }
 
+/// The identities of all routes that have tokens, and how they stand. Kept for as long as the gateway
+/// runs.
 #[derive(Default)]
-struct Kept(OnceLock<Tokens>);
+pub struct TokenIdentities(OnceLock<Tokens>);
+
+impl TokenIdentities {
+    /// How each identity in use stands.
+    pub fn statuses(&self) -> Vec<IdentityStatus> {
+        self.0.get().map(Tokens::statuses).unwrap_or_default()
+    }
+}
 
 #[cfg(test)]
 mod tests {
