@@ -206,7 +206,7 @@ pub(crate) const KEYS: &[Key] = &[
     key("nginx_config.http.real_ip_header", Text, "X-Real-IP", "The header that carries the client's address when the peer is one of `real_ip_from`."),
     key("nginx_config.http.real_ip_recursive", OnOff, "'off'", "Take the last address in that header which is not in `real_ip_from` itself, not just the last one."),
     key("nginx_config.http.real_ip_from", List(&NetOrUnix), "[127.0.0.1, 'unix:']", "Peers that may tell us the client's address. (We have no Unix sockets: `unix:` is taken and means nothing.)"),
-    known("nginx_config.http.custom_lua_shared_dict", Map, "", "Sizes of shared memory zones.").example("{ipc_shared_dict: 100m}"),
+    key("nginx_config.http.custom_lua_shared_dict", Map, "", "Zones of `ngx.shared` for Lua functions: a size for each name.").example("{ipc_shared_dict: 100m}"),
     known("nginx_config.http.proxy_ssl_server_name", Bool, "true", "Send the server's name (SNI) to TLS upstreams."),
     key("nginx_config.http.upstream.keepalive", COUNT, "320", "Most idle upstream connections that one worker keeps."),
     key("nginx_config.http.upstream.keepalive_requests", COUNT, "1000", "Requests after which an upstream connection is closed."),

@@ -497,6 +497,8 @@ pub struct Http {
     pub proxy_ssl_server_name: bool,
     /// `upstream`: idle connections.
     pub upstream: UpstreamKeepalive,
+    /// `custom_lua_shared_dict`: zones for Lua functions, with their sizes in bytes.
+    pub custom_lua_shared_dict: Vec<(String, u64)>,
 }
 
 /// `nginx_config.http.access_log_format_escape`.
@@ -923,6 +925,7 @@ impl Build<'_> {
             _ => Vec::new(),
         };
         let body_bytes: u64 = v.get("nginx_config.http.client_max_body_size");
+        let custom_lua_shared_dict = self.zones("nginx_config.http.custom_lua_shared_dict");
         NginxConfig {
             error_log: v.get("nginx_config.error_log"),
             error_log_level: match v.get::<String>("nginx_config.error_log_level").as_str() {
@@ -971,8 +974,29 @@ impl Build<'_> {
                     keepalive_requests: v.get("nginx_config.http.upstream.keepalive_requests"),
                     keepalive_timeout: v.get("nginx_config.http.upstream.keepalive_timeout"),
                 },
+                custom_lua_shared_dict,
             },
         }
+    }
+
+    /// Names and sizes of memory zones.
+    fn zones(&mut self, path: &str) -> Vec<(String, u64)> {
+        let Some(Value::Object(zones)) = self.values.opt(path) else { return Vec::new() };
+        let mut read = Vec::new();
+        for (name, size) in &zones {
+            let bytes = match size {
+                Value::String(text) => crate::parse_size(text),
+                other => other.as_u64(),
+            };
+            match bytes.filter(|bytes| *bytes > 0) {
+                Some(bytes) => read.push((name.clone(), bytes)),
+                None => {
+                    let reason = format!("{name}: expected a size such as 10m, got {size}");
+                    self.problems.add(self.values.line(path), path, reason);
+                }
+            }
+        }
+        read
     }
 
     fn worker_processes(&mut self, dev_mode: bool) -> WorkerProcesses {

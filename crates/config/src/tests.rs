@@ -469,6 +469,20 @@ fn an_unknown_key_is_named_with_the_nearest_one() {
 }
 
 #[test]
+fn zones_of_lua_functions_have_sizes() {
+    let yaml = "nginx_config: {http: {custom_lua_shared_dict: {a: 10m, b: 4096}}}\n";
+    let zones = parse(yaml).unwrap().0.nginx_config.http.custom_lua_shared_dict;
+    assert_eq!(zones, [("a".to_owned(), 10 << 20), ("b".to_owned(), 4096)]);
+    for (size, shown) in [("much", "\"much\""), ("0", "0"), ("-1", "-1"), ("[1]", "[1]")] {
+        let yaml = format!("nginx_config: {{http: {{custom_lua_shared_dict: {{a: {size}}}}}}}\n");
+        let error = parse(&yaml).unwrap_err().to_string();
+        let expected =
+            format!("custom_lua_shared_dict: a: expected a size such as 10m, got {shown}");
+        assert!(error.contains(&expected), "{error}");
+    }
+}
+
+#[test]
 fn keys_we_do_not_act_on_share_one_warning() {
     warned(
         "apisix: {enable_reuseport: true, ssl: {listen: [{port: 1, enable_http3: true}]}}\n\

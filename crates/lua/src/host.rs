@@ -12,9 +12,10 @@ use mlua::{
 use sluicegate_gateway::expr::VarName;
 use tracing::warn;
 
-use crate::limits::{Budget, Exceeded, Limits, Meter, limits};
+use crate::limits::{Budget, Exceeded, Limits, Meter, changes, limits};
 use crate::regex::Regexes;
 use crate::request::{Step, lend};
+use crate::timers::Timers;
 use crate::{json, natives};
 
 /// Why a function did not run to its end.
@@ -45,8 +46,11 @@ pub(crate) struct Host {
     pub(crate) lua: Lua,
     /// Tells it from the states of before.
     pub(crate) number: u64,
+    /// How often limits had been changed when it was made.
+    changes: u64,
     pub(crate) limits: Arc<Limits>,
     pub(crate) budget: Rc<Budget>,
+    pub(crate) timers: Rc<Timers>,
     op: Table,
     null: Value,
     new_env: Function,
@@ -61,6 +65,7 @@ pub(crate) struct Inner {
     pub(crate) budget: Rc<Budget>,
     pub(crate) limits: Arc<Limits>,
     pub(crate) regexes: Regexes,
+    pub(crate) timers: Rc<Timers>,
     pub(crate) vars: RefCell<HashMap<Box<[u8]>, Rc<VarName>>>,
 }
 
@@ -79,7 +84,9 @@ thread_local! {
 
 /// The Lua state of this thread; made when it is first asked for.
 pub(crate) fn host() -> Result<Rc<Host>, LuaError> {
-    if let Some(host) = HOST.with_borrow(Clone::clone) {
+    if let Some(host) = HOST.with_borrow(Clone::clone)
+        && host.changes == changes()
+    {
         return Ok(host);
     }
     let host = Rc::new(Host::new().map_err(|error| LuaError::State(error.to_string()))?);
@@ -94,12 +101,14 @@ impl Host {
         // would nest on the thread's stack.
         let lua = Lua::new_with(libraries, LuaOptions::new().catch_rust_panics(true))?;
         // LuaJIT's compiler stays off: code that it compiles calls no hook.
+        let changes = changes();
         let limits = limits();
         let budget = Budget::watch(&lua)?;
         let inner = Rc::new(Inner {
             budget: budget.clone(),
             limits: limits.clone(),
             regexes: Regexes::default(),
+            timers: Rc::default(),
             vars: RefCell::default(),
         });
         let (natives, null) = natives::table(&lua, &inner)?;
@@ -112,7 +121,21 @@ impl Host {
         let number = NEXT.get();
         NEXT.set(number + 1);
         let loaded = RefCell::default();
-        Ok(Self { lua, number, limits, budget, op, null, new_env, new_ctx, registered, loaded })
+        let timers = inner.timers.clone();
+        Ok(Self {
+            lua,
+            number,
+            changes,
+            limits,
+            budget,
+            timers,
+            op,
+            null,
+            new_env,
+            new_ctx,
+            registered,
+            loaded,
+        })
     }
 
     /// Runs `run` against `meter`, with the request at hand.
@@ -225,17 +248,17 @@ impl Host {
         thread.map_err(|error| self.failed(&error, None))
     }
 
-    /// Runs a call until it ends or waits.
+    /// Runs a call until it ends or waits; without a step, for no request.
     pub(crate) fn resume(
         &self,
         thread: &Thread,
-        step: &mut Step<'_>,
+        mut step: Option<&mut Step<'_>>,
         meter: &mut Meter,
         mut arguments: MultiValue,
     ) -> Result<Ran, LuaError> {
         loop {
-            let resumed =
-                self.metered(Some(step), meter, || thread.resume::<MultiValue>(arguments))?;
+            let resumed = self
+                .metered(step.as_deref_mut(), meter, || thread.resume::<MultiValue>(arguments))?;
             if thread.status() != ThreadStatus::Resumable {
                 return Ok(Ran::Ended(resumed));
             }

@@ -9,6 +9,7 @@
 //! Invariant: no script reaches the state's real globals, files, or a table that another script
 //! uses; and none runs on once a limit ([`Limits`]) is passed.
 
+mod dict;
 mod encode;
 mod filter;
 mod host;
@@ -20,8 +21,10 @@ mod regex;
 mod request;
 mod request_api;
 mod run;
+mod timers;
 mod web;
 
+pub use dict::configure_zones;
 pub use filter::FILTER_FUNCS;
 pub use host::LuaError;
 pub use limits::{Limits, configure};

@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -24,6 +25,8 @@ pub struct Limits {
     /// Bytes of a request body that scripts can read, of what they print, and of an answer to
     /// `resty.http` (`body_bytes`).
     pub body_bytes: usize,
+    /// Timers of one core that wait or run (`timers`).
+    pub timers: usize,
     /// Where `require` looks for files: patterns with a `?` (`package_path`); none: nowhere.
     pub package_path: Vec<PathBuf>,
 }
@@ -35,6 +38,7 @@ impl Default for Limits {
             time: TIME,
             memory_bytes: MEMORY_BYTES,
             body_bytes: BODY_BYTES,
+            timers: TIMERS,
             package_path: Vec::new(),
         }
     }
@@ -65,6 +69,7 @@ impl Limits {
                 "time_ms" => limits.time = Duration::from_millis(number()?),
                 "memory_bytes" => limits.memory_bytes = bytes()?.max(MEMORY_BYTES_MIN),
                 "body_bytes" => limits.body_bytes = bytes()?,
+                "timers" => limits.timers = bytes()?,
                 "package_path" => {
                     let list = value.as_array().into_iter().flatten().map(Value::as_str);
                     let list: Option<Vec<_>> = list.map(|path| path.map(PathBuf::from)).collect();
@@ -83,9 +88,22 @@ impl Limits {
 
 static LIMITS: LazyLock<RwLock<Arc<Limits>>> = LazyLock::new(RwLock::default);
 
-/// Sets the limits of every Lua state made from now on, in this process.
+/// Counts changes of the limits.
+static CHANGES: AtomicU64 = AtomicU64::new(0);
+
+/// Sets the limits. Where they are others than before, every core goes on with a new Lua state, and
+/// what functions kept between requests is gone, as after a reload of nginx.
 pub fn configure(limits: Limits) {
-    *LIMITS.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(limits);
+    let mut current = LIMITS.write().unwrap_or_else(PoisonError::into_inner);
+    if **current != limits {
+        *current = Arc::new(limits);
+        CHANGES.fetch_add(1, Ordering::Release);
+    }
+}
+
+/// How often the limits were changed.
+pub(crate) fn changes() -> u64 {
+    CHANGES.load(Ordering::Acquire)
 }
 
 /// The limits in force.
@@ -216,6 +234,7 @@ const INSTRUCTIONS: u64 = 20_000_000;
 const TIME: Duration = Duration::from_secs(1);
 const MEMORY_BYTES: usize = 64 << 20;
 const BODY_BYTES: usize = 8 << 20;
+const TIMERS: usize = 256;
 
 /// Below this not even the library loads.
 const MEMORY_BYTES_MIN: usize = 2 << 20;

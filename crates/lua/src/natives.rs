@@ -3,7 +3,6 @@
 //! None of them raises an error that a script could be expected to handle: they answer nil and a
 //! text, and the library raises it with the script's own line.
 
-use std::cell::Cell;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -16,7 +15,7 @@ use tracing::{debug, enabled, error, info, warn};
 use crate::host::{Inner, text_of};
 use crate::json::{self, Marks};
 use crate::pattern::{self, Held, PatternError};
-use crate::{encode, request_api};
+use crate::{dict, encode, request_api, timers};
 
 /// Everything, and what stands for JSON's null.
 pub(crate) fn table(lua: &Lua, inner: &Rc<Inner>) -> Result<(Table, Value)> {
@@ -63,6 +62,8 @@ pub(crate) fn table(lua: &Lua, inner: &Rc<Inner>) -> Result<(Table, Value)> {
         json::decode(lua, &text.as_bytes(), &null_of)
     };
     add("json_decode", lua.create_function(decode)?)?;
+    dict::add(lua, inner, &add)?;
+    timers::add(lua, inner, &add)?;
     request_api::add(lua, inner, &null, &add)?;
     Ok((all, null))
 }
@@ -711,13 +712,12 @@ fn modules(lua: &Lua, inner: &Rc<Inner>, add: Add<'_>) -> Result<()> {
         Value::Nil.into_lua_multi(lua)
     };
     add("load_file", lua.create_function(load_file)?)?;
-    let last = Cell::new(0_u64);
+    let random = ring::rand::SystemRandom::new();
     let uuid = move |_: &Lua, ()| {
         let mut raw = [0_u8; 16];
         if crate::request::with(|step| step.exchange().core.random(&mut raw)).is_none() {
-            // Only when a configuration is checked, where nobody sees it.
-            last.set(last.get() + 1);
-            raw[..8].copy_from_slice(&last.get().to_be_bytes());
+            let filled = ring::rand::SecureRandom::fill(&random, &mut raw);
+            filled.map_err(|_| mlua::Error::RuntimeError("no random bytes".into()))?;
         }
         raw[6] = raw[6] & 0x0f | 0x40;
         raw[8] = raw[8] & 0x3f | 0x80;

@@ -39,12 +39,21 @@ fn disabled(what: &str, phase: Phase) -> String {
 }
 
 fn state(lua: &Lua, inner: &Rc<Inner>, add: Add<'_>) -> Result<()> {
+    let timers = inner.timers.clone();
     add(
         "phase",
-        lua.create_function(|_, ()| Ok(with(|step| step.phase.nginx()).unwrap_or("init")))?,
+        lua.create_function(move |_, ()| {
+            let outside = if timers.is_inside() { "timer" } else { "init" };
+            Ok(with(|step| step.phase.nginx()).unwrap_or(outside))
+        })?,
     )?;
-    let cannot_wait = |_: &Lua, what: String| {
+    let timers = inner.timers.clone();
+    let cannot_wait = move |_: &Lua, what: String| {
         Ok(match with(|step| step.phase) {
+            None if timers.is_inside() => match what.as_str() {
+                "sleep" | "http" => None,
+                _ => Some(format!("API disabled in the context of ngx.timer: {what}")),
+            },
             None => Some(NO_REQUEST.to_owned()),
             Some(phase) if phase.waits() => None,
             Some(phase) => Some(disabled(&what, phase)),
@@ -186,6 +195,15 @@ fn variables(lua: &Lua, inner: &Rc<Inner>, add: Add<'_>) -> Result<()> {
             let value = value.unwrap_or_default();
             match name.as_str() {
                 "args" => exchange.set_query(&value),
+                "upstream_host" => {
+                    let Ok(host) = String::from_utf8(value) else {
+                        return Some("bad upstream_host".to_owned());
+                    };
+                    if host.chars().any(|c| c.is_control() || c == ' ') {
+                        return Some("bad upstream_host".to_owned());
+                    }
+                    exchange.host_for_upstream = (!host.is_empty()).then(|| host.into());
+                }
                 "upstream_uri" if value.is_empty() => exchange.upstream.uri = None,
                 "upstream_uri" => exchange.upstream.uri = Some(target(&value)),
                 _ => {
@@ -261,6 +279,9 @@ fn copied(headers: &Headers, max: usize) -> Vec<(Vec<u8>, Vec<u8>)> {
 
 /// Puts these values in the place of a field's; none: the field goes.
 fn put(headers: &mut Headers, name: &str, values: Option<Vec<Vec<u8>>>) {
+    if name.is_empty() {
+        return;
+    }
     let Some(values) = values.filter(|values| !values.is_empty()) else {
         headers.remove(name);
         return;
@@ -272,8 +293,31 @@ fn put(headers: &mut Headers, name: &str, values: Option<Vec<Vec<u8>>>) {
 
 type Values = Option<Vec<LuaString>>;
 
+/// Values of a field as they go out: control characters escaped, as OpenResty escapes them.
 fn bytes_of(values: Values) -> Option<Vec<Vec<u8>>> {
-    values.map(|values| values.iter().map(|value| value.as_bytes().to_vec()).collect())
+    let bad = |byte: u8| byte.is_ascii_control() && byte != b'\t';
+    values.map(|values| values.iter().map(|value| escaped(&value.as_bytes(), bad)).collect())
+}
+
+/// A field's name as it goes out: what is no part of a name escaped, as OpenResty escapes it.
+fn field_name(name: &LuaString) -> String {
+    let part = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    let name = escaped(&name.as_bytes(), |byte| !part(byte));
+    String::from_utf8_lossy(&name).into_owned()
+}
+
+fn escaped(bytes: &[u8], bad: impl Fn(u8) -> bool) -> Vec<u8> {
+    const HEX: &[u8; 16] = b"0123456789ABCDEF";
+    let mut out = Vec::with_capacity(bytes.len());
+    for &byte in bytes {
+        match bad(byte) {
+            true => {
+                out.extend([b'%', HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]]);
+            }
+            false => out.push(byte),
+        }
+    }
+    out
 }
 
 fn request(lua: &Lua, inner: &Rc<Inner>, add: Add<'_>) -> Result<()> {
@@ -283,7 +327,7 @@ fn request(lua: &Lua, inner: &Rc<Inner>, add: Add<'_>) -> Result<()> {
     };
     add("req_headers", lua.create_function(headers)?)?;
     let set = |_: &Lua, (name, values): (LuaString, Values)| {
-        let (name, values) = (name.to_string_lossy(), bytes_of(values));
+        let (name, values) = (field_name(&name), bytes_of(values));
         here(|step| {
             if let Some(exchange) = step.exchange_mut() {
                 put(&mut exchange.request.headers, &name, values);
@@ -292,11 +336,11 @@ fn request(lua: &Lua, inner: &Rc<Inner>, add: Add<'_>) -> Result<()> {
     };
     add("req_set_header", lua.create_function(set)?)?;
     let add_header = |_: &Lua, (name, values): (LuaString, Values)| {
-        let (name, values) = (name.to_string_lossy(), bytes_of(values));
+        let (name, values) = (field_name(&name), bytes_of(values));
         here(|step| {
             if let Some(exchange) = step.exchange_mut() {
-                for value in values.unwrap_or_default() {
-                    exchange.request.headers.append(&name, &value);
+                for value in values.unwrap_or_default().iter().filter(|_| !name.is_empty()) {
+                    exchange.request.headers.append(&name, value);
                 }
             }
         })
@@ -431,7 +475,7 @@ fn answer(lua: &Lua, add: Add<'_>) -> Result<()> {
     };
     add("header_get", lua.create_function(get)?)?;
     let set = |_: &Lua, (name, values): (LuaString, Values)| {
-        let (name, values) = (name.to_string_lossy(), bytes_of(values));
+        let (name, values) = (field_name(&name), bytes_of(values));
         here(|step| {
             if let Some(headers) = step.answer() {
                 put(headers, &name, values);
@@ -440,11 +484,11 @@ fn answer(lua: &Lua, add: Add<'_>) -> Result<()> {
     };
     add("header_set", lua.create_function(set)?)?;
     let append = |_: &Lua, (name, values): (LuaString, Values)| {
-        let (name, values) = (name.to_string_lossy(), bytes_of(values));
+        let (name, values) = (field_name(&name), bytes_of(values));
         here(|step| {
             if let Some(headers) = step.answer() {
-                for value in values.unwrap_or_default() {
-                    headers.append(&name, &value);
+                for value in values.unwrap_or_default().iter().filter(|_| !name.is_empty()) {
+                    headers.append(&name, value);
                 }
             }
         })

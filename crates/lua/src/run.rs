@@ -1,5 +1,6 @@
 //! Running the functions of a configuration in the phases of a request.
 
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -10,6 +11,7 @@ use mlua::{IntoLuaMulti, MultiValue, Table, Value};
 use serde_json::Value as Json;
 use sluicegate_gateway::OtherVars;
 use sluicegate_gateway::body::Body;
+use sluicegate_gateway::core::Core;
 use sluicegate_gateway::exchange::{Exchange, Response};
 use sluicegate_gateway::upstream::UpstreamDeps;
 use tracing::{error, warn};
@@ -19,6 +21,7 @@ use crate::json::{self, Marks};
 use crate::limits::Meter;
 use crate::natives::plain;
 use crate::request::{Parts, Phase, Remembered, Step};
+use crate::timers::Home;
 use crate::web;
 
 /// The functions of one configuration. Each core makes its own of the sources when it first runs
@@ -87,8 +90,14 @@ impl Functions {
             let mut arguments =
                 MultiValue::from_vec(vec![loaded.conf.clone(), Value::Table(ctx.clone())]);
             let returned = loop {
+                let (core, route) = (exchange.core.clone(), exchange.route.clone());
+                let route = || route.as_ref().map_or("", |route| &*route.id).to_owned();
+                let home = || Home::new(&self.alive, self.deps.as_ref(), &core, &route());
                 let mut step = Step::of(Parts::Request(exchange), phase);
-                match host.resume(&thread, &mut step, &mut meter, arguments)? {
+                let resumed = host.timers.with(&host, home, || {
+                    host.resume(&thread, Some(&mut step), &mut meter, arguments)
+                });
+                match resumed? {
                     Ran::Ended(values) => break values,
                     Ran::Waits(what, argument) => {
                         if remembered.exit.get().is_some() {
@@ -120,14 +129,7 @@ impl Functions {
         exchange: &mut Exchange,
         remembered: &Remembered,
     ) -> Result<MultiValue, LuaError> {
-        let failed = |error: mlua::Error| LuaError::State(error.to_string());
         match what {
-            "sleep" => {
-                let seconds = argument.as_number().or(argument.as_integer().map(|n| n as f64));
-                let seconds = seconds.unwrap_or(0.0).clamp(0.0, SLEEP_MAX);
-                tokio::time::sleep(Duration::from_secs_f64(seconds)).await;
-                Ok(MultiValue::new())
-            }
             "read_body" => {
                 if remembered.body.borrow().is_none() {
                     let limit = host.limits.body_bytes as u64;
@@ -145,23 +147,7 @@ impl Functions {
                 }
                 Ok(MultiValue::new())
             }
-            "http" => {
-                let Value::Table(options) = argument else { return Ok(MultiValue::new()) };
-                let answer = match web::Call::read(&options) {
-                    Ok(call) => {
-                        call.send(&exchange.core, self.deps.as_ref(), host.limits.body_bytes as u64)
-                            .await
-                    }
-                    Err(why) => Err(why),
-                };
-                match answer {
-                    Ok(told) => web::to_lua(&host.lua, &told)
-                        .and_then(|table: Table| table.into_lua_multi(&host.lua))
-                        .map_err(failed),
-                    Err(why) => (Value::Nil, why).into_lua_multi(&host.lua).map_err(failed),
-                }
-            }
-            _ => Ok(MultiValue::new()),
+            _ => wait_outside(host, what, argument, &exchange.core, self.deps.as_ref()).await,
         }
     }
 
@@ -213,7 +199,12 @@ impl Functions {
         let loaded = host.loaded(self.id, &self.alive, &self.sources, &self.conf, step)?;
         let ctx = host.context(step).map_err(|error| LuaError::State(error.to_string()))?;
         for function in loaded.functions.iter() {
-            let returned = host.call(function, step, (loaded.conf.clone(), ctx.clone()))?;
+            let (core, route) = (step.exchange().core.clone(), step.exchange().route.clone());
+            let route = || route.as_ref().map_or("", |route| &*route.id).to_owned();
+            let home = || Home::new(&self.alive, self.deps.as_ref(), &core, &route());
+            let returned = host.timers.with(&host, home, || {
+                host.call(function, step, (loaded.conf.clone(), ctx.clone()))
+            })?;
             let code = returned.iter().next();
             if let (Parts::Head(_, response), Some(code)) = (&mut step.parts, code)
                 && let Some(code) = number(code)
@@ -225,6 +216,39 @@ impl Functions {
             }
         }
         Ok(())
+    }
+}
+
+/// Does what a function waits for that has nothing to do with its request.
+pub(crate) async fn wait_outside(
+    host: &Host,
+    what: &str,
+    argument: Value,
+    core: &Rc<Core>,
+    deps: Option<&UpstreamDeps>,
+) -> Result<MultiValue, LuaError> {
+    let failed = |error: mlua::Error| LuaError::State(error.to_string());
+    match what {
+        "sleep" => {
+            let seconds = argument.as_number().or(argument.as_integer().map(|n| n as f64));
+            let seconds = seconds.unwrap_or(0.0).clamp(0.0, SLEEP_MAX);
+            tokio::time::sleep(Duration::from_secs_f64(seconds)).await;
+            Ok(MultiValue::new())
+        }
+        "http" => {
+            let Value::Table(options) = argument else { return Ok(MultiValue::new()) };
+            let answer = match web::Call::read(&options) {
+                Ok(call) => call.send(core, deps, host.limits.body_bytes as u64).await,
+                Err(why) => Err(why),
+            };
+            match answer {
+                Ok(told) => web::to_lua(&host.lua, &told)
+                    .and_then(|table: Table| table.into_lua_multi(&host.lua))
+                    .map_err(failed),
+                Err(why) => (Value::Nil, why).into_lua_multi(&host.lua).map_err(failed),
+            }
+        }
+        _ => Ok(MultiValue::new()),
     }
 }
 

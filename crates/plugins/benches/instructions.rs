@@ -32,7 +32,7 @@ use sluicegate_gateway::plugin::{
 use sluicegate_gateway::router::{Match, Matched, Mode, RouteInput, Router};
 use sluicegate_gateway::snapshot::{Change, Compiler, Deps};
 use sluicegate_model::kind::Kind;
-use sluicegate_plugins::KeyAuth;
+use sluicegate_plugins::{KeyAuth, ServerlessPreFunction};
 use sluicegate_testkit::{InProcess, client, plugin};
 
 fn main() {
@@ -170,6 +170,7 @@ fn inside_a_gateway() {
         json!({"mark": {"_meta": {"filter": filter}}, "measuring": {"_meta": {"priority": 1}}});
     let route = json!({"id": "1", "uri": "/orders/*", "plugins": plugins});
     registry.add::<KeyAuth>();
+    registry.add::<ServerlessPreFunction>();
     let names: Vec<String> = (0..CONSUMERS).map(|n| format!("consumer_{n}")).collect();
     let mut resources = vec![(Kind::Routes, "1", route)];
     resources.extend(names.iter().map(|name| {
@@ -189,6 +190,7 @@ struct Measuring {
     invoker: FunctionInvoker,
     vars: Expr,
     key_auth: Arc<dyn DynPlugin>,
+    lua: [(&'static str, Arc<dyn DynPlugin>); 2],
     measured: AtomicBool,
 }
 
@@ -228,6 +230,10 @@ impl Plugin for Measuring {
             invoker: FunctionInvoker::compile(&invoker, ctx)?,
             vars: Expr::compile(&vars).map_err(ConfigError)?,
             key_auth: key_auth(ctx)?,
+            lua: [
+                ("lua/empty-function", lua("return function() end", ctx)?),
+                ("lua/header-setting-function", lua(SETS_A_HEADER, ctx)?),
+            ],
             measured: AtomicBool::new(false),
         })
     }
@@ -269,7 +275,22 @@ impl Measuring {
             let flow = ready(self.key_auth.rewrite(black_box(exchange)));
             assert!(matches!(flow, Ok(Flow::Continue)), "the consumer is known");
         });
+        for (name, function) in &self.lua {
+            measure(name, 100, |_| {
+                // As every request does, this one begins with nothing remembered.
+                exchange.notes = Default::default();
+                let flow = ready(function.access(black_box(exchange)));
+                assert!(matches!(flow, Ok(Flow::Continue)), "the function lets it pass");
+            });
+        }
     }
+}
+
+fn lua(source: &str, ctx: &CompileCtx<'_>) -> Result<Arc<dyn DynPlugin>, ConfigError> {
+    let mut registry = Registry::default();
+    registry.add::<ServerlessPreFunction>();
+    let known = registry.get(ServerlessPreFunction::NAME).expect("it was added");
+    known.compile(&json!({"functions": [source]}), ctx).map_err(ConfigError)
 }
 
 fn key_auth(ctx: &CompileCtx<'_>) -> Result<Arc<dyn DynPlugin>, ConfigError> {
@@ -375,6 +396,10 @@ const RESPONSE: &[u8] = b"HTTP/1.1 200 OK\r\nDate: Sun, 22 Nov 2026 12:00:00 GMT
     Content-Type: application/json\r\nContent-Length: 17\r\nConnection: keep-alive\r\n\
     x-amzn-RequestId: 6c5b5c8e-95c5-4d4a-8a3a-0d7f3a9a1b11\r\nx-amz-apigw-id: TZk3vFq2oAMEbVw=\r\n\
     X-Amzn-Trace-Id: Root=1-63f5c2a1-1b2c3d4e5f60718293a4b5c6;Sampled=0\r\n\r\n{\"hello\":\"there\"}";
+
+/// A function that reads one header and sets another.
+const SETS_A_HEADER: &str = "return function(conf, ctx) \
+    ngx.req.set_header('X-Passed', ngx.var.http_x_request_id) end";
 
 const QUERY: &str = "page=2&sort=name";
 const CHANGES: usize = 20;

@@ -97,6 +97,7 @@ pub use response_rewrite::ResponseRewrite;
 #[cfg(feature = "lua")]
 pub use serverless::{ServerlessPostFunction, ServerlessPreFunction};
 use sluicegate_gateway::plugin::Registry;
+pub use tokens::TokenIdentities;
 pub use traffic_split::TrafficSplit;
 pub use ua_restriction::UaRestriction;
 pub use uri_blocker::UriBlocker;
@@ -163,14 +164,19 @@ pub fn uuid_v4(raw: [u8; 16]) -> String {
 }
 
 /// Takes `plugin_attr.serverless` of config.yaml: what Lua functions may use.
+/// Takes `plugin_attr.serverless` of config.yaml: what Lua functions may use; and the names and sizes
+/// of the zones that they share.
 ///
 /// # Errors
 /// Which key has a value that it cannot have; the limits before stay in force.
-pub fn configure_lua(attr: &serde_json::Value) -> Result<(), String> {
+pub fn configure_lua(attr: &serde_json::Value, zones: &[(String, u64)]) -> Result<(), String> {
     #[cfg(feature = "lua")]
-    sluicegate_lua::configure(sluicegate_lua::Limits::read(attr)?);
+    {
+        sluicegate_lua::configure_zones(zones);
+        sluicegate_lua::configure(sluicegate_lua::Limits::read(attr)?);
+    }
     #[cfg(not(feature = "lua"))]
-    let _ = attr;
+    let _ = (attr, zones);
     Ok(())
 }
 

@@ -4,18 +4,15 @@
 //! by `plugin_attr.NAME.allowed_providers`, and files and endpoints are named there or in the
 //! environment of the process alone.
 
-use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::UNIX_EPOCH;
 
 use http::StatusCode;
 use serde_json::Value;
-use sluicegate_fetch::{Network, NetworkFuture};
-use sluicegate_gateway::client::TlsRequest;
 use sluicegate_gateway::exchange::Exchange;
 use sluicegate_gateway::plugin::{CompileCtx, ConfigError, PluginError};
 use sluicegate_gateway::upstream::UpstreamDeps;
-use sluicegate_identity::{SystemClock, TokenIdentity, TokenSource, Tokens};
+use sluicegate_identity::{IdentityStatus, SystemClock, TokenIdentity, TokenSource, Tokens};
 use tracing::error;
 
 /// Who a route's calls are made for. In a trial there is nobody yet.
@@ -145,41 +142,25 @@ pub(crate) fn plain(field: &str, text: &str) -> Result<(), ConfigError> {
 
 /// The identities of this gateway.
 fn tokens(deps: &UpstreamDeps) -> Tokens {
-    let kept: Arc<Kept> = deps.state.get();
+    let kept: Arc<TokenIdentities> = deps.state.get();
     let make = || {
-        let network = Arc::new(Outside(deps.clone()));
-        let system = sluicegate_identity::System::new(network);
+        let system = sluicegate_identity::System::new(Arc::new(deps.clone()));
         Tokens::new(Arc::new(system), Arc::new(SystemClock), deps.background.clone())
     };
     kept.0.get_or_init(make).clone()
 }
 
+/// The identities of all routes that have tokens, and how they stand. Kept for as long as the gateway
+/// runs.
 #[derive(Default)]
-struct Kept(OnceLock<Tokens>);
+pub struct TokenIdentities(OnceLock<Tokens>);
 
-/// Names and trust are those of upstreams.
-struct Outside(UpstreamDeps);
-
-impl Network for Outside {
-    fn address<'a>(&'a self, host: &'a str) -> NetworkFuture<'a, Result<IpAddr, String>> {
-        let name = self.0.resolver.name(host);
-        Box::pin(async move { name.first(LOOKUP_TIME_MAX).await })
-    }
-
-    fn tls(
-        &self,
-        host: &str,
-        verify: bool,
-    ) -> Result<(Arc<rustls::ClientConfig>, rustls_pki_types::ServerName<'static>), String> {
-        let server_name = host.to_owned();
-        let request = TlsRequest { server_name, verify, h2: false, client: None };
-        let target = self.0.tls.target(&request)?;
-        Ok((target.config.clone(), target.name.clone()))
+impl TokenIdentities {
+    /// How each identity in use stands.
+    pub fn statuses(&self) -> Vec<IdentityStatus> {
+        self.0.get().map(Tokens::statuses).unwrap_or_default()
     }
 }
-
-/// How long the name of a token endpoint is looked up.
-const LOOKUP_TIME_MAX: Duration = Duration::from_secs(5);
 
 #[cfg(test)]
 mod tests {

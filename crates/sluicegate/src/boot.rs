@@ -30,7 +30,7 @@ use sluicegate_model::check::Outside;
 use sluicegate_model::encrypt::{Keyring, each_private_key};
 use sluicegate_model::plugin::Catalog;
 use sluicegate_model::resource::Key;
-use sluicegate_plugins::AwsIdentities;
+use sluicegate_plugins::{AwsIdentities, TokenIdentities};
 use sluicegate_store::{Change as StoreChange, Entry, Event, Health, Store, StoreError, Watch};
 use tokio::runtime::Runtime;
 use tokio::sync::{Mutex, watch};
@@ -463,7 +463,8 @@ pub(crate) fn enabled(config: &Config, declared: &DeclaredPlugins) -> Registry {
 
 fn deps(config: &Config, registry: Registry, upstream: &UpstreamDeps) -> Deps {
     let lua = config.plugin_attr.get("serverless").unwrap_or(&Value::Null);
-    if let Err(why) = sluicegate_plugins::configure_lua(lua) {
+    let zones = &config.nginx_config.http.custom_lua_shared_dict;
+    if let Err(why) = sluicegate_plugins::configure_lua(lua, zones) {
         warn!("Lua functions keep the limits they have: {why}.");
     }
     Deps {
@@ -654,6 +655,7 @@ fn status(inside: Inside) -> Status {
         counters.insert("store_stale_total".to_owned(), stale.into());
         let broken: Vec<Value> = inside.broken().iter().map(Broken::shown).collect();
         let identities = inside.plugin_state.get::<AwsIdentities>().statuses();
+        let tokens = inside.plugin_state.get::<TokenIdentities>().statuses();
         let store = match inside.store.health() {
             Health::Ready => json!({"state": "ready"}),
             Health::Stale { since, reason } => Stale { since, reason }.shown(),
@@ -669,12 +671,13 @@ fn status(inside: Inside) -> Status {
             "store": store,
             "secrets": inside.references.shown(),
             "aws_identities": identities.iter().map(identity).collect::<Value>(),
+            "token_identities": tokens.iter().map(identity).collect::<Value>(),
             "broken": broken,
         })
     })
 }
 
-/// How an AWS identity stands, as `/v1/status` shows it.
+/// How an identity stands, as `/v1/status` shows it.
 fn identity(status: &IdentityStatus) -> Value {
     json!({
         "name": status.name,

@@ -475,10 +475,23 @@ ngx.config = shared({
 ngx.worker = shared({
     id = N.worker_id, count = N.worker_count, pid = N.pid, exiting = function() return false end,
 }, "ngx.worker")
+local function timer(what)
+    local every = what == "every"
+    return function(delay, f, ...)
+        delay = tonumber(delay)
+        if not delay or delay ~= delay or delay < 0 then
+            error("bad argument #1 to '" .. what .. "' (number expected)", 2)
+        end
+        if every and delay < 0.001 then return nil, "delay cannot be zero" end
+        if type(f) ~= "function" then error("Lua function expected", 2) end
+        return N.timer(delay, every, f, ...)
+    end
+end
+
 ngx.timer = shared({
-    at = function() return nil, "timers are not available: a script runs for one request" end,
-    every = function() return nil, "timers are not available: a script runs for one request" end,
-    running_count = function() return 0 end, pending_count = function() return 0 end,
+    at = timer("at"), every = timer("every"),
+    pending_count = function() return (N.timers()) end,
+    running_count = function() return (select(2, N.timers())) end,
 }, "ngx.timer")
 ngx.socket = shared({
     tcp = function() error("sockets are not available: use resty.http", 2) end,
@@ -491,6 +504,40 @@ ngx.location = shared({
 }, "ngx.location")
 function ngx.exec() error("internal redirects are not available", 2) end
 function ngx.on_abort() return nil, "not available" end
+
+-- Zones that all cores share
+local zone_names = setmetatable({}, {__mode = "k"})
+
+local function zone_of(zone)
+    local name = zone_names[zone]
+    if not name then error("bad \"zone\" argument", 3) end
+    return name
+end
+
+local zone_methods = {
+    flush_all = function(zone) N.zone_flush(zone_of(zone), false, 0) end,
+    flush_expired = function(zone, max) return N.zone_flush(zone_of(zone), true, tonumber(max) or 0) end,
+    get_keys = function(zone, max) return N.zone_keys(zone_of(zone), tonumber(max) or 1024) end,
+    capacity = function(zone) return (N.zone_space(zone_of(zone))) end,
+    free_space = function(zone) return (select(2, N.zone_space(zone_of(zone)))) end,
+}
+for _, op in ipairs({
+    "get", "get_stale", "set", "safe_set", "add", "safe_add", "replace", "delete", "incr",
+    "lpush", "rpush", "lpop", "rpop", "llen", "ttl", "expire",
+}) do
+    zone_methods[op] = function(zone, key, ...) return N.zone_do(zone_of(zone), op, key, ...) end
+end
+
+local zones = {}
+ngx.shared = fixed("ngx.shared", function(_, name)
+    if type(name) ~= "string" or not N.zone_has(name) then return nil end
+    local zone = zones[name]
+    if not zone then
+        zone = shared(zone_methods, "ngx.shared." .. name)
+        zones[name], zone_names[zone] = zone, name
+    end
+    return zone
+end)
 
 -- Regular expressions
 local function replaced(value)

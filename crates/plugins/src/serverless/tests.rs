@@ -292,10 +292,7 @@ fn the_library_answers_as_openresty_does() {
             "ngx.print(pcall(function() ngx.sleep(0.001) error('after a wait', 0) end))",
             "falseafter a wait",
         ),
-        (
-            "ngx.print(ngx.timer.at(0, function() end))",
-            "niltimers are not available: a script runs for one request",
-        ),
+        ("ngx.print(ngx.timer.at(0, function() end))", "true"),
         ("coroutine.yield() ngx.print('on')", "on"),
         (
             "ngx.print(pcall(function() ngx.var.nothing = 1 end))",
@@ -721,3 +718,204 @@ fn a_filter_func_is_one_of_a_routes_conditions() {
         );
     }
 }
+
+/// The same zones for every test of this process.
+fn with_zones() {
+    crate::configure_lua(&Value::Null, &[("zone".to_owned(), 1 << 20), ("small".to_owned(), 1)])
+        .unwrap();
+}
+
+#[test]
+fn zones_keep_values_for_all_functions() {
+    with_zones();
+    for (script, expected) in [
+        (
+            "local z = ngx.shared.zone
+            ngx.say(z:set('k', 'v', 0, 5), ' ', z:get('k'), ' ', select(2, z:get('k')))",
+            "true v 5\n",
+        ),
+        ("ngx.say(ngx.shared.zone:get('never'), ngx.shared.none)", "nilnil\n"),
+        (
+            "local z = ngx.shared['zone'] z:delete('n')
+            ngx.say(z:incr('n', 1), ' ', select(2, z:incr('n', 1)), ' ', (z:incr('n', 2, 5)), ' ', z:incr('n', 1))",
+            "nil not found 7 8\n",
+        ),
+        (
+            "local z = ngx.shared.zone z:delete('a')
+            ngx.say(z:add('a', true), ' ', select(2, z:add('a', 1)), ' ', z:get('a'), ' ', z:replace('a', 1.5), ' ', z:get('a'))",
+            "true exists true true 1.5\n",
+        ),
+        (
+            "local z = ngx.shared.zone
+            ngx.say(z:rpush('l', 1), z:lpush('l', 'x'), ' ', z:lpop('l'), z:rpop('l'), tostring(z:rpop('l')), z:llen('l'))",
+            "12 x1nil0\n",
+        ),
+        (
+            "local z = ngx.shared.zone z:set('t', 1, 100) local t = z:ttl('t')
+            ngx.say(t > 99 and t <= 100, ' ', z:expire('t', 0), ' ', z:ttl('t'))",
+            "true true 0\n",
+        ),
+        (
+            "local z = ngx.shared.small z:flush_all() z:flush_expired() z:set('one', 1) z:set('two', 2)
+            local keys = z:get_keys(1) ngx.say(#keys, keys[1], ' ', #z:get_keys(), ' ', z:capacity())",
+            "1two 2 8192\n",
+        ),
+        (
+            "local z = ngx.shared.small local ok, err = z:set('x', ('v'):rep(9000))
+            ngx.say(ok, ' ', err, ' ', select(2, z:set('x', {})), ' ', select(2, z:get(nil)))",
+            "false no memory bad value type nil key\n",
+        ),
+        (
+            "ngx.say(pcall(function() ngx.shared.zone.get = 1 end), pcall(function() ngx.shared.x = 1 end), pcall(ngx.shared.zone.get, {}, 'k'))",
+            "falsefalsefalse[string \"return function(conf, ctx) ngx.say(pcall(func...\"]:1: bad \"zone\" argument\n",
+        ),
+    ] {
+        let ran = run(&format!("return function(conf, ctx) {script} ngx.exit(200) end"));
+        assert_eq!(ran.status, 200, "{script}");
+        if script.contains("pcall") {
+            assert!(ran.body().starts_with("false"), "{script}: {}", ran.body());
+        } else {
+            assert_eq!(ran.body(), expected, "{script}");
+        }
+    }
+    // What one request left, another finds, on whatever core.
+    run("return function() ngx.shared.zone:set('left', 'here') end");
+    says("ngx.say(ngx.shared.zone:get('left'))", "here\n");
+}
+
+#[test]
+fn a_timer_runs_later_without_a_request_and_may_wait() {
+    with_zones();
+    let ran = run("local z = ngx.shared.zone
+        return function()
+            z:delete('timer')
+            local ok, err = ngx.timer.at(0, function(premature, a, b)
+                ngx.sleep(0.01)
+                local ok, err = pcall(function() return ngx.var.uri end)
+                local said = pcall(ngx.say, 'x')
+                z:set('timer', table.concat({tostring(premature), a, b, ngx.get_phase(), tostring(ok), tostring(said)}, ' '))
+            end, 'one', 2)
+            ngx.say(ok, ' ', err, ' ', z:get('timer'), ' ', ngx.timer.pending_count())
+            for i = 1, 500 do
+                ngx.sleep(0.005)
+                if z:get('timer') then break end
+            end
+            ngx.say(z:get('timer'), ' ', ngx.timer.pending_count())
+            ngx.exit(200)
+        end");
+    assert_eq!(ran.body(), "true nil nil 1\nfalse one 2 timer false false 0\n");
+}
+
+#[test]
+fn timers_repeat_are_limited_and_fail_alone() {
+    with_zones();
+    let ran = run("local z = ngx.shared.zone
+        return function()
+            z:set('ticks', 0)
+            ngx.timer.at(0, function() error('in a timer') end)
+            ngx.timer.at(0, function() while true do end end)
+            ngx.timer.every(0.002, function() z:incr('ticks', 1) end)
+            ngx.timer.at(0, function() ngx.timer.at(0, function() z:set('nested', true) end) end)
+            for i = 1, 1000 do
+                ngx.sleep(0.005)
+                if z:get('ticks') > 3 and z:get('nested') then break end
+            end
+            ngx.say(z:get('ticks') > 3, z:get('nested'))
+            local made, why = 0
+            for i = 1, 1000 do
+                local ok, err = ngx.timer.at(1000, function() end)
+                if not ok then why = err break end
+                made = made + 1
+            end
+            ngx.say(made >= 250 and made <= 256, ' ', why)
+            ngx.say(pcall(ngx.timer.at, -1, function() end), pcall(ngx.timer.at, 0, 1), ' ', select(2, ngx.timer.every(0, print)))
+            ngx.exit(200)
+        end");
+    let expected = "truetrue\ntrue too many timers (plugin_attr.serverless.timers)\n";
+    let body = ran.body();
+    assert!(body.starts_with(expected), "{body}");
+    assert!(body.ends_with("delay cannot be zero\n"), "{body}");
+}
+
+#[test]
+fn a_source_cannot_make_timers_when_it_is_checked() {
+    let source =
+        "local ok, err = ngx.timer.at(0, print) if ok then return 1 end return function() end";
+    let ran = run(source);
+    assert_eq!(ran.status, 200);
+}
+
+#[test]
+fn the_host_that_an_upstream_sees_can_be_set() {
+    for script in ["ngx.var.upstream_host = 'other.test'", "ctx.var.upstream_host = 'other.test'"] {
+        let ran = run(&format!("return function(conf, ctx) {script} end"));
+        assert_eq!((ran.status, ran.sent_header("host")), (200, Some("other.test")), "{script}");
+    }
+    let ran = run("return function() ngx.var.upstream_host = 'a\\r\\nx: y' end");
+    assert_eq!(ran.status, 500);
+}
+
+/// Found by the test below: what is no part of a field's name went out in it.
+#[test]
+fn names_and_values_of_fields_are_escaped_as_openresty_escapes_them() {
+    let ran = run("return function()
+        ngx.req.set_header('X-A b:\\r\\n', 'c\\r\\nX-D: e')
+        ngx.req.add_header('\\255', 'f') ngx.req.set_header('', 'g')
+        ngx.header['X H'] = 'a\\nb' require('ngx.resp').add_header('Y:', 'z') ngx.header[''] = 'no'
+    end");
+    assert_eq!(ran.sent_header("x-a%20b%3A%0D%0A"), Some("c%0D%0AX-D: e"));
+    assert_eq!((ran.sent_header("%FF"), ran.sent_header("x-d")), (Some("f"), None));
+    assert_eq!(ran.response.header("X%20H"), Some("a%0Ab"));
+    assert_eq!(ran.response.header("Y%3A"), Some("z"));
+}
+
+/// What the fuzz target of the Lua crate does, with inputs that it found and some that look random.
+#[test]
+fn whatever_scripts_call_the_library_stands() {
+    use sluicegate_testkit::{Client, InProcess, client};
+    let wild = include_str!("wild.lua").replace("= DATA", "= given");
+    let source = format!(
+        "return function(conf, ctx)
+            ngx.req.read_body()
+            local given = ngx.req.get_body_data() or ''
+            return (function() {wild} end)()(conf, ctx)
+        end"
+    );
+    let canary = "return function() ngx.say(('x'):rep(3), ngx.md5(''), require('cjson').encode({a = 1})) ngx.exit(200) end";
+    let mut registry = sluicegate_gateway::plugin::Registry::default();
+    registry.add::<Pre>();
+    let upstream = json!({"type": "roundrobin", "nodes": {"127.0.0.1:9": 1}});
+    let route = |id: &str, uri: &str, source: &str| {
+        json!({
+            "id": id, "uri": uri, "upstream": upstream,
+            "plugins": {Pre::NAME: {"functions": [source]}},
+        })
+    };
+    use sluicegate_model::kind::Kind;
+    let resources = vec![
+        (Kind::Routes, "1", route("1", "/wild", &source)),
+        (Kind::Routes, "2", route("2", "/canary", canary)),
+    ];
+    let gateway = InProcess::start(registry, resources);
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut random = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_be_bytes()
+    };
+    let made = (0..150).map(|n| (0..n / 4).flat_map(|_| random()).collect::<Vec<u8>>());
+    for data in FOUND.iter().map(|data| data.to_vec()).chain(made) {
+        let mut client = Client::connect(gateway.addr);
+        client.send(client::request_bytes("POST", "/wild", &[], &data));
+        let status = client.response().status;
+        assert!((200..1000).contains(&status), "{status}: {data:?}");
+        let answer = client::get(gateway.addr, "/canary");
+        let expected = "xxxd41d8cd98f00b204e9800998ecf8427e{\"a\":1}\n";
+        assert_eq!((answer.status, answer.text().as_str()), (200, expected), "{data:?}");
+    }
+    gateway.stop();
+}
+
+/// Inputs of the fuzz target that once did harm.
+const FOUND: &[&[u8]] = &[];

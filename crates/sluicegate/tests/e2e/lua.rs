@@ -139,3 +139,59 @@ fn a_variable_that_a_function_makes_comes_to_the_access_log() {
     assert_eq!(get(gateway.http, "/get").status, 200);
     gateway.wait_for_access_line("/get labels={\\x22key\\x22:\\x22test\\x22}");
 }
+
+#[test]
+fn a_field_is_taken_out_of_a_json_answer_as_apisixs_page_shows_it() {
+    let gateway = GatewayProcess::start(BINARY);
+    let origin = Origin::start(|_| {
+        let body = r#"{"args": {}, "origin": "192.168.65.1", "url": "http://127.0.0.1/get"}"#;
+        sluicegate_testkit::Answer::text(body).header("Content-Type", "application/json")
+    });
+    let node = json!({"type": "roundrobin", "nodes": {origin.addr.to_string(): 1}});
+    gateway.set("/routes/1", &json!({"uri": "/get", "upstream": node}));
+    assert!(get(gateway.http, "/get").json().get("origin").is_some());
+    let head = "return function(conf, ctx) local core = require(\"apisix.core\") core.response.clear_header_as_body_modified() end";
+    let body = "return function(conf, ctx) local cjson = require(\"cjson\") local core = require(\"apisix.core\") local body = core.response.hold_body_chunk(ctx) if not body then return end body = cjson.decode(body) body.origin = nil body = cjson.encode(body) ngx.arg[1] = body end";
+    let plugins = json!({"plugins": {
+        "serverless-pre-function": {"phase": "header_filter", "functions": [head]},
+        "serverless-post-function": {"phase": "body_filter", "functions": [body]},
+    }});
+    let (status, answer) = gateway.patch("/routes/1", &plugins);
+    assert_eq!(status, 200, "{answer}");
+    let answer = get(gateway.http, "/get");
+    assert_eq!(answer.header("content-length"), None);
+    assert_eq!(answer.json(), json!({"args": {}, "url": "http://127.0.0.1/get"}));
+}
+
+#[test]
+fn zones_of_config_yaml_are_shared_by_all_cores_and_outlive_a_reload() {
+    let zones = |size: &str| json!({"nginx_config": {"worker_processes": 2, "http": {"custom_lua_shared_dict": {"hits": size}}}});
+    let gateway = GatewayProcess::with(BINARY, zones("1m"));
+    let count =
+        "return function() local n = ngx.shared.hits:incr('n', 1, 0) ngx.say(n) ngx.exit(200) end";
+    gateway.set("/routes/1", &json!({"uri": "/n", "plugins": pre("access", count)}));
+    for n in 1..=20 {
+        // Each on a connection of its own, so on either core.
+        assert_eq!(get(gateway.http, "/n").text(), format!("{n}\n"));
+    }
+    gateway
+        .set("/routes/1", &json!({"uri": "/n", "desc": "anew", "plugins": pre("access", count)}));
+    assert_eq!(get(gateway.http, "/n").text(), "21\n", "a configuration that changes keeps them");
+    let missing = "return function() ngx.say(tostring(ngx.shared.others)) ngx.exit(200) end";
+    gateway.set("/routes/2", &json!({"uri": "/none", "plugins": pre("access", missing)}));
+    assert_eq!(get(gateway.http, "/none").text(), "nil\n");
+}
+
+#[test]
+fn limits_of_functions_follow_a_reload() {
+    let with = |instructions: u64| json!({"plugin_attr": {"serverless": {"instructions": instructions, "time_ms": 30_000}}});
+    let gateway = GatewayProcess::with(BINARY, with(10_000));
+    let works = "return function() for i = 1, 20000 do end ngx.say('done') ngx.exit(200) end";
+    gateway.set("/routes/1", &json!({"uri": "/w", "plugins": pre("access", works)}));
+    assert_eq!(get(gateway.http, "/w").status, 500);
+    gateway.write_config(&sluicegate_testkit::gateway::config(with(1_000_000)).to_string());
+    gateway.signal(rustix::process::Signal::HUP);
+    sluicegate_testkit::wait::until("the new limit holds", || {
+        (get(gateway.http, "/w").status == 200).then_some(())
+    });
+}
