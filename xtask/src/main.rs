@@ -8,6 +8,7 @@ mod command;
 mod conformance;
 #[cfg(test)]
 mod differs;
+mod fuzz;
 mod test;
 mod tools;
 
@@ -42,6 +43,7 @@ fn dispatch(words: &[String]) -> Result<()> {
             None => bench::run(&bench::Options::parse(rest)?, rest),
         },
         "conformance" => conformance::run_files(&conformance::Options::parse(rest)?),
+        "fuzz" => fuzz::run(rest),
         "tools" => no_arguments(name, rest).and_then(|()| tools::command()),
         _ => bail!("there is no command {name:?}; `cargo xtask help` lists them"),
     }
@@ -91,6 +93,9 @@ cargo xtask COMMAND
   conformance --apisix DIR [FILE...]
         Apache APISIX's own test files (those of aws-lambda and of the routers, or the FILEs) against a
         debug build. Needs a checkout of apache/apisix and the runner in ../shared/conformance.
+  fuzz [TARGET] [SECONDS]
+        Feeds made-up bytes to the readers of the AWS crate (crates/aws/fuzz), each for so many SECONDS
+        (60). Needs cargo-fuzz and a C++ compiler; with `cargo install cargo-fuzz` it is there.
   help
         This text.
 ";

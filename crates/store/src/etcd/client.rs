@@ -31,7 +31,7 @@ use tokio_rustls::TlsConnector;
 use tracing::debug;
 
 use super::{
-    EtcdOptions, tls,
+    EtcdOptions, grpc, tls,
     wire::{Authenticated, Refusal},
 };
 use crate::StoreError;
@@ -396,6 +396,39 @@ impl Client {
             Ok(Ok(connection)) => Ok(connection),
             Ok(Err(reason)) => Err(self.unreachable(index, reason)),
             Err(_) => Err(self.unreachable(index, too_late(self.connect_time))),
+        }
+    }
+
+    /// A connection to a host for gRPC; `None` where there is none to be had.
+    pub(super) async fn grpc(&self) -> Option<grpc::Connection> {
+        let index = self.host();
+        let host = &self.hosts[index];
+        let open = async {
+            let token = self.token(index).await.map_err(|failure| failure.to_string())?;
+            let tcp = TcpStream::connect((host.name.as_str(), host.port))
+                .await
+                .map_err(|error| error.to_string())?;
+            let _ = tcp.set_nodelay(true);
+            let authority = host.authority.to_str().unwrap_or_default().to_owned();
+            match (&host.tls_name, &self.tls) {
+                (Some(name), Some(config)) => {
+                    let mut config = ClientConfig::clone(config);
+                    config.alpn_protocols = vec![b"h2".to_vec()];
+                    let connector = TlsConnector::from(Arc::new(config));
+                    let tls = connector.connect(name.clone(), tcp).await;
+                    let tls = tls.map_err(|error| format!("TLS: {error}"))?;
+                    grpc::Connection::open(tls, authority, true, token).await
+                }
+                _ => grpc::Connection::open(tcp, authority, false, token).await,
+            }
+        };
+        match timeout(self.connect_time, open).await {
+            Ok(Ok(connection)) => Some(connection),
+            Ok(Err(reason)) => {
+                debug!(reason, "etcd is read through its JSON gateway.");
+                None
+            }
+            Err(_) => None,
         }
     }
 

@@ -20,6 +20,7 @@ use tracing::{debug, error, info, warn};
 use super::{
     GENERATED, Limits, PLACEHOLDER,
     client::{Client, Failure},
+    grpc::Asked,
     sent,
     wire::{Kv, Range, WatchEvent, WatchLine, range_end, text},
 };
@@ -104,10 +105,13 @@ impl Source {
 }
 
 /// Everything under the prefix, as of one revision.
+#[derive(Default)]
 pub(super) struct Everything {
     pub(super) cluster: u64,
     pub(super) revision: u64,
     pub(super) entries: BTreeMap<Arc<str>, Entry>,
+    /// How its last page came.
+    pub(super) wire: &'static str,
 }
 
 /// Lists everything, page by page.
@@ -118,19 +122,54 @@ pub(super) async fn list(
 ) -> Result<Everything, Vec<Failure>> {
     let folder = format!("{prefix}/");
     let end = text(range_end(&folder));
-    let mut all = Everything { cluster: 0, revision: 0, entries: BTreeMap::new() };
+    let mut all = Everything::default();
     let mut from = folder.clone().into_bytes();
     let mut page = PAGE_KEYS;
+    // While it works: etcd's own wire.
+    let mut grpc = client.grpc().await;
     loop {
         let body = json!({
             "key": text(&from), "range_end": end, "limit": page.to_string(),
             "revision": all.revision.to_string(),
         });
-        let range: Range = match client.call("/v3/kv/range", &body, limits.read).await {
+        let by_grpc = match &mut grpc {
+            None => None,
+            Some(connection) => {
+                let asked = Asked {
+                    key: &from,
+                    range_end: &range_end(&folder),
+                    limit: page as u64,
+                    revision: all.revision,
+                };
+                let limit = limits.read.min(GRPC_PAGE_TIME_MAX);
+                match timeout(limit, connection.range(asked)).await {
+                    Ok(Ok(range)) => Some(range),
+                    Ok(Err(reason)) => {
+                        debug!(reason, "etcd is read through its JSON gateway.");
+                        None
+                    }
+                    Err(_) => {
+                        debug!(
+                            ?limit,
+                            "etcd does not answer over gRPC; its JSON gateway is tried."
+                        );
+                        None
+                    }
+                }
+            }
+        };
+        if by_grpc.is_none() {
+            grpc = None;
+        }
+        let answered = match by_grpc {
+            Some(range) => Ok(range),
+            None => client.call("/v3/kv/range", &body, limits.read).await,
+        };
+        let range: Range = match answered {
             Ok(range) => range,
             Err(failures) if failures.iter().any(Failure::compacted) => {
                 // Listing took so long that its revision is forgotten: from the start.
-                all = Everything { cluster: 0, revision: 0, entries: BTreeMap::new() };
+                all = Everything::default();
                 from = folder.clone().into_bytes();
                 continue;
             }
@@ -149,11 +188,13 @@ pub(super) async fn list(
             all.entries.insert(Arc::clone(&entry.key), entry);
         }
         match last {
-            Some(mut last) if range.more => {
-                last.push(0);
-                from = last;
+            Some(last) if range.more => {
+                from = [&last[..], &[0]].concat();
             }
-            _ => return Ok(all),
+            _ => {
+                all.wire = if grpc.is_some() { "gRPC" } else { "JSON" };
+                return Ok(all);
+            }
         }
     }
 }
@@ -397,7 +438,7 @@ fn entry(prefix: &str, kv: Kv) -> Option<Entry> {
     }
     Some(Entry {
         key: key.into(),
-        value: kv.value.into(),
+        value: Arc::from(&kv.value[..]),
         created: kv.create_revision,
         modified: kv.mod_revision,
     })
@@ -442,6 +483,8 @@ pub(super) fn unavailable(failures: &[Failure]) -> StoreError {
 /// Keys asked for at once: each page costs etcd a count of all keys behind it. An answer that is too
 /// large for somebody is asked for again in smaller parts.
 const PAGE_KEYS: usize = 10_000;
+/// How long a page may take over gRPC before the JSON gateway is asked in its place.
+const GRPC_PAGE_TIME_MAX: Duration = Duration::from_secs(3);
 /// The shortest wait between two tries.
 const RETRY_MIN: Duration = Duration::from_millis(100);
 /// While it may be an election, which takes a second or two, the waits stay short.
@@ -457,7 +500,12 @@ mod tests {
     use super::*;
 
     fn kv(key: &str, value: &str, revision: u64) -> Kv {
-        Kv { key: key.into(), value: value.into(), create_revision: 1, mod_revision: revision }
+        Kv {
+            key: key.to_owned().into(),
+            value: value.to_owned().into(),
+            create_revision: 1,
+            mod_revision: revision,
+        }
     }
 
     #[test]
@@ -474,7 +522,9 @@ mod tests {
             let entry = entry("/apisix", kv(key, value, 5));
             assert_eq!(entry.as_ref().map(|entry| &*entry.key), found, "{key}={value}");
         }
-        assert!(entry("/apisix", Kv { key: b"/apisix/\xff".to_vec(), ..Kv::default() }).is_none());
+        assert!(
+            entry("/apisix", Kv { key: b"/apisix/\xff"[..].into(), ..Kv::default() }).is_none()
+        );
     }
 
     #[test]

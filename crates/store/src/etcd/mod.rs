@@ -6,13 +6,15 @@
 //! ([`Store::health`] says so). A write goes to etcd as one transaction and is answered when the
 //! watch has brought it back, so that the next read shows it.
 //!
-//! The wire is etcd's JSON gateway (`/v3/…`), which APISIX uses too: it needs no generated code.
+//! The wire is etcd's JSON gateway (`/v3/…`), which APISIX uses too: it needs no generated code. Only
+//! listing everything goes over gRPC where that works ([`grpc`]).
 //!
 //! Invariant: only [`follow`] changes what is in memory, in the order of etcd's revisions.
 
 mod client;
 mod copy;
 mod follow;
+mod grpc;
 mod sent;
 mod tls;
 mod wire;
@@ -160,7 +162,7 @@ impl EtcdStore {
             first_listing(&client, &prefix, &limits, tries).await,
             copied,
         ) {
-            (Ok(Everything { cluster, revision, entries }), _) => {
+            (Ok(Everything { cluster, revision, entries, .. }), _) => {
                 source.set_cluster(cluster);
                 (Shared::new(entries, revision), false)
             }
@@ -674,6 +676,7 @@ async fn first_listing(
                 info!(
                     entries = listed.entries.len(),
                     revision = listed.revision,
+                    wire = listed.wire,
                     took = ?began.elapsed(),
                     "The configuration was read from etcd."
                 );

@@ -4,6 +4,7 @@
 //! Rules: <https://etcd.io/docs/v3.4/dev-guide/api_grpc_gateway/>
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
+use bytes::Bytes;
 use serde::{Deserialize, Deserializer, de};
 use serde_json::{Value, json};
 
@@ -62,9 +63,9 @@ pub(super) struct Header {
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct Kv {
     #[serde(default, deserialize_with = "bytes")]
-    pub(super) key: Vec<u8>,
+    pub(super) key: Bytes,
     #[serde(default, deserialize_with = "bytes")]
-    pub(super) value: Vec<u8>,
+    pub(super) value: Bytes,
     #[serde(default, deserialize_with = "int")]
     pub(super) create_revision: u64,
     #[serde(default, deserialize_with = "int")]
@@ -224,18 +225,18 @@ fn int<'de, D: Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
     from.deserialize_any(Int)
 }
 
-fn bytes<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u8>, D::Error> {
+fn bytes<'de, D: Deserializer<'de>>(from: D) -> Result<Bytes, D::Error> {
     struct Base64;
     impl de::Visitor<'_> for Base64 {
-        type Value = Vec<u8>;
+        type Value = Bytes;
         fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
             f.write_str("base64 text")
         }
-        fn visit_str<E: de::Error>(self, text: &str) -> Result<Vec<u8>, E> {
-            STANDARD.decode(text).map_err(E::custom)
+        fn visit_str<E: de::Error>(self, text: &str) -> Result<Bytes, E> {
+            STANDARD.decode(text).map(Bytes::from).map_err(E::custom)
         }
-        fn visit_unit<E>(self) -> Result<Vec<u8>, E> {
-            Ok(Vec::new())
+        fn visit_unit<E>(self) -> Result<Bytes, E> {
+            Ok(Bytes::new())
         }
     }
     from.deserialize_any(Base64)
