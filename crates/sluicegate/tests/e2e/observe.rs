@@ -108,7 +108,7 @@ fn a_refused_call_is_logged_with_route_request_id_and_error_type() {
     for (target, parts) in [
         ("/refused", &["status=403", "aws_error_type=AccessDeniedException"][..]),
         ("/throttled", &["status=429", "aws_error_type=TooManyRequestsException"]),
-        ("/failed", &["status=200", "function_error=Unhandled"]),
+        ("/failed", &["A function failed.", "function_error=Unhandled"]),
         ("/fine", &[]),
     ] {
         let before = gateway.error_log().len();
@@ -198,14 +198,17 @@ fn no_secret_is_in_any_log() {
 fn a_log_line_stays_one_line_whatever_clients_send() {
     let gateway = GatewayProcess::start(BINARY);
     let origin = Origin::start(|_| {
-        Answer::status(403).header("x-amzn-ErrorType", "a b\t[error] c").body("no")
+        Answer::status(403)
+            .header("x-amzn-ErrorType", "a b\t[error] c")
+            .body(r#"{"message": "no\n2026/11/23 00:00:00 [error] forged"}"#)
     });
     gateway.set_lambda("1", "/*", json!({"function_uri": origin.url("")}));
     client::request(gateway.http, "GET", "/x%0Aforged", &[("User-Agent", "a\tb\u{e9}")], "");
     let line = gateway.wait_for_access_line("/x%0Aforged");
     assert!(line.contains("\"a\\x09b\\xC3\\xA9\""), "{line}");
-    let line = gateway.wait_for_error_line("was refused or failed");
-    assert!(line.contains(r#"aws_error_type="a b\\t[error] c""#), "{line}");
+    let line = gateway.wait_for_error_line("AWS refused a call of a function.");
+    assert!(line.contains(r#"aws_error_type="" "#), "that is no name: {line}");
+    assert!(line.contains(r#"aws_message="no 2026/11/23 00:00:00 [error] forged""#), "{line}");
 }
 
 /// Compares a line with a pattern: `*` is anything, `TIME` nginx's local time, `SECONDS` a number
