@@ -30,7 +30,7 @@ use sluicegate_model::check::Outside;
 use sluicegate_model::encrypt::{Keyring, each_private_key};
 use sluicegate_model::plugin::Catalog;
 use sluicegate_model::resource::Key;
-use sluicegate_plugins::{AwsIdentities, TokenIdentities};
+use sluicegate_plugins::{AwsIdentities, AwsRefusals, Refusals, TokenIdentities};
 use sluicegate_store::{Change as StoreChange, Entry, Event, Health, Store, StoreError, Watch};
 use tokio::runtime::Runtime;
 use tokio::sync::{Mutex, watch};
@@ -654,6 +654,8 @@ fn status(inside: Inside) -> Status {
         let stale = inside.staleness.count.load(Ordering::Relaxed);
         counters.insert("store_stale_total".to_owned(), stale.into());
         let broken: Vec<Value> = inside.broken().iter().map(Broken::shown).collect();
+        let refusals = inside.plugin_state.get::<AwsRefusals>().all();
+        let refusals: Value = refusals.iter().map(refusal).collect();
         let identities = inside.plugin_state.get::<AwsIdentities>().statuses();
         let tokens = inside.plugin_state.get::<TokenIdentities>().statuses();
         let store = match inside.store.health() {
@@ -670,10 +672,21 @@ fn status(inside: Inside) -> Status {
             "counters": counters,
             "store": store,
             "secrets": inside.references.shown(),
+            "aws_refusals": refusals,
             "aws_identities": identities.iter().map(identity).collect::<Value>(),
             "token_identities": tokens.iter().map(identity).collect::<Value>(),
             "broken": broken,
         })
+    })
+}
+
+/// What AWS refused of a route, as `/v1/status` shows it.
+fn refusal(refusals: &Refusals) -> Value {
+    json!({
+        "route": refusals.route,
+        "kind": refusals.kind,
+        "count": refusals.count,
+        "last_request_id": refusals.last_request_id,
     })
 }
 

@@ -1,6 +1,7 @@
 //! One call to AWS: signed, sent, and sent once more where a refusal says that it did not run and
 //! what to do better.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use sluicegate_aws::lambda::{Answer, ErrorKind, Failure, Target, classify};
@@ -13,6 +14,7 @@ use sluicegate_gateway::plugin::PluginError;
 use tracing::{error, warn};
 
 use super::identity::Signing;
+use super::refusals::AwsRefusals;
 
 /// How calls are signed and sent.
 pub(super) struct Caller {
@@ -20,6 +22,7 @@ pub(super) struct Caller {
     pub(super) signing: Option<Signing>,
     /// The far side is the Invoke API: every status from 300 on is its own, not the function's.
     pub(super) is_api: bool,
+    pub(super) refusals: Arc<AwsRefusals>,
 }
 
 /// What AWS answered.
@@ -60,6 +63,12 @@ impl Caller {
         Box::pin(self.refused(exchange, call, received, used)).await
     }
 
+    /// Counts a call that AWS refused, or a function that failed.
+    pub(super) fn note(&self, exchange: &Exchange, kind: &'static str, request_id: &str) {
+        exchange.core.counters.function_refusals.add(1);
+        self.refusals.note(exchange.route_id(), kind, request_id);
+    }
+
     fn is_refusal(&self, received: &Received) -> bool {
         let status = received.status.as_u16();
         status >= 300 && self.is_api
@@ -89,7 +98,7 @@ impl Caller {
                 failure = self.read(&mut received).await;
             }
         }
-        exchange.core.counters.function_refusals.add(1);
+        self.note(exchange, failure.kind.name(), request_id(&received));
         let difference = match (used, failure.kind) {
             (Some((signing, _)), ErrorKind::SignatureMismatch) => {
                 let authority = self.invoker.authority();

@@ -16,6 +16,7 @@ use super::config::Config;
 use super::event;
 use super::explain::{self, Asked};
 use super::identity::Signing;
+use super::refusals::refusals;
 
 /// A function behind a URL, compiled.
 pub(super) struct Front {
@@ -73,6 +74,7 @@ impl Front {
                 )?,
                 signing,
                 is_api: false,
+                refusals: refusals(ctx),
             },
             apikey: authorization.apikey.map(Secret::from),
             apikey_with_iam: authorization.apikey_with_iam,
@@ -95,7 +97,7 @@ impl Front {
             return Ok(invoker::response(received));
         }
         if received.headers.contains("x-amz-function-error") {
-            note_function_error(exchange, &received);
+            note_function_error(&self.caller, exchange, &received);
         }
         if self.response == ResponseFormat::Raw || !received.status.is_success() {
             return Ok(invoker::response(received));
@@ -158,7 +160,7 @@ impl Front {
         let invoker = &self.caller.invoker;
         let payload = invoker.hold_answer(exchange, &mut received.body, ANSWER_BYTES_MAX).await?;
         let Reply { head, body } = unwrap(self.response, payload).map_err(|error| {
-            exchange.core.counters.function_refusals.add(1);
+            self.caller.note(exchange, "malformed_answer", request_id(&received));
             error!(route = exchange.route_id(), aws_request_id = request_id(&received), cause = %error, "A function's answer cannot be sent to the client. docs/lambda.md says what an answer looks like.");
             PluginError { status: http::StatusCode::BAD_GATEWAY, cause: error.to_string() }
         })?;
@@ -187,8 +189,8 @@ fn put_event(encoder: &EventEncoder, exchange: &Exchange, call: &mut Call) {
 }
 
 /// The function failed, and its caller is told so as it stands: the URL is one of the Invoke API.
-fn note_function_error(exchange: &Exchange, received: &Received) {
-    exchange.core.counters.function_refusals.add(1);
+fn note_function_error(caller: &Caller, exchange: &Exchange, received: &Received) {
+    caller.note(exchange, "function_error", request_id(received));
     error!(
         route = exchange.route_id(),
         aws_request_id = request_id(received),

@@ -30,6 +30,7 @@ use super::config::{AsyncReply, Config, FunctionConfig, Invocation};
 use super::event;
 use super::explain::{self, Asked};
 use super::identity::{Signing, default_region};
+use super::refusals::refusals;
 use super::stream::{Broken, Stream};
 use crate::template::Template;
 
@@ -151,6 +152,7 @@ impl Invoke {
                 )?,
                 signing: Some(Signing::compile(iam, function.region(), "lambda", ctx)?),
                 is_api: true,
+                refusals: refusals(ctx),
             },
             event_max: own.event_bytes_max(),
             function,
@@ -404,7 +406,7 @@ impl Invoke {
                 response.body = Body::from_bytes(body);
                 Ok(response)
             }
-            Err(error) => Err(malformed(exchange, request_id(&received), &error)),
+            Err(error) => Err(malformed(&self.caller, exchange, request_id(&received), &error)),
         }
     }
 
@@ -424,7 +426,9 @@ impl Invoke {
         let Received { status, headers, body, tunnel: _ } = received;
         let received = Received { status, headers, body: Body::Empty, tunnel: None };
         let route: Arc<str> = exchange.route_id().into();
-        let mut stream = Stream::new(body, exchange.core.clone(), route, id.as_str().into());
+        let refusals = self.caller.refusals.clone();
+        let mut stream =
+            Stream::new(body, exchange.core.clone(), refusals, route, id.as_str().into());
         let mut response = if with_prelude {
             let mut prelude = PreludeDecoder::default();
             loop {
@@ -433,7 +437,7 @@ impl Invoke {
                     Err(broken) => return self.stream_failed(exchange, &received, &broken),
                 };
                 if piece.is_empty() {
-                    return Err(malformed(exchange, &id, &prelude.finish()));
+                    return Err(malformed(&self.caller, exchange, &id, &prelude.finish()));
                 }
                 match prelude.push(&piece) {
                     Ok(None) => {}
@@ -441,7 +445,7 @@ impl Invoke {
                         stream.put_back(rest);
                         break self.told(&head, &received);
                     }
-                    Err(error) => return Err(malformed(exchange, &id, &error)),
+                    Err(error) => return Err(malformed(&self.caller, exchange, &id, &error)),
                 }
             }
         } else {
@@ -476,7 +480,7 @@ impl Invoke {
         kind: &str,
         payload: Bytes,
     ) -> Response {
-        exchange.core.counters.function_refusals.add(1);
+        self.caller.note(exchange, "function_error", request_id(received));
         let said = function_error(kind, &payload);
         error!(
             route = exchange.route_id(),
@@ -516,7 +520,7 @@ impl Invoke {
                 let payload = Bytes::copy_from_slice(details.as_bytes());
                 Ok(self.function_failed(exchange, received, code, payload))
             }
-            other => Err(malformed(exchange, request_id(received), other)),
+            other => Err(malformed(&self.caller, exchange, request_id(received), other)),
         }
     }
 
@@ -554,11 +558,12 @@ fn refused(failure: &Failure, client_named_it: bool) -> Response {
 }
 
 fn malformed(
+    caller: &Caller,
     exchange: &Exchange,
     aws_request_id: &str,
     error: &dyn std::fmt::Display,
 ) -> PluginError {
-    exchange.core.counters.function_refusals.add(1);
+    caller.note(exchange, "malformed_answer", aws_request_id);
     error!(route = exchange.route_id(), aws_request_id, cause = %error, "A function's answer cannot be sent to the client. docs/lambda.md says what an answer looks like.");
     PluginError { status: StatusCode::BAD_GATEWAY, cause: error.to_string() }
 }

@@ -21,6 +21,7 @@ mod explain;
 mod front;
 mod identity;
 mod invoke;
+mod refusals;
 mod stream;
 
 use serde_json::Value;
@@ -29,6 +30,7 @@ use sluicegate_gateway::plugin::{CompileCtx, ConfigError, Flow, Phases, Plugin, 
 
 pub use explain::{ExplainRequest, explain};
 pub use identity::AwsIdentities;
+pub use refusals::{AwsRefusals, Refusals};
 
 use config::Config;
 use front::Front;

@@ -12,6 +12,8 @@ use sluicegate_gateway::body::{Body, BodyError, Source};
 use sluicegate_gateway::core::Core;
 use tracing::error;
 
+use super::refusals::AwsRefusals;
+
 /// Why a stream is over before its end.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Broken {
@@ -37,15 +39,22 @@ pub(super) struct Stream {
     frames: InvokeStreamDecoder,
     piece: Bytes,
     core: Rc<Core>,
+    refusals: Arc<AwsRefusals>,
     route: Arc<str>,
     request_id: Box<str>,
 }
 
 impl Stream {
     /// Over the body of AWS's answer.
-    pub(super) fn new(body: Body, core: Rc<Core>, route: Arc<str>, request_id: Box<str>) -> Self {
+    pub(super) fn new(
+        body: Body,
+        core: Rc<Core>,
+        refusals: Arc<AwsRefusals>,
+        route: Arc<str>,
+        request_id: Box<str>,
+    ) -> Self {
         let frames = InvokeStreamDecoder::default();
-        Self { body, frames, piece: Bytes::new(), core, route, request_id }
+        Self { body, frames, piece: Bytes::new(), core, refusals, route, request_id }
     }
 
     /// The next bytes of the function, none at the end. They are handed out once.
@@ -97,6 +106,7 @@ impl Source for Stream {
             Ok(()) => Poll::Ready(Ok(self.piece.len())),
             Err(broken) => {
                 self.core.counters.function_streams_broken.add(1);
+                self.refusals.note(&self.route, "broken_stream", &self.request_id);
                 error!(route = %self.route, aws_request_id = %self.request_id, cause = %broken, "A streamed answer broke off after its beginning was sent: the client's connection or stream is reset.");
                 Poll::Ready(Err(BodyError::Broken(broken.to_string())))
             }

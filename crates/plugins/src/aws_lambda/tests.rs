@@ -13,7 +13,7 @@ use sluicegate_standin::{
     StreamOutcome, samples,
 };
 use sluicegate_testkit::client::{self, Client};
-use sluicegate_testkit::{InProcess, PluginTest};
+use sluicegate_testkit::{InProcess, Judge, PluginTest};
 
 use super::*;
 
@@ -547,6 +547,49 @@ fn formats_go_with_a_url_as_well() {
         (&json!("PUT"), &json!("/a"), &json!("x"))
     );
     assert_eq!(ran.body(), "plain");
+}
+
+#[test]
+fn signatures_of_every_way_of_calling_hold_before_the_judge() {
+    let Some(judge) = Judge::start(&["--cred", "AKID:secret:token/+=", "--control", "/_counts"])
+    else {
+        return;
+    };
+    let arn = "arn:aws:lambda:eu-central-1:123456789012:function:greet:live";
+    let mut sent = 0;
+    for function in [
+        json!({"name": "greet", "region": "eu-central-1"}),
+        json!({"name": "greet", "qualifier": "$LATEST", "region": "eu-central-1"}),
+        json!({"name": "greet", "account_id": "123456789012", "region": "eu-central-1"}),
+        json!({"arn": arn}),
+    ] {
+        for options in [
+            json!({}),
+            json!({"invocation": "async"}),
+            json!({"invocation": "dry_run"}),
+            json!({"invocation": "stream"}),
+            json!({"request_format": "raw", "log_tail": true, "tenant_id": "a b", "client_context": {"a": 1}}),
+            json!({"request_format": "kong", "event": {"forward_request_body": true}}),
+        ] {
+            let mut config = with(
+                json!({"authorization": {"iam": {
+                    "accesskey": "AKID", "secretkey": "secret", "session_token": "token/+=",
+                }}}),
+                options,
+            );
+            config["function"] = function.clone();
+            config["function"]["endpoint"] = json!(format!("http://{}", judge.addr));
+            let mut registry = Registry::default();
+            registry.add::<AwsLambda>();
+            let route = json!({"id": "1", "uri": "/*", "plugins": {"aws-lambda": config}});
+            let gateway = InProcess::start(registry, vec![(Kind::Routes, "1", route)]);
+            let answer = client::request(gateway.addr, "POST", "/a%20b?x=1", &[], b"{\"a\":1}");
+            sent += 1;
+            let counts = client::get(judge.addr, "/_counts").json();
+            let seen = (&counts["accepted"], &counts["refused"]);
+            assert_eq!(seen, (&json!(sent), &json!(0)), "{config} {}", answer.status);
+        }
+    }
 }
 
 #[test]
