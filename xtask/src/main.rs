@@ -72,7 +72,8 @@ cargo xtask COMMAND
         The release build beside nginx, HAProxy and Envoy: CPU time per request, each gateway pinned to
         a CPU of its own. docs/benchmarks.md says how and what it needs. NAMEs:
           proxy, proxy-tls-up, lambda-apikey, lambda-iam, lambda-iam-tls, tls-down, h2c-down, routes,
-          routes-10k, routes-100k, big-body, access-log, access-log-json, scale; cases for all of these
+          routes-10k, routes-100k, big-body, lua-empty, lua-header, access-log, access-log-json, scale;
+          cases for all of these
           latency, memory, start, config; all for everything
         None: proxy, lambda-apikey, lambda-iam.
         --peer NAME...     only beside these of nginx, haproxy, envoy

@@ -469,12 +469,15 @@ mod tests {
         };
         for n in 0..8 {
             assert_eq!(
-                ask("set", &n.to_string(), &[value.clone()])[2],
+                ask("set", &n.to_string(), std::slice::from_ref(&value))[2],
                 Answer::Is(Stored::Flag(false))
             );
         }
         ask("get", "0", &[]);
-        assert_eq!(ask("safe_set", "8", &[value.clone()])[1], Answer::Says("no memory"));
+        assert_eq!(
+            ask("safe_set", "8", std::slice::from_ref(&value))[1],
+            Answer::Says("no memory")
+        );
         assert_eq!(ask("set", "8", &[value])[2], Answer::Is(Stored::Flag(true)), "forcible");
         assert_eq!(ask("get", "1", &[]), [Answer::Nil]);
         assert_eq!(ask("get", "0", &[])[0], text(&"v".repeat(900)));

@@ -16,6 +16,8 @@ pub(crate) enum Case {
     /// So many routes beside one.
     Routes(u32),
     BigBody,
+    LuaEmpty,
+    LuaHeader,
     AccessLog,
     AccessLogJson,
     /// Two workers beside one.
@@ -23,7 +25,7 @@ pub(crate) enum Case {
 }
 
 impl Case {
-    pub(crate) const ALL: [Self; 13] = [
+    pub(crate) const ALL: [Self; 15] = [
         Self::Proxy,
         Self::ProxyTlsUp,
         Self::LambdaApikey,
@@ -34,6 +36,8 @@ impl Case {
         Self::Routes(10_000),
         Self::Routes(100_000),
         Self::BigBody,
+        Self::LuaEmpty,
+        Self::LuaHeader,
         Self::AccessLog,
         Self::AccessLogJson,
         Self::Scale,
@@ -53,6 +57,8 @@ impl Case {
             }
             Self::Routes(count) => return format!("routes-{count}"),
             Self::BigBody => "big-body",
+            Self::LuaEmpty => "lua-empty",
+            Self::LuaHeader => "lua-header",
             Self::AccessLog => "access-log",
             Self::AccessLogJson => "access-log-json",
             Self::Scale => "scale",
@@ -90,6 +96,16 @@ impl Case {
             Self::TlsDown => at_most_nginx(Work::TlsDown, 1.0),
             Self::H2cDown => at_most_nginx(Work::H2cDown, 1.0),
             Self::BigBody => at_most_nginx(Work::BigBody, 1.0),
+            Self::LuaEmpty | Self::LuaHeader => {
+                let work = if self == Self::LuaEmpty { Work::LuaEmpty } else { Work::LuaHeader };
+                let own = Setup::new(Sluicegate, work);
+                let bars = vec![
+                    cpu(own, Setup::new(Sluicegate, Work::Proxy), Limit::Unlimited),
+                    // What APISIX's plain route costs, without any function in it.
+                    cpu(own, Setup::new(Nginx, Work::Proxy), Limit::Times(2.0)),
+                ];
+                (vec![own], bars)
+            }
             Self::LambdaApikey => at_most_nginx(Work::LambdaApikey, 1.1),
             Self::LambdaIam => {
                 let (setups, own) = plain(Work::LambdaIam);
@@ -225,6 +241,10 @@ pub(crate) enum Work {
     Routes { count: u32, paths: u32 },
     /// `BIG_BODY_BYTES` there and as many back.
     BigBody,
+    /// `Proxy` behind a function in Lua that does nothing.
+    LuaEmpty,
+    /// `Proxy` behind a function in Lua that sets a header.
+    LuaHeader,
 }
 
 impl Work {
@@ -239,6 +259,19 @@ impl Work {
             Self::LambdaIamTls => "lambda-iam-tls",
             Self::Routes { .. } => "routes",
             Self::BigBody => "big-body",
+            Self::LuaEmpty => "lua-empty",
+            Self::LuaHeader => "lua-header",
+        }
+    }
+
+    /// The function in Lua that the route has.
+    pub(crate) fn lua(self) -> Option<&'static str> {
+        match self {
+            Self::LuaEmpty => Some("return function() end"),
+            Self::LuaHeader => {
+                Some("return function(conf, ctx) ngx.req.set_header('X-Passed', ctx.var.uri) end")
+            }
+            _ => None,
         }
     }
 

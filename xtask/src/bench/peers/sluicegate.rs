@@ -111,7 +111,12 @@ fn configure(stand: &Stand, work: Work, admin: &Admin) -> Result<()> {
         }
         _ => {
             let upstream = upstream(port, work.origin_has_tls());
-            let route = format!(r#"{{"uri": "/*", "upstream": {upstream}}}"#);
+            let plugins = work.lua().map_or_else(String::new, |source| {
+                format!(
+                    r#""plugins": {{"serverless-pre-function": {{"functions": ["{source}"]}}}}, "#
+                )
+            });
+            let route = format!(r#"{{"uri": "/*", {plugins}"upstream": {upstream}}}"#);
             admin.put("/routes/origin", &route)?;
         }
     }
