@@ -60,8 +60,8 @@ pub(crate) fn set_up() -> Result<()> {
         }
         None => problems.push(format!("no {}: no Python to run them", module_names())),
     }
-    if let Err(error) = node_package() {
-        problems.push(format!("no {NODE_PACKAGE}: {error:#}"));
+    if let Err(error) = node_packages() {
+        problems.push(format!("no {}: {error:#}", node_package_names()));
     }
     if problems.is_empty() {
         return Ok(());
@@ -101,16 +101,18 @@ fn virtual_environment(system_python: &Path) -> Result<()> {
 }
 
 /// Has npm bring what the tests run on Node.js, unless it is there.
-fn node_package() -> Result<()> {
-    let manifest = node_modules().join(NODE_PACKAGE).join("package.json");
-    let has = || {
-        let manifest = std::fs::read_to_string(&manifest).unwrap_or_default();
-        manifest.contains(&format!("\"version\": \"{NODE_PACKAGE_VERSION}\""))
+fn node_packages() -> Result<()> {
+    let has_all = || {
+        NODE_PACKAGES.iter().all(|(name, version)| {
+            let manifest = node_modules().join(name).join("package.json");
+            let manifest = std::fs::read_to_string(&manifest).unwrap_or_default();
+            manifest.contains(&format!("\"version\": \"{version}\""))
+        })
     };
-    if has() {
+    if has_all() {
         return Ok(());
     }
-    println!("Having npm bring {NODE_PACKAGE}.");
+    println!("Having npm bring {}.", node_package_names());
     // No package's own scripts are run.
     output(
         program("npm")
@@ -123,12 +125,17 @@ fn node_package() -> Result<()> {
                 "--prefix",
             ])
             .arg(target().join("node"))
-            .arg(format!("{NODE_PACKAGE}@{NODE_PACKAGE_VERSION}")),
+            .args(NODE_PACKAGES.map(|(name, version)| format!("{name}@{version}"))),
     )?;
-    if !has() {
-        bail!("npm brought {NODE_PACKAGE}, but {} is not it", manifest.display());
+    if !has_all() {
+        let folder = node_modules();
+        bail!("npm brought {}, but {} has not", node_package_names(), folder.display());
     }
     Ok(())
+}
+
+fn node_package_names() -> String {
+    NODE_PACKAGES.map(|(name, _)| name).join(" and ")
 }
 
 fn module_names() -> String {
@@ -205,16 +212,17 @@ const PIECES: [Piece; 9] = [
 
 /// Python's packages, in the versions that the tests were checked with: the judge of signatures, the
 /// fuzzer of the Admin API, and what runs functions.
-const MODULES: [(&str, &str); 4] = [
+const MODULES: [(&str, &str); 5] = [
     ("boto3", "1.44.5"),
     ("botocore", "1.44.5"),
     ("functions-framework", "3.10.2"),
+    ("mangum", "0.22.0"),
     ("schemathesis", "4.32.5"),
 ];
 
 /// What runs functions on Node.js, in the version that the tests were checked with.
-const NODE_PACKAGE: &str = "@google-cloud/functions-framework";
-const NODE_PACKAGE_VERSION: &str = "5.0.5";
+const NODE_PACKAGES: [(&str, &str); 2] =
+    [("@google-cloud/functions-framework", "5.0.5"), ("serverless-http", "4.0.0")];
 
 #[cfg(test)]
 mod tests {

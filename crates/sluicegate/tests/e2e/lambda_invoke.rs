@@ -472,7 +472,7 @@ impl Lambda {
     }
 }
 
-fn unix_now() -> u64 {
+pub(crate) fn unix_now() -> u64 {
     #[expect(clippy::disallowed_methods, reason = "the stand-in checks signatures of today")]
     let now = std::time::SystemTime::now();
     now.duration_since(std::time::UNIX_EPOCH).expect("it is past 1970").as_secs()

@@ -5,6 +5,7 @@
 //! temporary prefix, [`Origin`](sluicegate_testkit::origin::Origin) records what reaches the other
 //! side, [`Client`](sluicegate_testkit::client::Client) sends bytes and reads answers strictly.
 
+mod adapters;
 mod attacks;
 mod bad_input;
 mod caches;
