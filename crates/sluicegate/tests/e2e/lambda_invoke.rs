@@ -12,7 +12,7 @@ use sluicegate_standin::{
 };
 use sluicegate_testkit::certs::{self, Authority};
 use sluicegate_testkit::gateway::config;
-use sluicegate_testkit::{GatewayProcess, client, wait};
+use sluicegate_testkit::{Answer, GatewayProcess, Origin, client, wait};
 
 use crate::BINARY;
 use crate::wire::{block_on, h2_connect};
@@ -47,6 +47,20 @@ fn a_route_calls_a_function_by_its_name() {
         assert!(line.contains(part), "{part}: {line}");
     }
     assert!(!gateway.error_log().contains(SECRET_KEY));
+    // Where the request chooses the function, the line tells which it chose.
+    let mut chosen = lambda.config("", keys(None));
+    chosen["function"] = json!({
+        "name_parameter": "*", "allowed_functions": ["fail"],
+        "region": REGION, "endpoint": chosen["function"]["endpoint"],
+    });
+    gateway.set_lambda("4", "/fn/*", chosen);
+    assert_eq!(client::get(gateway.http, "/fn/fail").status, 502);
+    gateway.wait_for_error_line("route=4 function=fail");
+    gateway.set_lambda("5", "/busy", lambda.config("throttled", keys(None)));
+    assert_eq!(client::get(gateway.http, "/busy").header("retry-after"), Some("1"));
+    let line = gateway.wait_for_error_line("route=5");
+    let reason = "reason=ReservedFunctionConcurrentInvocationLimitExceeded";
+    assert!(line.contains(reason), "{line}");
 }
 
 #[test]
@@ -166,6 +180,36 @@ fn a_session_token_and_an_external_id_are_encrypted_at_rest() {
         assert_eq!(client::get(gateway.http, "/fn").status, 200, "{when}");
         assert_eq!(client::get(gateway.http, "/role").status, 503, "{when}");
         gateway.restart();
+    }
+}
+
+#[test]
+fn a_session_token_that_aws_repeats_reaches_neither_client_nor_log() {
+    let gateway = GatewayProcess::start(BINARY);
+    // As AWS does it: the canonical request, token and all.
+    let origin = Origin::start(|request| {
+        let token = request.header("x-amz-security-token").unwrap_or_default();
+        let text = format!(
+            "The request signature we calculated does not match the signature you provided.\n\nThe Canonical String for this request should have been\n'GET\n/\n\nhost:x\nx-amz-security-token:{token}\n\nhost'"
+        );
+        Answer::status(403)
+            .header("x-amzn-ErrorType", "InvalidSignatureException")
+            .body(json!({"message": text}).to_string())
+    });
+    let iam = keys(Some(SESSION_TOKEN));
+    gateway.set_lambda(
+        "1",
+        "/fn",
+        json!({"function_uri": origin.url("/"), "authorization": {"iam": iam}}),
+    );
+    let answer = client::get(gateway.http, "/fn");
+    assert_eq!(answer.status, 403);
+    assert_eq!(origin.last().header("x-amz-security-token"), Some(SESSION_TOKEN));
+    let text = answer.text();
+    assert!(text.contains("x-amz-security-token:***"), "{text}");
+    let line = gateway.wait_for_error_line("AWS refused a call of a function.");
+    for text in [&text, &line, &gateway.error_log()] {
+        assert!(!text.contains(SESSION_TOKEN), "{text}");
     }
 }
 
