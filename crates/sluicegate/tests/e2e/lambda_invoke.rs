@@ -3,6 +3,7 @@
 
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -11,11 +12,12 @@ use sluicegate_standin::{
     Invocation, InvokeApi, InvokeSettings, Outcome, StreamEnd, StreamOutcome, samples,
 };
 use sluicegate_testkit::certs::{self, Authority};
+use sluicegate_testkit::client::Client;
 use sluicegate_testkit::gateway::config;
 use sluicegate_testkit::{Answer, GatewayProcess, Origin, client, wait};
 
 use crate::BINARY;
-use crate::wire::{block_on, h2_connect};
+use crate::wire::{RawOrigin, block_on, h2_connect};
 
 #[test]
 fn a_route_calls_a_function_by_its_name() {
@@ -61,6 +63,47 @@ fn a_route_calls_a_function_by_its_name() {
     let line = gateway.wait_for_error_line("route=5");
     let reason = "reason=ReservedFunctionConcurrentInvocationLimitExceeded";
     assert!(line.contains(reason), "{line}");
+    let mut with_log = lambda.config("greet", keys(None));
+    with_log["log_tail"] = json!(true);
+    gateway.set_lambda("6", "/log", with_log);
+    let answer = client::get(gateway.http, "/log");
+    assert_eq!((answer.status, answer.header("x-amz-log-result")), (200, None));
+    let line = gateway.wait_for_error_line("The end of a function's log.");
+    assert!(line.contains("[info]") && line.contains("Billed Duration: 1 ms"), "{line}");
+}
+
+#[test]
+fn a_call_that_was_sent_is_never_sent_again() {
+    // Answers a connection's first call, takes its second and says nothing more.
+    let heads = Arc::new(AtomicUsize::new(0));
+    let seen = heads.clone();
+    let silent = RawOrigin::start(move |peer, _| {
+        for answer in ["HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}", ""] {
+            let head = peer.head()?;
+            peer.body(&head)?;
+            seen.fetch_add(1, Ordering::SeqCst);
+            peer.send(answer)?;
+        }
+        Ok(())
+    });
+    let gateway = GatewayProcess::start(BINARY);
+    gateway.set_lambda(
+        "1",
+        "/fn",
+        json!({
+            "function": {
+                "name": "f", "region": REGION, "endpoint": format!("http://{}", silent.addr),
+            },
+            "authorization": {"iam": keys(None)},
+        }),
+    );
+    // One connection of the client is one thread of the gateway, and one of its pools.
+    let mut client = Client::connect(gateway.http);
+    assert_eq!(client.get("/fn").status, 200);
+    assert_eq!(client.get("/fn").status, 503);
+    assert_eq!((heads.load(Ordering::SeqCst), silent.accepted()), (2, 1));
+    let line = gateway.wait_for_error_line("A function did not answer.");
+    assert!(line.contains("may_have_run=true"), "{line}");
 }
 
 #[test]
