@@ -492,8 +492,35 @@ fn bare_type(kind: &str) -> String {
     if fine { kind.to_owned() } else { String::new() }
 }
 
-/// The beginning of a text, with nothing in it that breaks a line.
+/// A text of AWS, bytes and all, with stars in the place of a session token: a refused signature is
+/// answered with the whole canonical request, and the token is part of that.
+pub fn hide_session_token(text: &str) -> Cow<'_, str> {
+    if !text.contains(TOKEN) {
+        return text.into();
+    }
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find(TOKEN) {
+        let (before, behind) = rest.split_at(at + TOKEN.len());
+        out.push_str(before);
+        // The end of the line, which is written in two characters where the text is still JSON.
+        let ends = |(at, c): (usize, char)| {
+            let escaped = c == '\\' && behind[at + 1..].starts_with(['n', 'r']);
+            c.is_whitespace() || escaped || matches!(c, '\'' | '"')
+        };
+        let end = behind.char_indices().find(|it| ends(*it)).map_or(behind.len(), |(at, _)| at);
+        out.extend(std::iter::repeat_n('*', end));
+        rest = &behind[end..];
+    }
+    out.push_str(rest);
+    out.into()
+}
+
+const TOKEN: &str = "x-amz-security-token:";
+
+/// The beginning of a text, with nothing in it that is secret or breaks a line.
 fn limited(text: &str) -> String {
+    let text = hide_session_token(text);
     text[..text.floor_char_boundary(TEXT_BYTES_MAX)]
         .chars()
         .map(|c| if c.is_control() { ' ' } else { c })
@@ -641,6 +668,26 @@ mod tests {
                 assert!(failure.likely_cause.contains(cause), "{}", failure.likely_cause);
                 assert_eq!(failure.message, message);
             }
+        }
+    }
+
+    #[test]
+    fn a_session_token_is_never_repeated() {
+        let canonical = |token: &str| {
+            format!(
+                "host:x\\nx-amz-security-token:{token}\\nx-amz-z:1\\n\\nhost;x-amz-security-token"
+            )
+        };
+        let token = r"IQoJb3JpZ2\/luX2VjE+A//8=";
+        let body = format!("{{\"message\": \"should have been '{}'\"}}", canonical(token));
+        let stars = "*".repeat(token.len());
+        assert_eq!(hide_session_token(&body), body.replace(token, &stars), "and no byte more");
+        let failure = read(403, "InvalidSignatureException", &body);
+        assert!(failure.message.contains("x-amz-security-token:***"), "{}", failure.message);
+        assert!(!failure.message.contains("IQoJ"), "{}", failure.message);
+        for text in ["", "x-amz-security-token", "x-amz-security-token:", "x-amz-security-token:\\"]
+        {
+            assert_eq!(hide_session_token(text).len(), text.len(), "{text}");
         }
     }
 

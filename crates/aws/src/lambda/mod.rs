@@ -6,6 +6,7 @@ mod function;
 
 pub use error::{
     Answer, ErrorKind, Failure, FunctionError, Retry, Target, classify, function_error,
+    hide_session_token,
 };
 pub use function::{
     AllowedFunctions, ApiCall, Endpoint, FunctionRef, FunctionRefError, FunctionSettings, Scheme,

@@ -1,10 +1,11 @@
 //! One call to AWS: signed, sent, and sent once more where a refusal says that it did not run and
 //! what to do better.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sluicegate_aws::lambda::{Answer, ErrorKind, Failure, Target, classify};
+use sluicegate_aws::lambda::{Answer, ErrorKind, Failure, Target, classify, hide_session_token};
 use sluicegate_aws::sigv4::{first_difference, printed_canonical_request, signed_time};
 use sluicegate_gateway::body::Body;
 use sluicegate_gateway::client::Received;
@@ -116,8 +117,14 @@ impl Caller {
             aws_message = failure.message,
             likely_cause = failure.likely_cause,
             first_difference = difference.as_deref().unwrap_or_default(),
+            reason = failure.reason.as_deref().unwrap_or_default(),
             "AWS refused a call of a function."
         );
+        // What AWS says may go on to the client, and the session token is not for it.
+        let said = String::from_utf8_lossy(received.body.data());
+        if let Cow::Owned(said) = hide_session_token(&said) {
+            received.body = Body::from_bytes(said);
+        }
         Ok(Answered { received, refusal: Some(Box::new(failure)) })
     }
 

@@ -221,8 +221,8 @@ impl Invoke {
             return Ok(refused(&refusal, self.named_by.is_some()));
         }
         match self.invocation {
-            Invocation::Sync => self.answer(exchange, received).await,
-            Invocation::Stream => self.stream(exchange, received).await,
+            Invocation::Sync => self.answer(exchange, function.name(), received).await,
+            Invocation::Stream => self.stream(exchange, function.name(), received).await,
             Invocation::DryRun => Ok(self.head(StatusCode::NO_CONTENT, &received)),
             Invocation::Async => Ok(self.queued(&received)),
         }
@@ -382,9 +382,10 @@ impl Invoke {
     async fn answer(
         &self,
         exchange: &mut Exchange,
+        function: &str,
         mut received: Received,
     ) -> Result<Response, PluginError> {
-        self.note_log_tail(exchange, &received);
+        self.note_log_tail(exchange, function, &received);
         let failed = received.headers.get_str("x-amz-function-error").map(str::to_owned);
         if failed.is_none() && self.response == ResponseFormat::Raw {
             let mut response = self.head(StatusCode::OK, &received);
@@ -398,7 +399,7 @@ impl Invoke {
         let invoker = &self.caller.invoker;
         let payload = invoker.hold_answer(exchange, &mut received.body, limit).await?;
         if let Some(kind) = failed {
-            return Ok(self.function_failed(exchange, &received, &kind, payload));
+            return Ok(self.function_failed(exchange, function, &received, &kind, payload));
         }
         match unwrap(self.response, payload) {
             Ok(Reply { head, body }) => {
@@ -415,6 +416,7 @@ impl Invoke {
     async fn stream(
         &self,
         exchange: &mut Exchange,
+        function: &str,
         received: Received,
     ) -> Result<Response, PluginError> {
         let id = request_id(&received).to_owned();
@@ -434,7 +436,9 @@ impl Invoke {
             loop {
                 let piece = match stream.next().await {
                     Ok(piece) => piece,
-                    Err(broken) => return self.stream_failed(exchange, &received, &broken),
+                    Err(broken) => {
+                        return self.stream_failed(exchange, function, &received, &broken);
+                    }
                 };
                 if piece.is_empty() {
                     return Err(malformed(&self.caller, exchange, &id, &prelude.finish()));
@@ -451,7 +455,7 @@ impl Invoke {
         } else {
             match stream.next().await {
                 Ok(piece) => stream.put_back(piece),
-                Err(broken) => return self.stream_failed(exchange, &received, &broken),
+                Err(broken) => return self.stream_failed(exchange, function, &received, &broken),
             }
             let mut response = self.head(StatusCode::OK, &received);
             if let Some(value) = received.headers.get("content-type") {
@@ -476,6 +480,7 @@ impl Invoke {
     fn function_failed(
         &self,
         exchange: &Exchange,
+        function: &str,
         received: &Received,
         kind: &str,
         payload: Bytes,
@@ -484,7 +489,7 @@ impl Invoke {
         let said = function_error(kind, &payload);
         error!(
             route = exchange.route_id(),
-            function = self.function.name(),
+            function,
             aws_request_id = request_id(received),
             function_error = kind,
             error_type = said.error_type,
@@ -512,20 +517,21 @@ impl Invoke {
     fn stream_failed(
         &self,
         exchange: &Exchange,
+        function: &str,
         received: &Received,
         broken: &Broken,
     ) -> Result<Response, PluginError> {
         match broken {
             Broken::Function { code, details } => {
                 let payload = Bytes::copy_from_slice(details.as_bytes());
-                Ok(self.function_failed(exchange, received, code, payload))
+                Ok(self.function_failed(exchange, function, received, code, payload))
             }
             other => Err(malformed(&self.caller, exchange, request_id(received), other)),
         }
     }
 
     /// The end of the function's log goes to the gateway's, where it was asked for.
-    fn note_log_tail(&self, exchange: &Exchange, received: &Received) {
+    fn note_log_tail(&self, exchange: &Exchange, function: &str, received: &Received) {
         if !self.log_tail {
             return;
         }
@@ -533,7 +539,7 @@ impl Invoke {
         let tail = STANDARD.decode(tail).unwrap_or_default();
         info!(
             route = exchange.route_id(),
-            function = self.function.name(),
+            function,
             aws_request_id = request_id(received),
             log_tail = %String::from_utf8_lossy(&tail),
             "The end of a function's log."

@@ -3,6 +3,7 @@
 
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -11,11 +12,12 @@ use sluicegate_standin::{
     Invocation, InvokeApi, InvokeSettings, Outcome, StreamEnd, StreamOutcome, samples,
 };
 use sluicegate_testkit::certs::{self, Authority};
+use sluicegate_testkit::client::Client;
 use sluicegate_testkit::gateway::config;
-use sluicegate_testkit::{GatewayProcess, client, wait};
+use sluicegate_testkit::{Answer, GatewayProcess, Origin, client, wait};
 
 use crate::BINARY;
-use crate::wire::{block_on, h2_connect};
+use crate::wire::{RawOrigin, block_on, h2_connect};
 
 #[test]
 fn a_route_calls_a_function_by_its_name() {
@@ -47,6 +49,61 @@ fn a_route_calls_a_function_by_its_name() {
         assert!(line.contains(part), "{part}: {line}");
     }
     assert!(!gateway.error_log().contains(SECRET_KEY));
+    // Where the request chooses the function, the line tells which it chose.
+    let mut chosen = lambda.config("", keys(None));
+    chosen["function"] = json!({
+        "name_parameter": "*", "allowed_functions": ["fail"],
+        "region": REGION, "endpoint": chosen["function"]["endpoint"],
+    });
+    gateway.set_lambda("4", "/fn/*", chosen);
+    assert_eq!(client::get(gateway.http, "/fn/fail").status, 502);
+    gateway.wait_for_error_line("route=4 function=fail");
+    gateway.set_lambda("5", "/busy", lambda.config("throttled", keys(None)));
+    assert_eq!(client::get(gateway.http, "/busy").header("retry-after"), Some("1"));
+    let line = gateway.wait_for_error_line("route=5");
+    let reason = "reason=ReservedFunctionConcurrentInvocationLimitExceeded";
+    assert!(line.contains(reason), "{line}");
+    let mut with_log = lambda.config("greet", keys(None));
+    with_log["log_tail"] = json!(true);
+    gateway.set_lambda("6", "/log", with_log);
+    let answer = client::get(gateway.http, "/log");
+    assert_eq!((answer.status, answer.header("x-amz-log-result")), (200, None));
+    let line = gateway.wait_for_error_line("The end of a function's log.");
+    assert!(line.contains("[info]") && line.contains("Billed Duration: 1 ms"), "{line}");
+}
+
+#[test]
+fn a_call_that_was_sent_is_never_sent_again() {
+    // Answers a connection's first call, takes its second and says nothing more.
+    let heads = Arc::new(AtomicUsize::new(0));
+    let seen = heads.clone();
+    let silent = RawOrigin::start(move |peer, _| {
+        for answer in ["HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}", ""] {
+            let head = peer.head()?;
+            peer.body(&head)?;
+            seen.fetch_add(1, Ordering::SeqCst);
+            peer.send(answer)?;
+        }
+        Ok(())
+    });
+    let gateway = GatewayProcess::start(BINARY);
+    gateway.set_lambda(
+        "1",
+        "/fn",
+        json!({
+            "function": {
+                "name": "f", "region": REGION, "endpoint": format!("http://{}", silent.addr),
+            },
+            "authorization": {"iam": keys(None)},
+        }),
+    );
+    // One connection of the client is one thread of the gateway, and one of its pools.
+    let mut client = Client::connect(gateway.http);
+    assert_eq!(client.get("/fn").status, 200);
+    assert_eq!(client.get("/fn").status, 503);
+    assert_eq!((heads.load(Ordering::SeqCst), silent.accepted()), (2, 1));
+    let line = gateway.wait_for_error_line("A function did not answer.");
+    assert!(line.contains("may_have_run=true"), "{line}");
 }
 
 #[test]
@@ -166,6 +223,36 @@ fn a_session_token_and_an_external_id_are_encrypted_at_rest() {
         assert_eq!(client::get(gateway.http, "/fn").status, 200, "{when}");
         assert_eq!(client::get(gateway.http, "/role").status, 503, "{when}");
         gateway.restart();
+    }
+}
+
+#[test]
+fn a_session_token_that_aws_repeats_reaches_neither_client_nor_log() {
+    let gateway = GatewayProcess::start(BINARY);
+    // As AWS does it: the canonical request, token and all.
+    let origin = Origin::start(|request| {
+        let token = request.header("x-amz-security-token").unwrap_or_default();
+        let text = format!(
+            "The request signature we calculated does not match the signature you provided.\n\nThe Canonical String for this request should have been\n'GET\n/\n\nhost:x\nx-amz-security-token:{token}\n\nhost'"
+        );
+        Answer::status(403)
+            .header("x-amzn-ErrorType", "InvalidSignatureException")
+            .body(json!({"message": text}).to_string())
+    });
+    let iam = keys(Some(SESSION_TOKEN));
+    gateway.set_lambda(
+        "1",
+        "/fn",
+        json!({"function_uri": origin.url("/"), "authorization": {"iam": iam}}),
+    );
+    let answer = client::get(gateway.http, "/fn");
+    assert_eq!(answer.status, 403);
+    assert_eq!(origin.last().header("x-amz-security-token"), Some(SESSION_TOKEN));
+    let text = answer.text();
+    assert!(text.contains("x-amz-security-token:***"), "{text}");
+    let line = gateway.wait_for_error_line("AWS refused a call of a function.");
+    for text in [&text, &line, &gateway.error_log()] {
+        assert!(!text.contains(SESSION_TOKEN), "{text}");
     }
 }
 
