@@ -11,6 +11,8 @@ pub(crate) enum Case {
     LambdaApikey,
     LambdaIam,
     LambdaIamTls,
+    /// `lambda-iam` with the request as an event of this format.
+    LambdaEvent(&'static str),
     TlsDown,
     H2cDown,
     /// So many routes beside one.
@@ -25,12 +27,17 @@ pub(crate) enum Case {
 }
 
 impl Case {
-    pub(crate) const ALL: [Self; 15] = [
+    pub(crate) const ALL: [Self; 20] = [
         Self::Proxy,
         Self::ProxyTlsUp,
         Self::LambdaApikey,
         Self::LambdaIam,
         Self::LambdaIamTls,
+        Self::LambdaEvent("apigw_v1"),
+        Self::LambdaEvent("apigw_v2"),
+        Self::LambdaEvent("alb"),
+        Self::LambdaEvent("kong"),
+        Self::LambdaEvent("envoy"),
         Self::TlsDown,
         Self::H2cDown,
         Self::Routes(10_000),
@@ -50,6 +57,7 @@ impl Case {
             Self::LambdaApikey => "lambda-apikey",
             Self::LambdaIam => "lambda-iam",
             Self::LambdaIamTls => "lambda-iam-tls",
+            Self::LambdaEvent(format) => return event_name(format).to_owned(),
             Self::TlsDown => "tls-down",
             Self::H2cDown => "h2c-down",
             Self::Routes(count) if count.is_multiple_of(1000) => {
@@ -120,6 +128,12 @@ impl Case {
                 let (setups, own) = plain(Work::LambdaIamTls);
                 let nginx = Setup::new(Nginx, Work::ProxyTlsUp);
                 (setups, vec![cpu(own, nginx, Limit::MicrosecondsMore(3.0))])
+            }
+            Self::LambdaEvent(format) => {
+                let own = Setup::new(Sluicegate, Work::LambdaEvent(format));
+                let beside = [Work::Proxy, Work::LambdaIam];
+                let bars = beside.map(|work| cpu(own, Setup::new(Sluicegate, work), Limit::Unlimited));
+                (vec![own], bars.to_vec())
             }
             Self::Routes(count) => {
                 let (setups, own) = plain(Work::Routes { count, paths: count });
@@ -237,6 +251,8 @@ pub(crate) enum Work {
     LambdaIam,
     /// The same behind TLS, whose certificate is verified.
     LambdaIamTls,
+    /// `LambdaIam` with the request as an event of this `request_format`.
+    LambdaEvent(&'static str),
     /// `Proxy` through `count` routes with requests for `paths` different paths, at random.
     Routes { count: u32, paths: u32 },
     /// `BIG_BODY_BYTES` there and as many back.
@@ -257,6 +273,7 @@ impl Work {
             Self::LambdaApikey => "lambda-apikey",
             Self::LambdaIam => "lambda-iam",
             Self::LambdaIamTls => "lambda-iam-tls",
+            Self::LambdaEvent(format) => event_name(format),
             Self::Routes { .. } => "routes",
             Self::BigBody => "big-body",
             Self::LuaEmpty => "lua-empty",
@@ -295,7 +312,7 @@ impl Work {
     pub(crate) fn function_path(self) -> Option<&'static str> {
         match self {
             Self::LambdaApikey => Some("/function/apikey"),
-            Self::LambdaIam | Self::LambdaIamTls => Some("/function/iam"),
+            Self::LambdaIam | Self::LambdaIamTls | Self::LambdaEvent(_) => Some("/function/iam"),
             _ => None,
         }
     }
@@ -317,6 +334,16 @@ impl Work {
 
     pub(crate) fn origin_has_tls(self) -> bool {
         matches!(self, Self::ProxyTlsUp | Self::LambdaIamTls)
+    }
+}
+
+fn event_name(format: &'static str) -> &'static str {
+    match format {
+        "apigw_v1" => "lambda-event-apigw-v1",
+        "apigw_v2" => "lambda-event-apigw-v2",
+        "alb" => "lambda-event-alb",
+        "kong" => "lambda-event-kong",
+        _ => "lambda-event-envoy",
     }
 }
 

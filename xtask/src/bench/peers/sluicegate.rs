@@ -95,8 +95,12 @@ fn configure(stand: &Stand, work: Work, admin: &Admin) -> Result<()> {
                         "aws_region": "{REGION}", "service": "{SERVICE}"}}}}"#
                 ),
             };
+            let event = match work {
+                Work::LambdaEvent(format) => format!(r#""request_format": "{format}", "#),
+                _ => String::new(),
+            };
             let route = format!(
-                r#"{{"uri": "/invoke", "plugins": {{"aws-lambda": {{
+                r#"{{"uri": "/invoke", "plugins": {{"aws-lambda": {{{event}
                     "function_uri": "{scheme}://127.0.0.1:{port}{path}",
                     "authorization": {authorization}, "keepalive_pool": {POOL}}}}}}}"#
             );
