@@ -32,7 +32,7 @@ use sluicegate_gateway::plugin::{
 use sluicegate_gateway::router::{Match, Matched, Mode, RouteInput, Router};
 use sluicegate_gateway::snapshot::{Change, Compiler, Deps};
 use sluicegate_model::kind::Kind;
-use sluicegate_plugins::{KeyAuth, ServerlessPreFunction};
+use sluicegate_plugins::{KeyAuth, LimitCount, ServerlessPreFunction};
 use sluicegate_testkit::{InProcess, client, plugin};
 
 fn main() {
@@ -191,6 +191,7 @@ struct Measuring {
     vars: Expr,
     key_auth: Arc<dyn DynPlugin>,
     lua: [(&'static str, Arc<dyn DynPlugin>); 2],
+    limit_count: Arc<dyn DynPlugin>,
     measured: AtomicBool,
 }
 
@@ -226,10 +227,12 @@ impl Plugin for Measuring {
             ["remote_addr", "ipmatch", ["10.0.0.0/8", "127.0.0.0/8"]],
             ["cookie_session", "has", "x"],
         ]);
+        let limit = json!({"count": 1_000_000_000, "time_window": 86_400});
         Ok(Self {
             invoker: FunctionInvoker::compile(&invoker, ctx)?,
             vars: Expr::compile(&vars).map_err(ConfigError)?,
-            key_auth: key_auth(ctx)?,
+            key_auth: compiled::<KeyAuth>(&json!({}), ctx)?,
+            limit_count: compiled::<LimitCount>(&limit, ctx)?,
             lua: [
                 ("lua/empty-function", lua("return function() end", ctx)?),
                 ("lua/header-setting-function", lua(SETS_A_HEADER, ctx)?),
@@ -283,6 +286,10 @@ impl Measuring {
                 assert!(matches!(flow, Ok(Flow::Continue)), "the function lets it pass");
             });
         }
+        measure("limit/limit-count-local", 100, |_| {
+            let flow = ready(self.limit_count.access(black_box(exchange)));
+            assert!(matches!(flow, Ok(Flow::Continue)), "the limit is far away");
+        });
     }
 }
 
@@ -293,11 +300,14 @@ fn lua(source: &str, ctx: &CompileCtx<'_>) -> Result<Arc<dyn DynPlugin>, ConfigE
     known.compile(&json!({"functions": [source]}), ctx).map_err(ConfigError)
 }
 
-fn key_auth(ctx: &CompileCtx<'_>) -> Result<Arc<dyn DynPlugin>, ConfigError> {
+fn compiled<P: Plugin>(
+    config: &Value,
+    ctx: &CompileCtx<'_>,
+) -> Result<Arc<dyn DynPlugin>, ConfigError> {
     let mut registry = Registry::default();
-    registry.add::<KeyAuth>();
-    let known = registry.get(KeyAuth::NAME).expect("it was added");
-    known.compile(&json!({}), ctx).map_err(ConfigError)
+    registry.add::<P>();
+    let known = registry.get(P::NAME).expect("it was added");
+    known.compile(config, ctx).map_err(ConfigError)
 }
 
 /// Marks what passes, both ways.

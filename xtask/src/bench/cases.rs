@@ -22,12 +22,17 @@ pub(crate) enum Case {
     LuaHeader,
     AccessLog,
     AccessLogJson,
+    KeyAuth,
+    LimitCount,
+    CorsRewrite,
+    /// Six plugins beside the last of them.
+    LambdaChain,
     /// Two workers beside one.
     Scale,
 }
 
 impl Case {
-    pub(crate) const ALL: [Self; 20] = [
+    pub(crate) const ALL: [Self; 24] = [
         Self::Proxy,
         Self::ProxyTlsUp,
         Self::LambdaApikey,
@@ -47,6 +52,10 @@ impl Case {
         Self::LuaHeader,
         Self::AccessLog,
         Self::AccessLogJson,
+        Self::KeyAuth,
+        Self::LimitCount,
+        Self::CorsRewrite,
+        Self::LambdaChain,
         Self::Scale,
     ];
 
@@ -69,6 +78,10 @@ impl Case {
             Self::LuaHeader => "lua-header",
             Self::AccessLog => "access-log",
             Self::AccessLogJson => "access-log-json",
+            Self::KeyAuth => "key-auth",
+            Self::LimitCount => "limit-count",
+            Self::CorsRewrite => "cors-rewrite",
+            Self::LambdaChain => "lambda-chain",
             Self::Scale => "scale",
         };
         name.to_owned()
@@ -88,6 +101,11 @@ impl Case {
             let (setups, own) = plain(work);
             let bars = vec![cpu(own, Setup::new(Nginx, work), Limit::Times(times))];
             (setups, bars)
+        };
+        // Ours with plugins beside ours without.
+        let with_plugins = |work, without, limit| {
+            let (own, plain) = (Setup::new(Sluicegate, work), Setup::new(Sluicegate, without));
+            (vec![own], vec![cpu(own, plain, limit)])
         };
         let (mut setups, bars) = match self {
             Self::Proxy => {
@@ -132,7 +150,8 @@ impl Case {
             Self::LambdaEvent(format) => {
                 let own = Setup::new(Sluicegate, Work::LambdaEvent(format));
                 let beside = [Work::Proxy, Work::LambdaIam];
-                let bars = beside.map(|work| cpu(own, Setup::new(Sluicegate, work), Limit::Unlimited));
+                let bars =
+                    beside.map(|work| cpu(own, Setup::new(Sluicegate, work), Limit::Unlimited));
                 (vec![own], bars.to_vec())
             }
             Self::Routes(count) => {
@@ -155,6 +174,12 @@ impl Case {
                     cpu(nginx, nginx_without, Limit::Unlimited),
                 ];
                 (vec![own, nginx], bars)
+            }
+            Self::KeyAuth => with_plugins(Work::KeyAuth, Work::Proxy, Limit::Unlimited),
+            Self::LimitCount => with_plugins(Work::LimitCount, Work::Proxy, Limit::Unlimited),
+            Self::CorsRewrite => with_plugins(Work::CorsRewrite, Work::Proxy, Limit::Unlimited),
+            Self::LambdaChain => {
+                with_plugins(Work::LambdaChain, Work::LambdaIam, Limit::MicrosecondsMore(4.0))
             }
             Self::Scale => {
                 let unpinned = |peer, workers| Setup {
@@ -206,6 +231,7 @@ impl Setup {
         match (self.peer, self.work) {
             (Peer::Nginx | Peer::Haproxy, Work::LambdaIam | Work::LambdaIamTls) => false,
             (Peer::Sluicegate, _) => true,
+            (_, work) if !work.plugins().is_empty() => false,
             (_, Work::Routes { count, .. }) => count <= PEER_ROUTES_MAX,
             _ => true,
         }
@@ -261,6 +287,14 @@ pub(crate) enum Work {
     LuaEmpty,
     /// `Proxy` behind a function in Lua that sets a header.
     LuaHeader,
+    /// `Proxy` behind `key-auth`.
+    KeyAuth,
+    /// `Proxy` behind `limit-count`, which counts on the gateway.
+    LimitCount,
+    /// `Proxy` behind `cors` and `proxy-rewrite`.
+    CorsRewrite,
+    /// `LambdaIam` behind `request-id`, `cors`, `key-auth`, `limit-count` and `proxy-rewrite`.
+    LambdaChain,
 }
 
 impl Work {
@@ -278,6 +312,10 @@ impl Work {
             Self::BigBody => "big-body",
             Self::LuaEmpty => "lua-empty",
             Self::LuaHeader => "lua-header",
+            Self::KeyAuth => "key-auth",
+            Self::LimitCount => "limit-count",
+            Self::CorsRewrite => "cors-rewrite",
+            Self::LambdaChain => "lambda-chain",
         }
     }
 
@@ -289,6 +327,24 @@ impl Work {
                 Some("return function(conf, ctx) ngx.req.set_header('X-Passed', ctx.var.uri) end")
             }
             _ => None,
+        }
+    }
+
+    /// Our plugins in front of the upstream or the function.
+    pub(crate) fn plugins(self) -> Vec<(&'static str, &'static str)> {
+        // The key that every request brings anyway: see `HEADERS`.
+        let key_auth = ("key-auth", r#"{"header": "X-Request-Id"}"#);
+        let limit = ("limit-count", r#"{"count": 1000000000, "time_window": 86400}"#);
+        let cors = ("cors", r#"{"allow_origins": "*"}"#);
+        match self {
+            Self::KeyAuth => vec![key_auth],
+            Self::LimitCount => vec![limit],
+            Self::CorsRewrite => vec![cors, ("proxy-rewrite", r#"{"uri": "/hello"}"#)],
+            Self::LambdaChain => {
+                let stage = r#"{"headers": {"set": {"X-Stage": "bench"}}}"#;
+                vec![("request-id", "{}"), cors, key_auth, limit, ("proxy-rewrite", stage)]
+            }
+            _ => Vec::new(),
         }
     }
 
@@ -312,7 +368,9 @@ impl Work {
     pub(crate) fn function_path(self) -> Option<&'static str> {
         match self {
             Self::LambdaApikey => Some("/function/apikey"),
-            Self::LambdaIam | Self::LambdaIamTls | Self::LambdaEvent(_) => Some("/function/iam"),
+            Self::LambdaIam | Self::LambdaIamTls | Self::LambdaEvent(_) | Self::LambdaChain => {
+                Some("/function/iam")
+            }
             _ => None,
         }
     }
@@ -434,8 +492,9 @@ pub(crate) const HEADERS: &[(&str, &str)] = &[
     ("Accept", "*/*"),
     ("Accept-Encoding", "identity"),
     ("User-Agent", "bench"),
-    ("X-Request-Id", "0d9fc2a1-4b57-4c2e-9a3d-6f1e8b7a5c40"),
+    ("X-Request-Id", REQUEST_ID),
 ];
+pub(crate) const REQUEST_ID: &str = "0d9fc2a1-4b57-4c2e-9a3d-6f1e8b7a5c40";
 const FUNCTION_BODY_BYTES: usize = 1024;
 /// A start with more takes others too long.
 const PEER_ROUTES_MAX: u32 = 10_000;

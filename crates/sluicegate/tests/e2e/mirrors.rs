@@ -42,14 +42,14 @@ fn what_a_plugin_refuses_is_not_copied() {
 #[test]
 fn a_server_that_is_slow_or_gone_costs_the_request_nothing() {
     let (gate, origin) = (GatewayProcess::start(crate::BINARY), Origin::text("this"));
-    let slow = Origin::start(|_| Answer::text("late").after(Duration::from_secs(20)));
+    let slow = Origin::start(|_| Answer::text("late").after(Duration::from_secs(60)));
     let gone = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a port");
     for host in [slow.url(""), format!("http://{gone}"), "http://no-such-name.invalid".into()] {
         routes(&gate, &origin, json!({"proxy-mirror": {"host": host}}));
         for path in ["/upstream", "/function"] {
             let begun = Instant::now();
             assert_eq!(get(gate.http, path).text(), "this", "{host} {path}");
-            assert!(begun.elapsed() < Duration::from_secs(5), "{host} {path}");
+            assert!(begun.elapsed() < Duration::from_secs(15), "{host} {path}");
         }
     }
     gate.wait_for_error_line("A copy of a request did not reach its server.");

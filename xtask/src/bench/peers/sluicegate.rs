@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use super::super::admin::Admin;
-use super::super::cases::{Log, Setup, Work};
+use super::super::cases::{Log, REQUEST_ID, Setup, Work};
 use super::super::origin::{ACCESS_KEY, API_KEY, REGION, SECRET_KEY, SERVICE};
 use super::super::server::{Launcher, Place, Server, free_ports};
 use super::{Gateway, POOL, Stand};
@@ -85,6 +85,19 @@ impl Prefix {
 
 fn configure(stand: &Stand, work: Work, admin: &Admin) -> Result<()> {
     let port = stand.origin.port(work.origin_has_tls());
+    let others = work.plugins();
+    if others.iter().any(|(name, _)| *name == "key-auth") {
+        let consumer = format!(
+            r#"{{"username": "bench", "plugins": {{"key-auth": {{"key": "{REQUEST_ID}"}}}}}}"#
+        );
+        admin.put("/consumers/bench", &consumer)?;
+    }
+    let lua = work
+        .lua()
+        .map(|source| format!(r#""serverless-pre-function": {{"functions": ["{source}"]}}"#));
+    let others = others.iter().map(|(name, config)| format!(r#""{name}": {config}"#)).chain(lua);
+    let others: Vec<String> = others.collect();
+    let others = others.join(", ");
     match (work, work.function_path()) {
         (_, Some(path)) => {
             let scheme = if work.origin_has_tls() { "https" } else { "http" };
@@ -99,8 +112,9 @@ fn configure(stand: &Stand, work: Work, admin: &Admin) -> Result<()> {
                 Work::LambdaEvent(format) => format!(r#""request_format": "{format}", "#),
                 _ => String::new(),
             };
+            let comma = if others.is_empty() { "" } else { ", " };
             let route = format!(
-                r#"{{"uri": "/invoke", "plugins": {{"aws-lambda": {{{event}
+                r#"{{"uri": "/invoke", "plugins": {{{others}{comma}"aws-lambda": {{{event}
                     "function_uri": "{scheme}://127.0.0.1:{port}{path}",
                     "authorization": {authorization}, "keepalive_pool": {POOL}}}}}}}"#
             );
@@ -115,12 +129,8 @@ fn configure(stand: &Stand, work: Work, admin: &Admin) -> Result<()> {
         }
         _ => {
             let upstream = upstream(port, work.origin_has_tls());
-            let plugins = work.lua().map_or_else(String::new, |source| {
-                format!(
-                    r#""plugins": {{"serverless-pre-function": {{"functions": ["{source}"]}}}}, "#
-                )
-            });
-            let route = format!(r#"{{"uri": "/*", {plugins}"upstream": {upstream}}}"#);
+            let route =
+                format!(r#"{{"uri": "/*", "plugins": {{{others}}}, "upstream": {upstream}}}"#);
             admin.put("/routes/origin", &route)?;
         }
     }
