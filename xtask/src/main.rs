@@ -9,6 +9,7 @@ mod conformance;
 #[cfg(test)]
 mod differs;
 mod fuzz;
+mod real_ends;
 mod test;
 mod tools;
 
@@ -43,6 +44,7 @@ fn dispatch(words: &[String]) -> Result<()> {
             None => bench::run(&bench::Options::parse(rest)?, rest),
         },
         "conformance" => conformance::run_files(&conformance::Options::parse(rest)?),
+        "real-ends" => no_arguments(name, rest).and_then(|()| real_ends::command()),
         "fuzz" => fuzz::run(rest),
         "tools" => no_arguments(name, rest).and_then(|()| tools::command()),
         _ => bail!("there is no command {name:?}; `cargo xtask help` lists them"),
@@ -94,6 +96,10 @@ cargo xtask COMMAND
   conformance --apisix DIR [FILE...]
         Apache APISIX's own test files (those of aws-lambda and of the routers, or the FILEs) against a
         debug build. Needs a checkout of apache/apisix and the runner in ../shared/conformance.
+  real-ends
+        The tests of `aws-lambda` against emulators that are too large to be brought for every run (some
+        400 MB from PyPI, npm and crates.io, and minutes of building): `cargo lambda watch` with a
+        function on the official Rust adapter, serverless-offline, and moto.
   fuzz [TARGET] [SECONDS]
         Feeds made-up bytes to the readers of the AWS crate (crates/aws/fuzz), each for so many SECONDS
         (60). Needs cargo-fuzz and a C++ compiler; with `cargo install cargo-fuzz` it is there.

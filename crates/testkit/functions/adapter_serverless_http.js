@@ -25,9 +25,13 @@ function app(request, response) {
   });
 }
 
-(async () => {
-  const handler = serverless(app, { binary: ['image/*'] });
-  for await (const line of readline.createInterface({ input: process.stdin })) {
-    process.stdout.write(JSON.stringify(await handler(JSON.parse(line), {})) + '\n');
-  }
-})();
+const handler = serverless(app, { binary: ['image/*'] });
+exports.handler = handler;
+
+if (require.main === module) {
+  (async () => {
+    for await (const line of readline.createInterface({ input: process.stdin })) {
+      process.stdout.write(JSON.stringify(await handler(JSON.parse(line), {})) + '\n');
+    }
+  })();
+}

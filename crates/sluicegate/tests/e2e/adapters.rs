@@ -25,8 +25,6 @@ fn serverless_http_serves_what_the_gateway_sends() {
     speaks("serverless-http", adapter, &["apigw_v2", "apigw_v1"]);
 }
 
-/// Sends a text, a binary body, cookies and repeated parameters in each format, and looks at what
-/// the application saw and at what the client got.
 fn speaks(name: &str, adapter: AdapterProcess, formats: &[&str]) {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -37,8 +35,8 @@ fn speaks(name: &str, adapter: AdapterProcess, formats: &[&str]) {
         move |call: &sluicegate_standin::Invocation| Outcome::Answer(adapter.answer(&call.payload));
     let api = runtime.block_on(InvokeApi::start(InvokeSettings {
         addr: ([127, 0, 0, 1], 0).into(),
-        access_key: "AKIDEXAMPLE".to_owned(),
-        secret_key: "a-secret".into(),
+        access_key: ACCESS_KEY.to_owned(),
+        secret_key: SECRET_KEY.into(),
         session_token: None,
         region: "eu-central-1".to_owned(),
         account_id: "123456789012".to_owned(),
@@ -46,16 +44,21 @@ fn speaks(name: &str, adapter: AdapterProcess, formats: &[&str]) {
         functions: HashMap::from([("app".to_owned(), Arc::new(function) as _)]),
     }));
     let api = api.expect("loopback has a free port");
+    serves(name, &format!("http://{}", api.addr()), "app", formats);
+    block_on(api.stop());
+}
+
+/// Sends a text, a binary body, cookies and repeated parameters in each format to a function at an
+/// Invoke API, and looks at what its application saw and at what the client got.
+pub(crate) fn serves(name: &str, endpoint: &str, function: &str, formats: &[&str]) {
     let gateway = GatewayProcess::start(BINARY);
     for format in formats {
         let mut config = json!({
-            "function": {
-                "name": "app",
-                "region": "eu-central-1",
-                "endpoint": format!("http://{}", api.addr()),
-            },
-            "authorization": {"iam": {"accesskey": "AKIDEXAMPLE", "secretkey": "a-secret"}},
+            "function": {"name": function, "region": "eu-central-1", "endpoint": endpoint},
+            "authorization": {"iam": {"accesskey": ACCESS_KEY, "secretkey": SECRET_KEY}},
             "request_format": format.trim_end_matches("-multi"),
+            // An emulator may have to start the function first.
+            "timeout": 60_000,
         });
         if format.ends_with("-multi") {
             config["event"] = json!({"multi_value": true});
@@ -98,8 +101,8 @@ fn speaks(name: &str, adapter: AdapterProcess, formats: &[&str]) {
         assert_eq!(header("host"), "app.test", "{case}: {seen}");
         let many = match (name, *format) {
             (_, "alb") => "two",
-            // Of this format it reads the headers that have one value, the last.
-            ("serverless-http", "apigw_v1") => "two",
+            // They let the headers that have one value, the last, win over those with all.
+            ("serverless-http" | "lambda_http", "apigw_v1") => "two",
             _ => "one,two",
         };
         assert_eq!(header("x-many"), many, "{case}: {seen}");
@@ -117,8 +120,6 @@ fn speaks(name: &str, adapter: AdapterProcess, formats: &[&str]) {
         let bytes: Vec<u8> = (0..=255).chain([0, 255, 10]).collect();
         assert_eq!(answer.body, bytes, "{case}");
     }
-    drop(gateway);
-    block_on(api.stop());
 }
 
 /// Both cookies, each in a field of its own.
@@ -146,3 +147,6 @@ fn arguments(seen: &Value) -> Vec<(&str, &'static str)> {
     };
     arguments.into_iter().map(|(name, value)| (name, plain(value))).collect()
 }
+
+const ACCESS_KEY: &str = "AKIDEXAMPLE";
+const SECRET_KEY: &str = "a-secret";

@@ -37,6 +37,7 @@ mod openapi;
 mod proxying;
 mod quickstart;
 mod random;
+mod real_ends;
 mod router;
 mod scale;
 mod secrets;
