@@ -268,18 +268,17 @@ async fn a_write_survives_the_death_of_any_member_and_without_a_majority_says_wh
         let expect = Expect::Revision(last.modified);
         let written = store.put("/routes/1", bytes(&round.to_string()), expect.into()).await;
         last = written.expect("two of three are a majority").entry;
-        assert!(began.elapsed() < ETCD_WRITE_TIME_MAX, "{:?}", began.elapsed());
+        assert!(began.elapsed() < ETCD_WRITE_TIME_MAX + GRACE, "{:?}", began.elapsed());
         assert_eq!(store.get("/routes/1").await.unwrap().unwrap(), last);
         etcd.launch(victim);
         etcd.wait_until_it_takes_writes();
     }
     etcd.kill(0);
     etcd.kill(1);
-    let grace = Duration::from_millis(500);
     for expect in [Expect::Revision(last.modified), Expect::Any] {
         let began = Instant::now();
         let refused = store.put("/routes/1", bytes("minority"), expect.into()).await.unwrap_err();
-        assert!(began.elapsed() < ETCD_WRITE_TIME_MAX + grace, "{:?}", began.elapsed());
+        assert!(began.elapsed() < ETCD_WRITE_TIME_MAX + GRACE, "{:?}", began.elapsed());
         let known =
             matches!(refused, StoreError::Unavailable { .. } | StoreError::OutcomeUnknown { .. });
         assert!(known, "{refused:?}");
@@ -524,3 +523,6 @@ async fn within<T>(ms: u64, future: impl Future<Output = T>) -> Option<T> {
 fn signal(name: &str, pid: u32) {
     assert!(Command::new("kill").args([name, &pid.to_string()]).status().unwrap().success());
 }
+
+/// What a busy machine adds to a limit that is kept.
+const GRACE: Duration = Duration::from_secs(1);
