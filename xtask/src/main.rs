@@ -74,9 +74,10 @@ cargo xtask COMMAND
         The release build beside nginx, HAProxy and Envoy: CPU time per request, each gateway pinned to
         a CPU of its own. docs/benchmarks.md says how and what it needs. NAMEs:
           proxy, proxy-tls-up, lambda-apikey, lambda-iam, lambda-iam-tls, tls-down, h2c-down, routes,
-          routes-10k, routes-100k, big-body, lua-empty, lua-header, access-log, access-log-json, scale;
-          cases for all of these
-          latency, memory, start, config; all for everything
+          routes-10k, routes-100k, big-body, lua-empty, lua-header, key-auth, limit-count, cors-rewrite,
+          lambda-chain, lambda-event-{apigw-v1,apigw-v2,alb,kong,envoy}, access-log, access-log-json,
+          scale; cases for all of these
+          latency, memory, events, start, config; all for everything
         None: proxy, lambda-apikey, lambda-iam.
         --peer NAME...     only beside these of nginx, haproxy, envoy
         --rounds N         how often each gateway is visited (5; 3 for latency)

@@ -58,7 +58,7 @@ pub enum BodyError {
     /// It did not end within the time for all of it.
     #[error("the body did not end within {0:?}")]
     Overdue(std::time::Duration),
-    /// What the body is made from is broken.
+    /// What the body is made from is broken; who makes it has logged why.
     #[error("{0}")]
     Broken(String),
     /// More bytes than allowed.

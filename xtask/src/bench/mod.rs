@@ -13,6 +13,7 @@ mod cases;
 pub(crate) mod check;
 mod compare;
 mod config;
+mod events;
 mod http;
 mod load;
 mod memory;
@@ -117,6 +118,7 @@ fn run_group(stand: &Stand, group: Group, options: &Options, report: &mut Report
             };
             memory::run(stand, amounts, report)
         }
+        Group::Events => events::run(stand, report),
         Group::Start => start::run(stand, rounds.max(STARTS_MIN), report),
         Group::Config => {
             let amounts = config::Amounts {

@@ -13,6 +13,7 @@ pub(crate) enum Group {
     Case(Case),
     Latency,
     Memory,
+    Events,
     Start,
     Config,
 }
@@ -23,6 +24,7 @@ impl Group {
             Self::Case(case) => return case.name(),
             Self::Latency => "latency",
             Self::Memory => "memory",
+            Self::Events => "events",
             Self::Start => "start",
             Self::Config => "config",
         };
@@ -135,11 +137,14 @@ fn groups(name: &str, routes: Option<u32>) -> Result<Vec<Group>> {
     let cases = || Case::ALL.into_iter().map(Group::Case);
     Ok(match name {
         "all" => {
-            cases().chain([Group::Latency, Group::Memory, Group::Start, Group::Config]).collect()
+            let others =
+                [Group::Latency, Group::Memory, Group::Events, Group::Start, Group::Config];
+            cases().chain(others).collect()
         }
         "cases" => cases().collect(),
         "latency" => vec![Group::Latency],
         "memory" => vec![Group::Memory],
+        "events" => vec![Group::Events],
         "start" => vec![Group::Start],
         "config" => vec![Group::Config],
         "routes" => vec![Group::Case(Case::Routes(routes.unwrap_or(10_000).max(2)))],
@@ -178,7 +183,7 @@ mod tests {
             assert_eq!(parse(line).map(|options| options.groups), Ok(expected), "{line}");
         }
         let all = parse("all").expect("all is a name").groups;
-        assert_eq!(all.len(), Case::ALL.len() + 4);
+        assert_eq!(all.len(), Case::ALL.len() + 5);
     }
 
     #[test]

@@ -431,7 +431,7 @@ async fn respond(
     let whole = match written {
         Ok(()) => true,
         Err(WriteError::Body(error)) => {
-            tracing::error!(route = exchange.route_id(), %error, "A response broke off on the way from the upstream.");
+            super::log_broken_body(exchange, &error);
             false
         }
         Err(WriteError::Io(error)) => {

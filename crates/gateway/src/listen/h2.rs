@@ -13,7 +13,7 @@ use ::h2::server::SendResponse;
 use ::http::{Method, Request as HttpRequest, Response as HttpResponse, StatusCode};
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tracing::{debug, error, info};
+use tracing::{debug, info};
 
 use super::{DISCARD_MAX, discard};
 use crate::body::{Body, BodyError, Source};
@@ -342,7 +342,7 @@ async fn send(exchange: &mut Exchange, respond: &mut SendResponse<Bytes>, mut re
 }
 
 fn broke_off(exchange: &Exchange, stream: &mut ::h2::SendStream<Bytes>, error: &BodyError) {
-    error!(route = exchange.route_id(), %error, "A response broke off on the way from the upstream.");
+    super::log_broken_body(exchange, error);
     stream.send_reset(::h2::Reason::INTERNAL_ERROR);
 }
 

@@ -401,6 +401,13 @@ pub(crate) async fn discard(body: &mut Body) -> Result<(), BodyError> {
     }
 }
 
+/// Tells why an answer did not reach its end; who made a `Broken` one has told already.
+fn log_broken_body(exchange: &Exchange, error: &BodyError) {
+    if !matches!(error, BodyError::Broken(_)) {
+        error!(route = exchange.route_id(), %error, "A response broke off on the way from the upstream.");
+    }
+}
+
 /// A request out of its parts.
 pub(crate) fn request(
     method: ::http::Method,
