@@ -10,6 +10,9 @@ use sluicegate_store::{
 #[path = "../../testkit/src/etcd.rs"]
 #[expect(dead_code, unreachable_pub, reason = "the whole kit is used elsewhere")]
 mod etcd_process;
+#[path = "../../testkit/src/port.rs"]
+#[expect(unreachable_pub, reason = "the whole kit is used elsewhere")]
+mod port;
 
 /// Runs one promise's test on each store.
 macro_rules! promises {

@@ -22,6 +22,9 @@ mod certs;
 #[path = "../../testkit/src/etcd.rs"]
 #[expect(dead_code, unreachable_pub, reason = "the whole kit is used elsewhere")]
 mod etcd_process;
+#[path = "../../testkit/src/port.rs"]
+#[expect(unreachable_pub, reason = "the whole kit is used elsewhere")]
+mod port;
 
 #[tokio::test]
 async fn what_others_write_is_listed_and_watched_and_placeholders_are_not() {

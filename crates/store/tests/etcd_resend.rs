@@ -17,6 +17,9 @@ use sluicegate_store::{Entry, EtcdOptions, EtcdStore, Expect, Put, Store, StoreE
 #[path = "../../testkit/src/etcd.rs"]
 #[expect(dead_code, unreachable_pub, reason = "the whole kit is used elsewhere")]
 mod etcd_process;
+#[path = "../../testkit/src/port.rs"]
+#[expect(unreachable_pub, reason = "the whole kit is used elsewhere")]
+mod port;
 
 #[tokio::test]
 async fn a_change_that_somebody_else_made_meanwhile_is_not_taken_for_ones_own() {

@@ -2,19 +2,21 @@
 //! test.
 //!
 //! Needs `etcd` on the path (Debian's `etcd-server`). Without it tests say so and are skipped, in
-//! continuous integration they fail. Uses nothing but `std` and `tempfile`, as the store's tests
-//! include this file as it is.
+//! continuous integration they fail. Uses nothing but `std`, `tempfile` and `port.rs` beside it,
+//! as the store's tests include both files as they are.
 
 use std::{
     fs::File,
     io::{Read as _, Write as _},
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{SocketAddr, TcpStream},
     path::PathBuf,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
 use tempfile::TempDir;
+
+use super::port::free_port;
 
 /// A cluster of etcd.
 #[derive(Debug)]
@@ -49,15 +51,10 @@ impl Etcd {
             println!("skipped: {why}");
             return None;
         }
-        // All ports are held until the last one is known, so that none is given twice.
-        let bind = || TcpListener::bind("127.0.0.1:0").expect("a port is free");
-        let ports: Vec<_> = (0..members).map(|_| (bind(), bind())).collect();
-        let addr = |listener: &TcpListener| listener.local_addr().expect("it is bound");
-        let members = ports
-            .iter()
-            .map(|(client, peer)| Member { client: addr(client), peer: addr(peer), process: None })
-            .collect();
-        drop(ports);
+        // A member may be down for a while: nothing else may get its ports.
+        let addr = || SocketAddr::from(([127, 0, 0, 1], free_port()));
+        let members =
+            (0..members).map(|_| Member { client: addr(), peer: addr(), process: None }).collect();
         let folder = tempfile::Builder::new().prefix("etcd-test-").tempdir();
         let folder = folder.expect("a temporary folder can be made");
         let arguments = arguments.iter().map(|text| (*text).to_owned()).collect();

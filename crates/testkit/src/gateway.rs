@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::Read as _;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::Duration;
@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::client::{self, Response};
+pub use crate::port::free_port;
 use crate::wait;
 
 /// A gateway that runs, with its files.
@@ -336,12 +337,6 @@ fn lay_over(base: &mut Value, changes: Value) {
         }
         (base, changes) => *base = changes,
     }
-}
-
-/// A port that was free a moment ago. Where port 0 can be used, use it.
-pub fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
-    listener.local_addr().expect("the listener is bound").port()
 }
 
 /// The admin key of [`config`].

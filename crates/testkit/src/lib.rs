@@ -15,6 +15,7 @@ pub mod gateway;
 pub mod judge;
 pub mod origin;
 pub mod plugin;
+pub mod port;
 pub mod proxy;
 pub mod redis;
 pub mod wait;

@@ -1,15 +1,16 @@
-//! Real Redis, started by tests: one server or a cluster of several, on ports from the system, gone
+//! Real Redis, started by tests: one server or a cluster of several, on free ports, gone
 //! with the test.
 //!
 //! Needs `redis-server` on the path (Debian's `redis-server`). Without it tests say so and are
 //! skipped, in continuous integration they fail.
 
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Command, Stdio};
 
 use tempfile::TempDir;
 
+use crate::port::free_port;
 use crate::wait;
 
 /// Redis servers.
@@ -72,20 +73,17 @@ impl Redis {
         }
         let folder = tempfile::Builder::new().prefix("redis-test-").tempdir();
         let folder = folder.expect("a temporary folder can be made");
-        // All ports are held until the last one is known, so that none is given twice.
-        let bind = || TcpListener::bind("127.0.0.1:0").expect("a port is free");
-        let ports: Vec<_> = (0..servers).map(|_| (bind(), bind())).collect();
-        let addr = |listener: &TcpListener| listener.local_addr().expect("it is bound");
-        let server = |(at, (own, bus)): (usize, &(TcpListener, TcpListener))| {
+        let server = |at| {
+            // A server may be down for a while: nothing else may get its port.
+            let addr = SocketAddr::from(([127, 0, 0, 1], free_port()));
             let words = ["--bind", "127.0.0.1", "--save", "", "--dir"].map(str::to_owned);
             let mut all = words.to_vec();
             all.push(folder.path().display().to_string());
-            all.extend(["--port".to_owned(), addr(own).port().to_string()]);
-            all.extend(arguments(at, addr(bus).port()));
-            Server { addr: addr(own), arguments: all, process: None }
+            all.extend(["--port".to_owned(), addr.port().to_string()]);
+            all.extend(arguments(at, free_port()));
+            Server { addr, arguments: all, process: None }
         };
-        let servers = ports.iter().enumerate().map(server).collect();
-        drop(ports);
+        let servers = (0..servers).map(server).collect();
         let mut redis = Self { _folder: folder, servers };
         for at in 0..redis.servers.len() {
             redis.launch(at);

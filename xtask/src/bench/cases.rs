@@ -287,13 +287,14 @@ pub(crate) enum Work {
     LuaEmpty,
     /// `Proxy` behind a function in Lua that sets a header.
     LuaHeader,
-    /// `Proxy` behind `key-auth`.
+    /// `Proxy` behind `key-auth`, for one of `CONSUMERS`.
     KeyAuth,
     /// `Proxy` behind `limit-count`, which counts on the gateway.
     LimitCount,
     /// `Proxy` behind `cors` and `proxy-rewrite`.
     CorsRewrite,
-    /// `LambdaIam` behind `request-id`, `cors`, `key-auth`, `limit-count` and `proxy-rewrite`.
+    /// `LambdaIam` behind `request-id`, which makes an id, `cors`, which answers an `Origin`, `key-auth`,
+    /// `limit-count` and `proxy-rewrite`.
     LambdaChain,
 }
 
@@ -332,8 +333,7 @@ impl Work {
 
     /// Our plugins in front of the upstream or the function.
     pub(crate) fn plugins(self) -> Vec<(&'static str, &'static str)> {
-        // The key that every request brings anyway: see `HEADERS`.
-        let key_auth = ("key-auth", r#"{"header": "X-Request-Id"}"#);
+        let key_auth = ("key-auth", "{}");
         let limit = ("limit-count", r#"{"count": 1000000000, "time_window": 86400}"#);
         let cors = ("cors", r#"{"allow_origins": "*"}"#);
         match self {
@@ -381,6 +381,21 @@ impl Work {
             work if work.function_path().is_some() => FUNCTION_BODY_BYTES,
             _ => 0,
         }
+    }
+
+    /// What a request brings beside its Host and the fields of its body.
+    pub(crate) fn headers(self) -> Vec<(&'static str, &'static str)> {
+        let mut headers = HEADERS.to_vec();
+        match self {
+            Self::KeyAuth => headers.push(CONSUMER),
+            Self::LambdaChain => {
+                // `request-id` makes one then, and `cors` has something to answer.
+                headers.retain(|(name, _)| *name != "X-Request-Id");
+                headers.extend([CONSUMER, ("Origin", "https://shop.example")]);
+            }
+            _ => {}
+        }
+        headers
     }
 
     pub(crate) fn body(self) -> Vec<u8> {
@@ -486,15 +501,18 @@ impl Limit {
 const TEXT_LOG: &str = r#"$remote_addr - $remote_user [$time_local] $http_host "$request" $status $body_bytes_sent $request_time "$http_referer" "$http_user_agent" $upstream_addr $upstream_status $upstream_response_time "$request_uri" "$request_id""#;
 /// As JSON.
 const JSON_LOG: &str = r#"{"client": "$remote_addr", "user": "$remote_user", "time": "$time_local", "host": "$http_host", "request": "$request", "status": "$status", "bytes": "$body_bytes_sent", "seconds": "$request_time", "referer": "$http_referer", "agent": "$http_user_agent", "upstream": "$upstream_addr", "upstream_status": "$upstream_status", "upstream_seconds": "$upstream_response_time", "uri": "$request_uri", "id": "$request_id"}"#;
-/// Headers of every request.
+/// Headers of requests, where a case does not say otherwise.
 pub(crate) const HEADERS: &[(&str, &str)] = &[
     ("Content-Type", "application/json"),
     ("Accept", "*/*"),
     ("Accept-Encoding", "identity"),
     ("User-Agent", "bench"),
-    ("X-Request-Id", REQUEST_ID),
+    ("X-Request-Id", "0d9fc2a1-4b57-4c2e-9a3d-6f1e8b7a5c40"),
 ];
-pub(crate) const REQUEST_ID: &str = "0d9fc2a1-4b57-4c2e-9a3d-6f1e8b7a5c40";
+/// The key of one of the consumers, as `key-auth` wants it.
+const CONSUMER: (&str, &str) = ("apikey", "key-777");
+/// Where `key-auth` is, each with a key of its own.
+pub(crate) const CONSUMERS: u32 = 1000;
 const FUNCTION_BODY_BYTES: usize = 1024;
 /// A start with more takes others too long.
 const PEER_ROUTES_MAX: u32 = 10_000;

@@ -35,9 +35,8 @@ pub(crate) fn run(stand: &Stand, report: &mut Report) -> Result<()> {
         held.hold(IN_FLIGHT);
         let body = vec![b'x'; bytes];
         let during = std::thread::scope(|scope| -> Result<f64> {
-            let calls: Vec<_> = (0..IN_FLIGHT)
-                .map(|_| scope.spawn(|| call(prefix.data, media, &body)))
-                .collect();
+            let calls: Vec<_> =
+                (0..IN_FLIGHT).map(|_| scope.spawn(|| call(prefix.data, media, &body))).collect();
             held.wait_for_all()?;
             let during = server.memory()?.rss_mib();
             held.release();
@@ -174,7 +173,8 @@ fn head(stream: &mut impl BufRead) -> Result<Option<u64>> {
     }
 }
 
-const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 18\r\n\r\n\
+const ANSWER: &[u8] =
+    b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 18\r\n\r\n\
                         {\"statusCode\": 200}";
 const IN_FLIGHT: u32 = 100;
 /// With an event around it just below Lambda's 6,291,456.

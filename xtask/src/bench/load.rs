@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-use super::cases::{BIG_BODY_BYTES, HEADERS, Setup, Work, route_path};
+use super::cases::{BIG_BODY_BYTES, Setup, Work, route_path};
 use super::http::{self, Answer};
 use super::origin::ORIGIN_BODY;
 use super::peers::Stand;
@@ -38,7 +38,7 @@ impl Load<'_> {
                 _ => {
                     let sent = work.body();
                     let Answer { status, body } =
-                        http::request(self.port, work.method(), &path, HEADERS, &sent)?;
+                        http::request(self.port, work.method(), &path, &work.headers(), &sent)?;
                     if status != 200 {
                         bail!("it answers {status} to {path}, not the origin's 200");
                     }
@@ -139,7 +139,7 @@ impl Load<'_> {
         if work != Work::H2cDown {
             command.arg("--h1");
         }
-        for (name, value) in HEADERS {
+        for (name, value) in work.headers() {
             command.args(["--header", &format!("{name}: {value}")]);
         }
         let body = work.body();
@@ -194,7 +194,7 @@ impl Load<'_> {
 /// The requests in wrk's own words, which are Lua.
 fn wrk_script(work: Work) -> String {
     let mut script = format!("wrk.method = \"{}\"\n", work.method());
-    for (name, value) in HEADERS {
+    for (name, value) in work.headers() {
         script += &format!("wrk.headers[\"{name}\"] = \"{value}\"\n");
     }
     let body = work.body();

@@ -23,7 +23,7 @@ use sluicegate_gateway::http::Headers;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::rules::{Digest, Parts};
 use super::zone::{Kept, Times, Variant, Zone};
@@ -80,11 +80,16 @@ impl Disk {
     /// was never finished goes away, and what is not a cache's is left alone.
     pub(super) fn scan(self: &Arc<Self>, zone: &Arc<Zone>) {
         let (disk, zone) = (self.clone(), zone.clone());
-        self.background.spawn_blocking(move || disk.scan_folder(&disk.root, 0, &zone));
+        self.background.spawn_blocking(move || {
+            let answers = disk.scan_folder(&disk.root, 0, &zone);
+            info!(folder = %disk.root.display(), answers, "A cache of files is read in.");
+        });
     }
 
-    fn scan_folder(&self, folder: &Path, depth: usize, zone: &Zone) {
-        let Ok(entries) = std::fs::read_dir(folder) else { return };
+    /// The number of answers found.
+    fn scan_folder(&self, folder: &Path, depth: usize, zone: &Zone) -> u64 {
+        let mut answers = 0;
+        let Ok(entries) = std::fs::read_dir(folder) else { return answers };
         for entry in entries.flatten() {
             let path = entry.path();
             let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
@@ -92,11 +97,11 @@ impl Disk {
             let hex = |text: &str| text.bytes().all(|byte| byte.is_ascii_hexdigit());
             match self.levels.get(depth) {
                 Some(digits) if kind.is_dir() && name.len() == *digits && hex(name) => {
-                    self.scan_folder(&path, depth + 1, zone);
+                    answers += self.scan_folder(&path, depth + 1, zone);
                 }
                 None if kind.is_file() => match name.split_once('.') {
                     None if name.len() != 64 || !hex(name) => {}
-                    None if self.adopt(&path, name, zone).is_some() => {}
+                    None if self.adopt(&path, name, zone).is_some() => answers += 1,
                     None => drop(std::fs::remove_file(&path)),
                     Some((name, rest))
                         if name.len() == 64 && hex(name) && rest.ends_with(TEMPORARY) =>
@@ -108,6 +113,7 @@ impl Disk {
                 _ => {}
             }
         }
+        answers
     }
 
     /// Puts a file that lies there into the zone, if it is good.

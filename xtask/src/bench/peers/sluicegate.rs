@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use super::super::admin::Admin;
-use super::super::cases::{Log, REQUEST_ID, Setup, Work};
+use super::super::cases::{CONSUMERS, Log, Setup, Work};
 use super::super::origin::{ACCESS_KEY, API_KEY, REGION, SECRET_KEY, SERVICE};
 use super::super::server::{Launcher, Place, Server, free_ports};
 use super::{Gateway, POOL, Stand};
@@ -87,10 +87,12 @@ fn configure(stand: &Stand, work: Work, admin: &Admin) -> Result<()> {
     let port = stand.origin.port(work.origin_has_tls());
     let others = work.plugins();
     if others.iter().any(|(name, _)| *name == "key-auth") {
-        let consumer = format!(
-            r#"{{"username": "bench", "plugins": {{"key-auth": {{"key": "{REQUEST_ID}"}}}}}}"#
-        );
-        admin.put("/consumers/bench", &consumer)?;
+        admin.put_many(CONSUMERS, |index| {
+            let consumer = format!(
+                r#"{{"username": "bench{index}", "plugins": {{"key-auth": {{"key": "key-{index}"}}}}}}"#
+            );
+            (format!("/consumers/bench{index}"), consumer)
+        })?;
     }
     let lua = work
         .lua()
