@@ -299,6 +299,7 @@ impl Running {
             revision,
             "Sluicegate serves."
         );
+        crate::memory::give_back_start_code();
         Ok(Self {
             runtime,
             started: config.clone(),

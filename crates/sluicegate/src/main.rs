@@ -9,6 +9,7 @@ mod doors;
 mod error_log;
 mod explain;
 mod judge;
+mod memory;
 mod quickstart;
 mod references;
 mod settings;
@@ -16,5 +17,6 @@ mod signals;
 mod stores;
 
 fn main() -> std::process::ExitCode {
+    memory::give_back_large_blocks();
     cli::run()
 }

@@ -272,11 +272,10 @@ impl Headers {
     }
 
     fn store(&mut self, name: &[u8], value: &[u8]) -> Option<Field> {
-        let bad = |b: &u8| matches!(b, 0..=b' ' | b':' | 0x7f);
         let known = Known::of(name);
-        let named = !name.is_empty() && !name.iter().any(bad);
+        let named = !name.is_empty() && !any_of(name, |b| (b <= b' ') | (b == b':') | (b == 0x7f));
         let fits = name.len() <= u16::MAX as usize && self.text.len() + value.len() < HEAD_TEXT_MAX;
-        if !named || !fits || memchr::memchr3(b'\r', b'\n', 0, value).is_some() {
+        if !named || !fits || any_of(value, |b| (b == b'\r') | (b == b'\n') | (b == 0)) {
             return None;
         }
         Some(self.store_checked(known, name, value))
@@ -413,6 +412,11 @@ impl Headers {
         }
         out.extend_from_slice(&self.text[piece]);
     }
+}
+
+/// Whether there is such a byte. All are looked at, with no way out half-way: so many at once.
+fn any_of(bytes: &[u8], bad: impl Fn(u8) -> bool) -> bool {
+    bytes.iter().fold(false, |any, byte| any | bad(*byte))
 }
 
 /// Writes one header line.

@@ -10,6 +10,8 @@ use super::*;
 pub(super) fn compile(schema: &Value) -> Result<Schema, String> {
     let mut compiler = Compiler { document: schema, nodes: Vec::new(), by_pointer: HashMap::new() };
     let root = compiler.node(schema, 0)?;
+    // Kept as long as the gateway runs.
+    compiler.nodes.shrink_to_fit();
     Ok(Schema { nodes: compiler.nodes, root })
 }
 
