@@ -40,11 +40,19 @@ pub(crate) fn add(lua: &Lua, inner: &std::rc::Rc<Inner>, add: Add<'_>) -> mlua::
     add("zone_has", lua.create_function(has)?)?;
     let budget = inner.budget.clone();
     let operate =
-        move |lua: &Lua, (name, op, key, args): (LuaString, LuaString, Value, MultiValue)| {
+        move |lua: &Lua,
+              (name, op, key, one, two, three): (
+            LuaString,
+            LuaString,
+            Value,
+            Value,
+            Value,
+            Value,
+        )| {
             let Some(zone) = zone(&name.as_bytes()) else {
                 return (Value::Nil, "no such zone").into_lua_multi(lua);
             };
-            let args: Vec<Value> = args.into_iter().collect();
+            let args = [one, two, three];
             let key = match key {
                 Value::Nil => Err("nil key"),
                 key => {
@@ -75,8 +83,11 @@ pub(crate) fn add(lua: &Lua, inner: &std::rc::Rc<Inner>, add: Add<'_>) -> mlua::
         let keys = zone(&name.as_bytes()).map(|zone| zone.keys(max, Instant::now()));
         let keys = keys.unwrap_or_default();
         budget.charge(keys.iter().map(|key| key.len() + 8).sum())?;
-        let texts: mlua::Result<Vec<_>> = keys.iter().map(|key| lua.create_string(key)).collect();
-        lua.create_sequence_from(texts?)
+        let list = lua.create_table_with_capacity(keys.len(), 0)?;
+        for (at, key) in keys.iter().enumerate() {
+            list.raw_set(at + 1, lua.create_string(key)?)?;
+        }
+        Ok(list)
     };
     add("zone_keys", lua.create_function(keys)?)?;
     let flush = |_: &Lua, (name, expired, max): (LuaString, bool, f64)| {
