@@ -39,43 +39,42 @@ pub(crate) fn add(lua: &Lua, inner: &std::rc::Rc<Inner>, add: Add<'_>) -> mlua::
     let has = |_: &Lua, name: LuaString| Ok(zone(&name.as_bytes()).is_some());
     add("zone_has", lua.create_function(has)?)?;
     let budget = inner.budget.clone();
-    let operate =
-        move |lua: &Lua,
-              (name, op, key, one, two, three): (
-            LuaString,
-            LuaString,
-            Value,
-            Value,
-            Value,
-            Value,
-        )| {
-            let Some(zone) = zone(&name.as_bytes()) else {
-                return (Value::Nil, "no such zone").into_lua_multi(lua);
-            };
-            let args = [one, two, three];
-            let key = match key {
-                Value::Nil => Err("nil key"),
-                key => {
-                    let key = crate::natives::plain(&key);
-                    match key.len() {
-                        0 => Err("empty key"),
-                        1..=KEY_BYTES_MAX => Ok(key),
-                        _ => Err("key too long"),
-                    }
-                }
-            };
-            let key = match key {
-                Ok(key) => key,
-                Err(why) => return (Value::Nil, why).into_lua_multi(lua),
-            };
-            if let Some(Value::String(text)) = args.first() {
-                budget.charge(text.as_bytes().len())?;
-            }
-            let answers = zone.operate(&op.to_string_lossy(), key, &args, Instant::now());
-            let values: mlua::Result<Vec<Value>> =
-                answers.into_iter().map(|answer| answer.into_value(lua)).collect();
-            Ok(MultiValue::from_vec(values?))
+    let operate = move |lua: &Lua,
+                        (name, op, key, one, two, three): (
+        LuaString,
+        LuaString,
+        Value,
+        Value,
+        Value,
+        Value,
+    )| {
+        let Some(zone) = zone(&name.as_bytes()) else {
+            return (Value::Nil, "no such zone").into_lua_multi(lua);
         };
+        let args = [one, two, three];
+        let key = match key {
+            Value::Nil => Err("nil key"),
+            key => {
+                let key = crate::natives::plain(&key);
+                match key.len() {
+                    0 => Err("empty key"),
+                    1..=KEY_BYTES_MAX => Ok(key),
+                    _ => Err("key too long"),
+                }
+            }
+        };
+        let key = match key {
+            Ok(key) => key,
+            Err(why) => return (Value::Nil, why).into_lua_multi(lua),
+        };
+        if let Some(Value::String(text)) = args.first() {
+            budget.charge(text.as_bytes().len())?;
+        }
+        let answers = zone.operate(&op.to_string_lossy(), key, &args, Instant::now());
+        let values: mlua::Result<Vec<Value>> =
+            answers.into_iter().map(|answer| answer.into_value(lua)).collect();
+        Ok(MultiValue::from_vec(values?))
+    };
     add("zone_do", lua.create_function(operate)?)?;
     let budget = inner.budget.clone();
     let keys = move |lua: &Lua, (name, max): (LuaString, f64)| -> mlua::Result<Table> {

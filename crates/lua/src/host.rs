@@ -99,12 +99,14 @@ pub(crate) struct Loaded {
 
 impl Loaded {
     /// What a call of each function gets first: the function itself and the configuration.
-    pub(crate) fn calls(&self) -> impl Iterator<Item = Result<(Function, Value), LuaError>> + use<> {
+    pub(crate) fn calls(
+        &self,
+    ) -> impl Iterator<Item = Result<(Function, Value), LuaError>> + use<> {
         let list = self.list.clone();
         (0..self.functions).map(move |n| {
-            let call = list.get::<Table>().and_then(|list| {
-                Ok((list.raw_get::<Function>(n + 2)?, list.raw_get::<Value>(1)?))
-            });
+            let call = list
+                .get::<Table>()
+                .and_then(|list| Ok((list.raw_get::<Function>(n + 2)?, list.raw_get::<Value>(1)?)));
             call.map_err(|error| LuaError::State(text_of(&error)))
         })
     }

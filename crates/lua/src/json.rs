@@ -348,11 +348,7 @@ impl<'de> Visitor<'de> for Seed<'_> {
 }
 
 /// JSON as a Lua value.
-pub(crate) fn to_lua(
-    lua: &Lua,
-    json: &Json,
-    null: &Value,
-) -> mlua::Result<Value> {
+pub(crate) fn to_lua(lua: &Lua, json: &Json, null: &Value) -> mlua::Result<Value> {
     Ok(match json {
         Json::Null => null.clone(),
         Json::Bool(flag) => Value::Boolean(*flag),

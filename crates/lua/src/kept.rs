@@ -69,8 +69,9 @@ mod tests {
     fn more_values_are_kept_than_references_have_room() {
         let lua = Lua::new();
         let keep = Keep::new(&lua).unwrap();
-        let all: Vec<Kept> =
-            (0..50_000).map(|n| keep.put(lua.create_string(n.to_string()).unwrap()).unwrap()).collect();
+        let all: Vec<Kept> = (0..50_000)
+            .map(|n| keep.put(lua.create_string(n.to_string()).unwrap()).unwrap())
+            .collect();
         assert_eq!(all[40_000].get::<String>().unwrap(), "40000");
         drop(all);
         let again = keep.put("again").unwrap();

@@ -16,8 +16,8 @@ use tracing::{debug, enabled, error, info, warn};
 
 use crate::host::{Inner, text_of};
 use crate::json::{self, JsonError, Marks};
-use crate::pattern::{self, Held, PatternError};
 use crate::limits::{Budget, TEXT_BYTES_MAX, TEXT_TOO_LONG};
+use crate::pattern::{self, Held, PatternError};
 use crate::{dict, encode, regex, request_api, timers};
 
 /// Everything, and what stands for JSON's null.
@@ -41,12 +41,12 @@ pub(crate) fn table(lua: &Lua, inner: &Rc<Inner>) -> Result<(Table, Value)> {
     };
     add("json_marks", lua.create_function(marks)?)?;
     let shared = inner.clone();
-    let encode = move |_: &Lua, (value, sorted): (Value, Option<bool>)| {
-        match shared.encode(&value, sorted.unwrap_or(false)) {
-            Ok(text) => Ok((Some(Bytes(text)), None)),
-            Err(JsonError::Lua(error)) => Err(error),
-            Err(error) => Ok((None, Some(error.to_string()))),
-        }
+    let encode = move |_: &Lua, (value, sorted): (Value, Option<bool>)| match shared
+        .encode(&value, sorted.unwrap_or(false))
+    {
+        Ok(text) => Ok((Some(Bytes(text)), None)),
+        Err(JsonError::Lua(error)) => Err(error),
+        Err(error) => Ok((None, Some(error.to_string()))),
     };
     add("json_encode", lua.create_function(encode)?)?;
     let (null_of, budget) = (null.clone(), inner.budget.clone());
@@ -522,16 +522,17 @@ fn find_bytes(subject: &[u8], wanted: &[u8]) -> Option<usize> {
 }
 
 fn regexes(lua: &Lua, inner: &Rc<Inner>, add: Add<'_>) -> Result<()> {
-    let search = |inner: &Rc<Inner>| {
-        let inner = inner.clone();
-        move |regex: &LuaString, options: &LuaString, subject: &[u8], at: usize| {
-            inner.budget.charge(subject.len().saturating_sub(at))?;
-            let compiled = inner.regexes.get(&regex.as_bytes(), &options.as_bytes());
-            Ok::<_, mlua::Error>(compiled.and_then(|compiled| {
-                Ok((compiled.find(subject, at, &inner.budget)?, compiled))
-            }))
-        }
-    };
+    let search =
+        |inner: &Rc<Inner>| {
+            let inner = inner.clone();
+            move |regex: &LuaString, options: &LuaString, subject: &[u8], at: usize| {
+                inner.budget.charge(subject.len().saturating_sub(at))?;
+                let compiled = inner.regexes.get(&regex.as_bytes(), &options.as_bytes());
+                Ok::<_, mlua::Error>(compiled.and_then(|compiled| {
+                    Ok((compiled.find(subject, at, &inner.budget)?, compiled))
+                }))
+            }
+        };
     let searching = search(inner);
     let matching =
         move |lua: &Lua,

@@ -122,7 +122,9 @@ fn state(lua: &Lua, inner: &Rc<Inner>, add: Add<'_>) -> Result<()> {
         let at = at.as_integer().or(at.as_number().map(|n| n as i32 as _)).unwrap_or(0);
         let found = here(|step| match (&step.parts, at) {
             (Parts::Piece(_, piece, _), 1) => Some(Ok((*piece).clone())),
-            (Parts::Piece(_, _, last), 2) => Some(Err(*last || step.remembered.cut.get().is_some())),
+            (Parts::Piece(_, _, last), 2) => {
+                Some(Err(*last || step.remembered.cut.get().is_some()))
+            }
             _ => None,
         })?;
         match found {

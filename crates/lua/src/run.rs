@@ -249,9 +249,7 @@ impl Call {
     fn thread(&self) -> Result<Thread, LuaError> {
         match self {
             Self::Runs(thread) => Ok(thread.clone()),
-            Self::Waits(kept) => {
-                kept.get().map_err(|error| LuaError::State(error.to_string()))
-            }
+            Self::Waits(kept) => kept.get().map_err(|error| LuaError::State(error.to_string())),
         }
     }
 

@@ -89,22 +89,21 @@ impl Timers {
 pub(crate) fn add(lua: &Lua, inner: &Rc<Inner>, add: Add<'_>) -> mlua::Result<()> {
     let (timers, max) = (inner.timers.clone(), inner.limits.timers);
     let keep = inner.keep.clone();
-    let ask =
-        move |lua: &Lua, (seconds, every, function): (f64, bool, Function)| {
-            let refused = |why: &str| (Value::Nil, why).into_lua_multi(lua);
-            if !timers.allowed.get() {
-                return refused("timers cannot be made here");
-            }
-            if timers.waiting.get() + timers.running.get() >= max {
-                return refused("too many timers (plugin_attr.serverless.timers)");
-            }
-            let function = keep.put(function)?;
-            timers.waiting.set(timers.waiting.get() + 1);
-            let delay = Duration::from_secs_f64(seconds.clamp(0.0, DELAY_SECS_MAX));
-            let slot = Slot(timers.clone());
-            timers.asked.borrow_mut().push(Asked { delay, every, function, _slot: slot });
-            true.into_lua_multi(lua)
-        };
+    let ask = move |lua: &Lua, (seconds, every, function): (f64, bool, Function)| {
+        let refused = |why: &str| (Value::Nil, why).into_lua_multi(lua);
+        if !timers.allowed.get() {
+            return refused("timers cannot be made here");
+        }
+        if timers.waiting.get() + timers.running.get() >= max {
+            return refused("too many timers (plugin_attr.serverless.timers)");
+        }
+        let function = keep.put(function)?;
+        timers.waiting.set(timers.waiting.get() + 1);
+        let delay = Duration::from_secs_f64(seconds.clamp(0.0, DELAY_SECS_MAX));
+        let slot = Slot(timers.clone());
+        timers.asked.borrow_mut().push(Asked { delay, every, function, _slot: slot });
+        true.into_lua_multi(lua)
+    };
     add("timer", lua.create_function(ask)?)?;
     let timers = inner.timers.clone();
     let counts = move |_: &Lua, ()| Ok((timers.waiting.get(), timers.running.get()));

@@ -97,7 +97,7 @@ impl Plugin for AzureFunctions {
             let Some(key) = key else { continue };
             // Differs: APISIX takes any text. What cannot stand in a header would be left out of
             // the call, and the call go without a key.
-            if key.contains(char::is_control) {
+            if key.contains(|c: char| c.is_ascii_control()) {
                 return Err(ConfigError(format!("`{place}{field}` has control characters")));
             }
             keys.push((header, Secret::from(key)));
@@ -199,7 +199,7 @@ const API_KEY: &str = "x-functions-key";
 const CLIENT_ID: &str = "x-functions-clientid";
 
 /// What can stand in a header.
-const KEY_PATTERN: &str = r"\A[^\x00-\x1f\x7f-\x{9f}]*\z";
+const KEY_PATTERN: &str = r"\A[^[:cntrl:]]*\z";
 
 /// An application's secret in the route.
 const CLIENT_SECRET: &str = "client_secret";
@@ -278,7 +278,7 @@ mod tests {
         for (authorization, field) in [
             (json!({"apikey": "a\n"}), "apikey"),
             (json!({"clientid": "a\u{0}b"}), "clientid"),
-            (json!({"apikey": "a\u{85}"}), "apikey"),
+            (json!({"apikey": "\u{7f}"}), "apikey"),
         ] {
             let config = json!({"function_uri": "http://fn.test/", "authorization": authorization});
             let expected = format!("`authorization.{field}` has control characters");
@@ -289,7 +289,7 @@ mod tests {
         let catalog = registry.catalog();
         for (metadata, field) in [
             (json!({"master_apikey": "a\n"}), Some("master_apikey")),
-            (json!({"master_clientid": "\u{85}"}), Some("master_clientid")),
+            (json!({"master_clientid": "\u{7f}"}), Some("master_clientid")),
             (json!({"master_apikey": "a b\u{e9}", "master_clientid": ""}), None),
         ] {
             let checked = catalog.check_metadata(AzureFunctions::NAME, &metadata);

@@ -156,11 +156,8 @@ impl OpenWhisk {
         received.headers.remove_hop_by_hop();
         let used = core.shared.buffered.clone();
         let total = exchange.settings.buffered_body_bytes;
-        let (body, room) = received
-            .body
-            .hold(ANSWER_MAX, &used, total)
-            .await
-            .map_err(CallError::AnswerBody)?;
+        let (body, room) =
+            received.body.hold(ANSWER_MAX, &used, total).await.map_err(CallError::AnswerBody)?;
         exchange.upstream.response_time = Some(began.elapsed());
         // It counts as held until the request is over.
         exchange.notes.get_or_default::<Vec<Room>>().extend(room);
@@ -333,9 +330,15 @@ mod tests {
             assert_eq!((ran.status, ran.body().as_str()), (status, body), "{told}");
             assert_eq!(ran.response.header("x-a"), header, "{told}");
         }
-        for told in
-            ["no JSON", "", r#"{"statusCode":201.5}"#, r#"{"statusCode":-1.0}"#, r#"{"statusCode":99}"#, r#"{"statusCode":101}"#, r#"{"statusCode":{}}"#]
-        {
+        for told in [
+            "no JSON",
+            "",
+            r#"{"statusCode":201.5}"#,
+            r#"{"statusCode":-1.0}"#,
+            r#"{"statusCode":99}"#,
+            r#"{"statusCode":101}"#,
+            r#"{"statusCode":{}}"#,
+        ] {
             let ran = PluginTest::<OpenWhisk>::new()
                 .config(config(json!({})))
                 .origin_answer(Answer::status(200).body(told))

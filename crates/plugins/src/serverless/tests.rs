@@ -500,8 +500,17 @@ fn a_source_that_never_ends_outside_of_lua_is_refused_and_all_share_one_limit() 
     assert!(began.elapsed().as_secs() < 20, "{:?}", began.elapsed());
 }
 
+/// However busy the machine is.
+fn with_time() {
+    sluicegate_lua::configure(sluicegate_lua::Limits {
+        time: std::time::Duration::from_secs(60),
+        ..sluicegate_lua::Limits::default()
+    });
+}
+
 #[test]
 fn many_values_at_one_time_are_taken() {
+    with_time();
     for (script, expected) in [
         (
             "local t = {} for i = 1, 20000 do t[i], t['k' .. i] = 'v' .. i, {} end
@@ -529,7 +538,9 @@ fn many_values_at_one_time_are_taken() {
     ] {
         says(script, expected);
     }
-    let ran = run("return function() local t = {} for i = 1, 7900 do t[i] = 'v' .. i end return unpack(t) end");
+    let ran = run(
+        "return function() local t = {} for i = 1, 7900 do t[i] = 'v' .. i end return unpack(t) end",
+    );
     assert_eq!((ran.status, ran.body().as_str()), (200, "v1v2"));
     let ran = run("return function() return 200, {a = require('cjson').empty_array} end");
     assert_eq!(ran.body(), "{\"a\":[]}\n");
@@ -545,6 +556,7 @@ fn gateway(scripts: &[(&'static str, &str)]) -> sluicegate_testkit::plugin::InPr
 
 #[test]
 fn memory_that_is_kept_although_the_error_was_caught_is_taken_back() {
+    with_time();
     let fill = "pcall(function() for i = 1, 1e7 do k[#k + 1] = ('x'):rep(1e4) .. i end end)";
     let keeps = format!("local k = {{}} return function() {fill} return 200 end");
     let waits = format!("local k = {{}} return function() {fill} ngx.sleep(3600) end");
@@ -657,10 +669,8 @@ fn a_variable_that_a_function_sets_is_seen_by_other_plugins() {
         "mocking": {"response_status": 200, "response_example": "passed"},
     }});
     let kind = sluicegate_model::kind::Kind::Routes;
-    let gateway = sluicegate_testkit::plugin::InProcess::start(
-        crate::registry(),
-        vec![(kind, "1", route)],
-    );
+    let gateway =
+        sluicegate_testkit::plugin::InProcess::start(crate::registry(), vec![(kind, "1", route)]);
     for (target, status) in [("/?who=eve", 418), ("/?who=ann", 200), ("/", 200)] {
         let answer = sluicegate_testkit::client::get(gateway.addr, target);
         assert_eq!(answer.status, status, "{target}");
@@ -1121,7 +1131,9 @@ const FOUND: &[&[u8]] = &[];
 
 #[test]
 fn before_proxy_runs_last_and_may_end_the_request() {
-    let ran = test("before_proxy", "return function() ngx.req.set_header('X-Late', ngx.get_phase()) end").run();
+    let ran =
+        test("before_proxy", "return function() ngx.req.set_header('X-Late', ngx.get_phase()) end")
+            .run();
     assert_eq!((ran.status, ran.sent_header("x-late")), (200, Some("access")));
     let ran = test("before_proxy", "return function() return 403, 'no' end").run();
     assert_eq!((ran.status, ran.sent.len(), ran.body().as_str()), (403, 0, "no"));
@@ -1211,11 +1223,27 @@ fn each_plugin_gathers_the_body_for_itself() {
         )
     };
     for (pre, post, expected) in [
-        (hold(", true", "ctx.seen = body"), hold("", "ngx.arg[1] = body .. '|' .. ctx.seen"), "hello|hello"),
-        (hold("", "ngx.arg[1] = body:upper()"), hold("", "ngx.arg[1] = '<' .. body .. '>'"), "<HELLO>"),
+        (
+            hold(", true", "ctx.seen = body"),
+            hold("", "ngx.arg[1] = body .. '|' .. ctx.seen"),
+            "hello|hello",
+        ),
+        (
+            hold("", "ngx.arg[1] = body:upper()"),
+            hold("", "ngx.arg[1] = '<' .. body .. '>'"),
+            "<HELLO>",
+        ),
         // What was seen of it is cut, the body is not.
-        (hold(", true, 3", "ctx.seen = body"), hold("", "ngx.arg[1] = body .. '|' .. ctx.seen"), "hello|hel"),
-        (hold(", false, 3", "ngx.arg[1] = body"), hold("", "ngx.arg[1] = '<' .. body .. '>'"), "<hel>"),
+        (
+            hold(", true, 3", "ctx.seen = body"),
+            hold("", "ngx.arg[1] = body .. '|' .. ctx.seen"),
+            "hello|hel",
+        ),
+        (
+            hold(", false, 3", "ngx.arg[1] = body"),
+            hold("", "ngx.arg[1] = '<' .. body .. '>'"),
+            "<hel>",
+        ),
         // One plugin with two buffers.
         (
             hold(", true, nil, 'a'", "ctx.a = body"),
@@ -1251,7 +1279,10 @@ fn bodies_are_taken_up_to_their_limit() {
             format!("ngx.print(('x'):rep({n})) ngx.exit(200)"),
             format!("ngx.print('x') ngx.print(('x'):rep({n} - 1)) ngx.exit(200)"),
             format!("ngx.req.read_body() ngx.req.set_body_data(('x'):rep({n})) ngx.exit(200)"),
-            format!("assert(require('resty.http').new():request_uri('{}')) return 200", origin.url(&format!("/{n}"))),
+            format!(
+                "assert(require('resty.http').new():request_uri('{}')) return 200",
+                origin.url(&format!("/{n}"))
+            ),
         ] {
             let ran = run(&format!("return function() {script} end"));
             assert_eq!(ran.status, status, "{script}: {}", ran.body());
@@ -1310,7 +1341,11 @@ fn modules_are_read_where_package_path_allows_it() {
         ("most", "m", "true 1"),
         ("more", "m:match('larger than 1048576 bytes')", "false larger than 1048576 bytes"),
         ("folder", "m:match('this is no file')", "false this is no file"),
-        ("../plain", "m:match('characters that no module has')", "false characters that no module has"),
+        (
+            "../plain",
+            "m:match('characters that no module has')",
+            "false characters that no module has",
+        ),
         ("a..b", "m:match('characters')", "false characters"),
         ("/etc/passwd", "m:match('characters')", "false characters"),
         ("pl\\0ain", "m:match('characters')", "false characters"),

@@ -216,7 +216,10 @@ fn a_limit_that_is_misspelled_keeps_the_gateway_from_starting() {
         GatewayProcess::prepare(BINARY, &text)
     };
     for (attr, why) in [
-        (json!({"instruction": 1000, "time_ms": 10}), "plugin_attr.serverless.instruction is not known"),
+        (
+            json!({"instruction": 1000, "time_ms": 10}),
+            "plugin_attr.serverless.instruction is not known",
+        ),
         (json!({"time_ms": "1s"}), "plugin_attr.serverless.time_ms is not a number above 0"),
     ] {
         let gateway = with(attr);
@@ -274,8 +277,7 @@ fn timers_end_with_the_configuration_that_made_them_even_while_they_wait() {
 
 #[test]
 fn a_call_of_resty_http_does_not_hold_the_core() {
-    let gateway =
-        GatewayProcess::with(BINARY, json!({"nginx_config": {"worker_processes": 1}}));
+    let gateway = GatewayProcess::with(BINARY, json!({"nginx_config": {"worker_processes": 1}}));
     let (asked, answered) = (std::sync::mpsc::channel(), std::sync::mpsc::channel::<()>());
     let (tell, may) = (std::sync::Mutex::new(asked.0), std::sync::Mutex::new(answered.1));
     let slow = Origin::start(move |_| {
