@@ -578,17 +578,33 @@ fn memory_that_is_kept_although_the_error_was_caught_is_taken_back() {
     gateway.stop();
 }
 
+/// Rust has room for 8000 references to Lua. A call that waited once took three of them, and one more
+/// ended the requests of a core in panics.
 #[test]
 fn thousands_of_calls_wait_at_one_time() {
-    let wait = "return function() ngx.sleep(5) return 200, 'waited' end";
-    let gateway = gateway(&[("wait", wait)]);
+    sluicegate_lua::configure(sluicegate_lua::Limits {
+        timers: 9000,
+        time: std::time::Duration::from_secs(60),
+        ..sluicegate_lua::Limits::default()
+    });
+    let wait = "return function() ngx.sleep(8) return 200, 'waited' end";
+    let timers = "return function()
+        for i = 1, 9000 do assert(ngx.timer.at(0, function(premature, n) ngx.sleep(600) end, 'v' .. i)) end
+        for i = 1, 6000 do
+            if ngx.timer.running_count() == 9000 then break end
+            ngx.sleep(0.01)
+        end
+        return 200, ngx.timer.running_count()
+    end";
+    let gateway = gateway(&[("wait", wait), ("timers", timers)]);
     let ask = || {
         let mut client = sluicegate_testkit::client::Client::connect(gateway.addr);
         client.send(sluicegate_testkit::client::request_bytes("GET", "/wait", &[], b""));
         client
     };
-    // Rust has room for 8000 references to Lua, and a call once took six of them.
-    let clients: Vec<_> = (0..2500).map(|_| ask()).collect();
+    let clients: Vec<_> = (0..3000).map(|_| ask()).collect();
+    let timers = sluicegate_testkit::client::get(gateway.addr, "/timers");
+    assert_eq!(timers.text(), "9000");
     for mut client in clients {
         assert_eq!(client.response().text(), "waited");
     }
