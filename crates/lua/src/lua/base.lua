@@ -1308,8 +1308,9 @@ return function() return setmetatable({}, env_meta) end, new_ctx,
         if type(value) == "table" then return (json_encode(value)) end
         return value
     end,
-    -- Calls a function. No more than two results: Rust has little room for what it holds.
-    function(f, ...)
-        local one, two = f(...)
+    -- Calls a function, which logs have the name of that APISIX has for it. No more than two results:
+    -- Rust has little room for what it holds.
+    function(func, ...)
+        local one, two = func(...)
         return one, two
     end
