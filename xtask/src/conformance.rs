@@ -102,12 +102,25 @@ pub(crate) fn run_files(options: &Options) -> Result<()> {
     result
 }
 
-/// The files of what this version has: the plugin's own and the routers'.
+/// The files that run where none are named: those of the function plugins and the routers'.
 fn listed_files(runner: &Path) -> Result<Vec<String>> {
     let list = std::fs::read_to_string(runner.join("files.txt"))?;
-    let ours = |file: &&str| *file == "t/plugin/aws-lambda.t" || file.starts_with("t/router/");
-    Ok(list.lines().map(str::trim).filter(ours).map(str::to_owned).collect())
+    Ok(ours(&list))
 }
+
+fn ours(list: &str) -> Vec<String> {
+    let ours = |file: &&str| FUNCTION_FILES.contains(file) || file.starts_with("t/router/");
+    list.lines().map(str::trim).filter(ours).map(str::to_owned).collect()
+}
+
+/// Of the function plugins, as far as the list has them.
+const FUNCTION_FILES: [&str; 5] = [
+    "t/plugin/aws-lambda.t",
+    "t/plugin/azure-functions.t",
+    "t/plugin/openfunction.t",
+    "t/plugin/openwhisk.t",
+    "t/plugin/serverless.t",
+];
 
 /// The system's Python, whose Debian packages the runner needs, where there is one.
 fn python() -> PathBuf {
@@ -130,6 +143,17 @@ mod tests {
         for words in [&[][..], &["--apisix"], &["--apisix", "a", "--other"]] {
             assert!(parse(words).is_err(), "{words:?}");
         }
+    }
+
+    #[test]
+    fn the_function_plugins_and_the_routers_run_where_no_file_is_named() {
+        let list = "t/admin/ssl.t\nt/plugin/aws-lambda.t\nt/plugin/key-auth.t\nt/plugin/openwhisk.t\n\
+                    t/plugin/serverless.t\nt/router/radixtree-uri.t\n";
+        let expected =
+            ["aws-lambda", "openwhisk", "serverless"].map(|name| format!("t/plugin/{name}.t"));
+        let mut expected = expected.to_vec();
+        expected.push("t/router/radixtree-uri.t".to_owned());
+        assert_eq!(ours(list), expected);
     }
 
     #[test]

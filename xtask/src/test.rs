@@ -79,6 +79,13 @@ fn steps(options: &Options) -> Vec<Step> {
             advice: "Follow the lint, or write #[expect(LINT, reason = \"...\")] where it is wrong.",
         },
     ];
+    if options.filters.is_empty() {
+        steps.push(Step {
+            name: "without Lua",
+            work: Work::Command(cargo(&["check", "--workspace", "--no-default-features"])),
+            advice: "Something outside of `#[cfg(feature = \"lua\")]` needs Lua.",
+        });
+    }
     if !options.skip_tools {
         steps.push(Step {
             name: "tools",
@@ -202,9 +209,12 @@ mod tests {
     #[test]
     fn steps_follow_the_options() {
         for (line, expected) in [
-            ("", "formatting clippy tools tests doc tests instructions"),
-            ("--no-tools", "formatting clippy tests doc tests"),
-            ("--docs", "formatting clippy tools tests doc tests instructions documentation"),
+            ("", "formatting clippy without Lua tools tests doc tests instructions"),
+            ("--no-tools", "formatting clippy without Lua tests doc tests"),
+            (
+                "--docs",
+                "formatting clippy without Lua tools tests doc tests instructions documentation",
+            ),
             ("sigv4 router", "formatting clippy tools tests"),
         ] {
             let steps = steps(&parsed(line).expect("the line is valid"));

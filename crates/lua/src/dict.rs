@@ -39,35 +39,42 @@ pub(crate) fn add(lua: &Lua, inner: &std::rc::Rc<Inner>, add: Add<'_>) -> mlua::
     let has = |_: &Lua, name: LuaString| Ok(zone(&name.as_bytes()).is_some());
     add("zone_has", lua.create_function(has)?)?;
     let budget = inner.budget.clone();
-    let operate =
-        move |lua: &Lua, (name, op, key, args): (LuaString, LuaString, Value, MultiValue)| {
-            let Some(zone) = zone(&name.as_bytes()) else {
-                return (Value::Nil, "no such zone").into_lua_multi(lua);
-            };
-            let args: Vec<Value> = args.into_iter().collect();
-            let key = match key {
-                Value::Nil => Err("nil key"),
-                key => {
-                    let key = crate::natives::plain(&key);
-                    match key.len() {
-                        0 => Err("empty key"),
-                        1..=KEY_BYTES_MAX => Ok(key),
-                        _ => Err("key too long"),
-                    }
-                }
-            };
-            let key = match key {
-                Ok(key) => key,
-                Err(why) => return (Value::Nil, why).into_lua_multi(lua),
-            };
-            if let Some(Value::String(text)) = args.first() {
-                budget.charge(text.as_bytes().len())?;
-            }
-            let answers = zone.operate(&op.to_string_lossy(), key, &args, Instant::now());
-            let values: mlua::Result<Vec<Value>> =
-                answers.into_iter().map(|answer| answer.into_value(lua)).collect();
-            Ok(MultiValue::from_vec(values?))
+    let operate = move |lua: &Lua,
+                        (name, op, key, one, two, three): (
+        LuaString,
+        LuaString,
+        Value,
+        Value,
+        Value,
+        Value,
+    )| {
+        let Some(zone) = zone(&name.as_bytes()) else {
+            return (Value::Nil, "no such zone").into_lua_multi(lua);
         };
+        let args = [one, two, three];
+        let key = match key {
+            Value::Nil => Err("nil key"),
+            key => {
+                let key = crate::natives::plain(&key);
+                match key.len() {
+                    0 => Err("empty key"),
+                    1..=KEY_BYTES_MAX => Ok(key),
+                    _ => Err("key too long"),
+                }
+            }
+        };
+        let key = match key {
+            Ok(key) => key,
+            Err(why) => return (Value::Nil, why).into_lua_multi(lua),
+        };
+        if let Some(Value::String(text)) = args.first() {
+            budget.charge(text.as_bytes().len())?;
+        }
+        let answers = zone.operate(&op.to_string_lossy(), key, &args, Instant::now());
+        let values: mlua::Result<Vec<Value>> =
+            answers.into_iter().map(|answer| answer.into_value(lua)).collect();
+        Ok(MultiValue::from_vec(values?))
+    };
     add("zone_do", lua.create_function(operate)?)?;
     let budget = inner.budget.clone();
     let keys = move |lua: &Lua, (name, max): (LuaString, f64)| -> mlua::Result<Table> {
@@ -75,8 +82,11 @@ pub(crate) fn add(lua: &Lua, inner: &std::rc::Rc<Inner>, add: Add<'_>) -> mlua::
         let keys = zone(&name.as_bytes()).map(|zone| zone.keys(max, Instant::now()));
         let keys = keys.unwrap_or_default();
         budget.charge(keys.iter().map(|key| key.len() + 8).sum())?;
-        let texts: mlua::Result<Vec<_>> = keys.iter().map(|key| lua.create_string(key)).collect();
-        lua.create_sequence_from(texts?)
+        let list = lua.create_table_with_capacity(keys.len(), 0)?;
+        for (at, key) in keys.iter().enumerate() {
+            list.raw_set(at + 1, lua.create_string(key)?)?;
+        }
+        Ok(list)
     };
     add("zone_keys", lua.create_function(keys)?)?;
     let flush = |_: &Lua, (name, expired, max): (LuaString, bool, f64)| {

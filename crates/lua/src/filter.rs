@@ -63,10 +63,11 @@ impl LuaFilter {
         let host = host()?;
         let mut step = Step::of(Parts::Seen(exchange), Phase::Filter);
         let loaded = host.loaded(self.id, &self.alive, &self.source, &Json::Null, &mut step)?;
-        let ctx = host.context(&step).map_err(|error| LuaError::State(error.to_string()))?;
+        let ctx = host.context(&step)?;
         let vars: Value = ctx.raw_get("var").unwrap_or(Value::Nil);
-        let Some(function) = loaded.functions.first() else { return Ok(false) };
-        let answer: MultiValue = host.call(function, &mut step, (vars, ctx))?;
+        let Some(call) = loaded.calls().next() else { return Ok(false) };
+        let (function, _) = call?;
+        let answer: MultiValue = host.call(&mut step, (function, vars, ctx))?;
         let no = |value: &Value| matches!(value, Value::Nil | Value::Boolean(false));
         Ok(answer.iter().next().is_some_and(|value| !no(value)))
     }

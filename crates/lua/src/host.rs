@@ -1,6 +1,6 @@
 //! One Lua state per core: the sandbox, and how functions are run in it.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::{Arc, Weak};
@@ -10,8 +10,11 @@ use mlua::{
     ThreadStatus, Value,
 };
 use sluicegate_gateway::expr::VarName;
+use tokio::sync::Notify;
 use tracing::warn;
 
+use crate::json::{JsonError, Marks};
+use crate::kept::{Keep, Kept};
 use crate::limits::{Budget, Exceeded, Limits, Meter, changes, limits};
 use crate::regex::Regexes;
 use crate::request::{Step, lend};
@@ -34,7 +37,7 @@ pub enum LuaError {
     #[error("{0}")]
     Raised(String),
     /// It was stopped.
-    #[error("{1}(): {0}")]
+    #[error("{caller}{why}", caller = caller(.1), why = .0)]
     Stopped(String, String),
     /// There is no Lua state.
     #[error("no Lua state: {0}")]
@@ -49,15 +52,21 @@ pub(crate) struct Host {
     /// How often limits had been changed when it was made.
     changes: u64,
     pub(crate) limits: Arc<Limits>,
-    pub(crate) budget: Rc<Budget>,
     pub(crate) timers: Rc<Timers>,
+    pub(crate) keep: Rc<Keep>,
+    inner: Rc<Inner>,
     op: Table,
     null: Value,
     new_env: Function,
     new_ctx: Function,
+    /// Calls a function, and takes no more of what it returns than anybody looks at.
+    run: Function,
     /// Values of variables that functions registered, by name and `ctx`.
     pub(crate) registered: Function,
     loaded: RefCell<HashMap<u64, Loaded>>,
+    /// Another state took this one's place because of its memory: what waits in it ends.
+    given_up: Cell<bool>,
+    on_given_up: Notify,
 }
 
 /// What natives share with the host.
@@ -67,14 +76,40 @@ pub(crate) struct Inner {
     pub(crate) regexes: Regexes,
     pub(crate) timers: Rc<Timers>,
     pub(crate) vars: RefCell<HashMap<Box<[u8]>, Rc<VarName>>>,
+    pub(crate) marks: OnceCell<Marks>,
+    pub(crate) keep: Rc<Keep>,
+}
+
+impl Inner {
+    /// A value as JSON, at the expense of the script that runs.
+    pub(crate) fn encode(&self, value: &Value, sorted: bool) -> Result<Vec<u8>, JsonError> {
+        let marks = self.marks.get().ok_or(JsonError::Type("value before the library is there"))?;
+        json::encode(value, marks, sorted, &self.budget)
+    }
 }
 
 /// The functions of one configuration, ready to run.
 #[derive(Clone)]
 pub(crate) struct Loaded {
-    pub(crate) functions: Rc<[Function]>,
-    pub(crate) conf: Value,
+    /// A list: the configuration, then the functions.
+    list: Rc<Kept>,
+    functions: usize,
     alive: Weak<()>,
+}
+
+impl Loaded {
+    /// What a call of each function gets first: the function itself and the configuration.
+    pub(crate) fn calls(
+        &self,
+    ) -> impl Iterator<Item = Result<(Function, Value), LuaError>> + use<> {
+        let list = self.list.clone();
+        (0..self.functions).map(move |n| {
+            let call = list
+                .get::<Table>()
+                .and_then(|list| Ok((list.raw_get::<Function>(n + 2)?, list.raw_get::<Value>(1)?)));
+            call.map_err(|error| LuaError::State(text_of(&error)))
+        })
+    }
 }
 
 thread_local! {
@@ -103,18 +138,19 @@ impl Host {
         // LuaJIT's compiler stays off: code that it compiles calls no hook.
         let changes = changes();
         let limits = limits();
-        let budget = Budget::watch(&lua)?;
         let inner = Rc::new(Inner {
-            budget: budget.clone(),
+            budget: Budget::watch(&lua)?,
             limits: limits.clone(),
             regexes: Regexes::default(),
             timers: Rc::default(),
             vars: RefCell::default(),
+            marks: OnceCell::new(),
+            keep: Keep::new(&lua)?,
         });
         let (natives, null) = natives::table(&lua, &inner)?;
         let op = lua.create_table()?;
         let base = lua.load(BASE).set_name("=[sluicegate]").set_mode(ChunkMode::Text);
-        let (new_env, new_ctx, registered): (Function, Function, Function) =
+        let (new_env, new_ctx, registered, run): (Function, Function, Function, Function) =
             base.call((natives, op.clone()))?;
         lua.gc_collect()?;
         lua.set_memory_limit(limits.memory_bytes)?;
@@ -127,14 +163,18 @@ impl Host {
             number,
             changes,
             limits,
-            budget,
             timers,
+            keep: inner.keep.clone(),
+            inner,
             op,
             null,
             new_env,
             new_ctx,
+            run,
             registered,
             loaded,
+            given_up: Cell::new(false),
+            on_given_up: Notify::new(),
         })
     }
 
@@ -145,29 +185,33 @@ impl Host {
         meter: &mut Meter,
         run: impl FnOnce() -> mlua::Result<R>,
     ) -> Result<R, LuaError> {
-        let (ran, exceeded) = self.budget.metered(&self.lua, meter, || match step {
+        let (ran, exceeded) = self.inner.budget.metered(&self.lua, meter, || match step {
             Some(step) => lend(step, run),
             None => run(),
         });
+        // Whether the script failed says nothing: it can catch the error, and keep what it has.
+        self.relieve();
         ran.map_err(|error| self.failed(&error, exceeded))
     }
 
     fn failed(&self, error: &mlua::Error, exceeded: Option<Exceeded>) -> LuaError {
-        let text = text_of(error);
-        if is_memory(error) {
-            self.relieve();
-        }
         match exceeded {
-            Some(exceeded) => LuaError::Stopped(exceeded.to_string(), self.budget.place()),
-            None => LuaError::Raised(text),
+            Some(exceeded) => LuaError::Stopped(exceeded.to_string(), self.inner.budget.place()),
+            None => LuaError::Raised(text_of(error)),
         }
     }
 
-    /// Scripts use all memory there is. Where they keep it, this core goes on with a new state, and
-    /// what scripts remembered is gone: one of them must not stop the others.
+    /// Scripts may have used nearly all memory there is. Where they keep it, this core goes on with a
+    /// new state, and what scripts remembered is gone: one of them must not stop the others.
     fn relieve(&self) {
+        let most = self.limits.memory_bytes / 4 * 3;
+        if self.given_up.get() || self.lua.used_memory() <= most {
+            return;
+        }
         let _ = self.lua.gc_collect();
-        if self.lua.used_memory() > self.limits.memory_bytes / 4 * 3 {
+        if self.lua.used_memory() > most {
+            self.given_up.set(true);
+            self.on_given_up.notify_waiters();
             let replaced = HOST
                 .with_borrow_mut(|host| host.take_if(|host| host.number == self.number).is_some());
             if replaced {
@@ -179,17 +223,30 @@ impl Host {
         }
     }
 
-    /// `ctx` and `ngx.ctx` of a request.
-    pub(crate) fn context(&self, step: &Step<'_>) -> mlua::Result<Table> {
-        let mut context = step.remembered.context.borrow_mut();
-        if let Some((number, ctx, _)) = &*context
-            && *number == self.number
-        {
-            return Ok(ctx.clone());
+    /// Waits until another state takes this one's place because of the memory that scripts keep. Were
+    /// it left to those that wait in it, there could be any number of full ones.
+    pub(crate) async fn given_up(&self) -> LuaError {
+        loop {
+            let told = self.on_given_up.notified();
+            if self.given_up.get() {
+                return LuaError::State("functions keep more memory than plugin_attr.serverless.memory_bytes allows; what waits is ended".into());
+            }
+            told.await;
         }
-        let (ctx, ngx): (Table, Table) = self.new_ctx.call(())?;
-        *context = Some((self.number, ctx.clone(), ngx));
-        Ok(ctx)
+    }
+
+    /// `ctx` of a request, which belongs to its `ngx.ctx`.
+    pub(crate) fn context(&self, step: &Step<'_>) -> Result<Table, LuaError> {
+        let mut context = step.remembered.context.borrow_mut();
+        let pair = match &*context {
+            Some((number, pair)) if *number == self.number => pair.get::<Table>(),
+            _ => self.new_ctx.call::<Table>(()).and_then(|pair| {
+                *context = Some((self.number, Rc::new(self.keep.put(pair.clone())?)));
+                Ok(pair)
+            }),
+        };
+        let ctx = pair.and_then(|pair| pair.raw_get(1));
+        ctx.map_err(|error| LuaError::State(text_of(&error)))
     }
 
     /// Makes the function of a source, in an environment.
@@ -228,23 +285,29 @@ impl Host {
         // Configurations that are gone make room for those that come.
         self.loaded.borrow_mut().retain(|_, loaded| loaded.alive.strong_count() > 0);
         let mut meter = Meter::new(&self.limits);
-        let mut outcome = Ok(Vec::new());
-        self.metered(Some(step), &mut meter, || {
+        let mut outcome = Ok(());
+        let list = self.metered(Some(step), &mut meter, || {
+            let list = self.lua.create_table()?;
+            list.raw_set(1, json::to_lua(&self.lua, conf, &self.null)?)?;
             outcome = self.new_env().and_then(|env| {
-                sources.iter().map(|source| self.function(source, source, &env)).collect()
+                sources.iter().enumerate().try_for_each(|(n, source)| {
+                    let function = self.function(source, source, &env)?;
+                    let set = list.raw_set(n + 2, function);
+                    set.map_err(|error| LuaError::State(text_of(&error)))
+                })
             });
-            Ok(())
+            self.keep.put(list)
         })?;
-        let conf = json::to_lua(&self.lua, conf, &self.null, None);
-        let conf = conf.map_err(|error| LuaError::State(text_of(&error)))?;
-        let loaded = Loaded { functions: outcome?.into(), conf, alive: Arc::downgrade(alive) };
+        outcome?;
+        let (list, functions) = (Rc::new(list), sources.len());
+        let loaded = Loaded { list, functions, alive: Arc::downgrade(alive) };
         self.loaded.borrow_mut().insert(id, loaded.clone());
         Ok(loaded)
     }
 
-    /// Starts a call that may wait.
-    pub(crate) fn start(&self, function: &Function) -> Result<Thread, LuaError> {
-        let thread = self.lua.create_thread(function.clone());
+    /// Starts a call that may wait. Its first arguments are the function and what it gets.
+    pub(crate) fn start(&self) -> Result<Thread, LuaError> {
+        let thread = self.lua.create_thread(self.run.clone());
         thread.map_err(|error| self.failed(&error, None))
     }
 
@@ -280,17 +343,21 @@ impl Host {
     /// Calls a function that cannot wait.
     pub(crate) fn call(
         &self,
-        function: &Function,
         step: &mut Step<'_>,
-        arguments: impl IntoLuaMulti,
+        function_and_arguments: impl IntoLuaMulti,
     ) -> Result<MultiValue, LuaError> {
         let mut meter = Meter::new(&self.limits);
-        self.metered(Some(step), &mut meter, || function.call::<MultiValue>(arguments))
+        self.metered(Some(step), &mut meter, || self.run.call(function_and_arguments))
     }
 
-    /// JSON `null` as Lua has it.
-    pub(crate) fn null(&self) -> &Value {
-        &self.null
+    /// A value as JSON, at the expense of a call.
+    pub(crate) fn encode(&self, value: &Value, meter: &mut Meter) -> Result<Vec<u8>, LuaError> {
+        self.metered(None, meter, || {
+            self.inner.encode(value, false).map_err(|error| match error {
+                JsonError::Lua(error) => error,
+                other => mlua::Error::RuntimeError(format!("failed to encode data: {other}")),
+            })
+        })
     }
 }
 
@@ -340,13 +407,9 @@ fn first_place(traceback: &str) -> Option<String> {
     Some(line[..end + digits].to_owned())
 }
 
-fn is_memory(error: &mlua::Error) -> bool {
-    match error {
-        mlua::Error::MemoryError(_) => true,
-        mlua::Error::CallbackError { cause, .. } => is_memory(cause),
-        mlua::Error::RuntimeError(text) => text.contains("not enough memory"),
-        _ => false,
-    }
+/// How a stopped script's place begins its line, where it is known.
+fn caller(place: &str) -> String {
+    if place.is_empty() { String::new() } else { format!("{place}(): ") }
 }
 
 const BASE: &str = include_str!("lua/base.lua");

@@ -14,6 +14,7 @@ mod encode;
 mod filter;
 mod host;
 mod json;
+mod kept;
 mod limits;
 mod natives;
 mod pattern;

@@ -211,6 +211,7 @@ impl Budget {
         run: impl FnOnce() -> R,
     ) -> (R, Option<Exceeded>) {
         let began = Instant::now();
+        self.place.borrow_mut().clear();
         self.left.set(meter.instructions);
         self.until.set(Some(began + meter.time));
         self.exceeded.set(None);
@@ -229,6 +230,13 @@ impl Budget {
 
 /// Instructions between two looks at the limits.
 const STEP: u32 = 1000;
+
+/// Bytes of one text that the library makes at one go, outside of Lua's own memory: JSON, arguments,
+/// replacements.
+pub(crate) const TEXT_BYTES_MAX: usize = 32 << 20;
+
+/// What is said of a longer one.
+pub(crate) const TEXT_TOO_LONG: &str = "string too long";
 
 const INSTRUCTIONS: u64 = 20_000_000;
 const TIME: Duration = Duration::from_secs(1);

@@ -3,6 +3,8 @@
 //! None of them raises an error that a script could be expected to handle: they answer nil and a
 //! text, and the library raises it with the script's own line.
 
+use std::io::Read as _;
+use std::path::Path;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -13,9 +15,10 @@ use sluicegate_gateway::core::now;
 use tracing::{debug, enabled, error, info, warn};
 
 use crate::host::{Inner, text_of};
-use crate::json::{self, Marks};
+use crate::json::{self, JsonError, Marks};
+use crate::limits::{Budget, TEXT_BYTES_MAX, TEXT_TOO_LONG};
 use crate::pattern::{self, Held, PatternError};
-use crate::{dict, encode, request_api, timers};
+use crate::{dict, encode, regex, request_api, timers};
 
 /// Everything, and what stands for JSON's null.
 pub(crate) fn table(lua: &Lua, inner: &Rc<Inner>) -> Result<(Table, Value)> {
@@ -23,37 +26,27 @@ pub(crate) fn table(lua: &Lua, inner: &Rc<Inner>) -> Result<(Table, Value)> {
     let add = |name: &str, function: Function| all.raw_set(name, function);
     let null = Value::LightUserData(mlua::LightUserData(std::ptr::null_mut()));
     all.raw_set("null", null.clone())?;
-    let empty_array = lua.create_table()?;
-    empty_array.set_metatable(Some(lua.create_table_from([("__metatable", false)])?))?;
-    all.raw_set("empty_array", empty_array.clone())?;
     time(lua, &add)?;
     bytes(lua, inner, &add)?;
     patterns(lua, inner, &add)?;
     regexes(lua, inner, &add)?;
     logs(lua, &add)?;
     modules(lua, inner, &add)?;
-    let (null_of, budget) = (null.clone(), inner.budget.clone());
-    let encode = move |_: &Lua,
-                       (value, array_mt, empty_array_mt, sorted): (
-        Value,
-        Table,
-        Table,
-        Option<bool>,
-    )| {
-        let marks = Marks {
-            null: null_of.clone(),
-            empty_array: Value::Table(empty_array.clone()),
-            array_mt,
-            empty_array_mt,
-            sorted: sorted.unwrap_or(false),
-        };
-        match json::encode(&value, &marks) {
-            Ok(text) => {
-                budget.charge(text.len())?;
-                Ok((Some(Bytes(text)), None))
-            }
-            Err(error) => Ok((None, Some(error.to_string()))),
-        }
+    let (null_of, shared) = (null.clone(), inner.clone());
+    let marks = move |_: &Lua, (empty_array, array_mt, empty_array_mt): (Value, Table, Table)| {
+        let marks = Marks { null: null_of.clone(), empty_array, array_mt, empty_array_mt };
+        // Once, by the library, before any script.
+        let _ = shared.marks.set(marks);
+        Ok(())
+    };
+    add("json_marks", lua.create_function(marks)?)?;
+    let shared = inner.clone();
+    let encode = move |_: &Lua, (value, sorted): (Value, Option<bool>)| match shared
+        .encode(&value, sorted.unwrap_or(false))
+    {
+        Ok(text) => Ok((Some(Bytes(text)), None)),
+        Err(JsonError::Lua(error)) => Err(error),
+        Err(error) => Ok((None, Some(error.to_string()))),
     };
     add("json_encode", lua.create_function(encode)?)?;
     let (null_of, budget) = (null.clone(), inner.budget.clone());
@@ -176,7 +169,9 @@ fn bytes(lua: &Lua, inner: &Rc<Inner>, add: Add<'_>) -> Result<()> {
         decode_args(lua, &text.as_bytes(), max)
     };
     add("decode_args", lua.create_function(decode_args)?)?;
-    add("encode_args", lua.create_function(|_, args: Table| encode_args(&args).map(Bytes))?)?;
+    let budget = inner.budget.clone();
+    let args = move |_: &Lua, args: Table| encode_args(&args, &budget).map(Bytes);
+    add("encode_args", lua.create_function(args)?)?;
     let dashed = |lua: &Lua, name: LuaString| -> Result<LuaString> {
         if !name.as_bytes().contains(&b'_') {
             return Ok(name);
@@ -308,11 +303,12 @@ pub(crate) fn append(lua: &Lua, table: &Table, name: Value, value: Value) -> Res
     }
 }
 
-fn encode_args(args: &Table) -> Result<Vec<u8>> {
+fn encode_args(args: &Table, budget: &Budget) -> Result<Vec<u8>> {
     let mut out = Vec::new();
     let mut one = |name: &[u8], value: &Value| {
+        let before = out.len();
         if matches!(value, Value::Boolean(false) | Value::Nil) {
-            return;
+            return budget.charge(ARG_COST);
         }
         if !out.is_empty() {
             out.push(b'&');
@@ -322,6 +318,10 @@ fn encode_args(args: &Table) -> Result<Vec<u8>> {
             out.push(b'=');
             out.extend(encode::escape_uri(&plain(value), 2));
         }
+        if out.len() > TEXT_BYTES_MAX {
+            return Err(mlua::Error::RuntimeError(TEXT_TOO_LONG.into()));
+        }
+        budget.charge(ARG_COST + out.len() - before)
     };
     for pair in args.pairs::<Value, Value>() {
         let (name, value) = pair?;
@@ -329,10 +329,10 @@ fn encode_args(args: &Table) -> Result<Vec<u8>> {
         match &value {
             Value::Table(list) => {
                 for item in list.sequence_values::<Value>() {
-                    one(&name, &item?);
+                    one(&name, &item?)?;
                 }
             }
-            value => one(&name, value),
+            value => one(&name, value)?,
         }
     }
     Ok(out)
@@ -451,6 +451,7 @@ fn patterns(lua: &Lua, inner: &Rc<Inner>, add: Add<'_>) -> Result<()> {
         Ok(Some(captures))
     };
     add("gsub_next", lua.create_function(gsub_next)?)?;
+    let budget = inner.budget.clone();
     let gsub = move |_: &Lua,
                      (subject, wanted, with, max): (
         LuaString,
@@ -460,6 +461,7 @@ fn patterns(lua: &Lua, inner: &Rc<Inner>, add: Add<'_>) -> Result<()> {
     )| {
         let (subject, wanted, with) = (subject.as_bytes(), wanted.as_bytes(), with.as_bytes());
         let max = max.map_or(usize::MAX, |max| max.max(0.0) as usize);
+        let too_long = |why| mlua::Error::RuntimeError(why);
         let (mut out, mut at, mut copied, mut count) = (Vec::new(), 0, 0, 0_usize);
         while count < max && at <= subject.len() {
             if at > 0 && wanted.first() == Some(&b'^') {
@@ -467,15 +469,14 @@ fn patterns(lua: &Lua, inner: &Rc<Inner>, add: Add<'_>) -> Result<()> {
             }
             let Some(found) = search(&subject, &wanted, at)? else { break };
             count += 1;
-            out.extend_from_slice(&subject[copied..found.from]);
+            let before = out.len();
+            regex::push(&mut out, &subject[copied..found.from]).map_err(too_long)?;
             substitute(&with, &subject, &found, &mut out)?;
+            budget.charge(with.len() + out.len() - before)?;
             copied = found.end;
             at = if found.end == found.from { found.end + 1 } else { found.end };
-            if out.len() > GSUB_MAX {
-                return Err(mlua::Error::RuntimeError("string too long".into()));
-            }
         }
-        out.extend_from_slice(&subject[copied.min(subject.len())..]);
+        regex::push(&mut out, &subject[copied.min(subject.len())..]).map_err(too_long)?;
         Ok((Bytes(out), count as f64))
     };
     add("gsub", lua.create_function(gsub)?)
@@ -487,23 +488,22 @@ fn substitute(
     found: &pattern::Found,
     out: &mut Vec<u8>,
 ) -> Result<()> {
+    let mut push = |more: &[u8]| regex::push(out, more).map_err(mlua::Error::RuntimeError);
+    let captures = found.captures(subject);
     let mut bytes = with.iter();
     while let Some(&byte) = bytes.next() {
         if byte != b'%' {
-            out.push(byte);
+            push(&[byte])?;
             continue;
         }
         match bytes.next() {
-            Some(b'0') => out.extend_from_slice(&subject[found.from..found.end]),
-            Some(digit @ b'1'..=b'9') => {
-                let all = found.captures(subject);
-                match all.get(usize::from(digit - b'1')) {
-                    Some(Held::Text(text)) => out.extend_from_slice(text),
-                    Some(Held::Position(at)) => out.extend_from_slice(at.to_string().as_bytes()),
-                    None => return Err(mlua::Error::RuntimeError("invalid capture index".into())),
-                }
-            }
-            Some(other) => out.push(*other),
+            Some(b'0') => push(&subject[found.from..found.end])?,
+            Some(digit @ b'1'..=b'9') => match captures.get(usize::from(digit - b'1')) {
+                Some(Held::Text(text)) => push(text)?,
+                Some(Held::Position(at)) => push(at.to_string().as_bytes())?,
+                None => return Err(mlua::Error::RuntimeError("invalid capture index".into())),
+            },
+            Some(other) => push(&[*other])?,
             None => {
                 return Err(mlua::Error::RuntimeError(
                     "invalid use of '%' in replacement string".into(),
@@ -522,22 +522,27 @@ fn find_bytes(subject: &[u8], wanted: &[u8]) -> Option<usize> {
 }
 
 fn regexes(lua: &Lua, inner: &Rc<Inner>, add: Add<'_>) -> Result<()> {
-    let shared = inner.clone();
+    let search =
+        |inner: &Rc<Inner>| {
+            let inner = inner.clone();
+            move |regex: &LuaString, options: &LuaString, subject: &[u8], at: usize| {
+                inner.budget.charge(subject.len().saturating_sub(at))?;
+                let compiled = inner.regexes.get(&regex.as_bytes(), &options.as_bytes());
+                Ok::<_, mlua::Error>(compiled.and_then(|compiled| {
+                    Ok((compiled.find(subject, at, &inner.budget)?, compiled))
+                }))
+            }
+        };
+    let searching = search(inner);
     let matching =
         move |lua: &Lua,
               (subject, regex, options, at): (LuaString, LuaString, LuaString, usize)| {
-            let failed = |why: String| (Value::Nil, why).into_lua_multi(lua);
-            let Ok(subject) = subject.to_str() else { return failed(NOT_UTF8.into()) };
-            shared.budget.charge(subject.len())?;
-            let compiled =
-                match shared.regexes.get(&regex.to_string_lossy(), &options.to_string_lossy()) {
-                    Ok(compiled) => compiled,
-                    Err(why) => return failed(why),
-                };
-            let found = match compiled.find(&subject, at.saturating_sub(1)) {
-                Ok(Some(found)) => found,
-                Ok(None) => return Value::Nil.into_lua_multi(lua),
-                Err(why) => return failed(why),
+            let subject = subject.as_bytes();
+            let found = searching(&regex, &options, &subject, at.saturating_sub(1))?;
+            let (found, compiled) = match found {
+                Ok((Some(found), compiled)) => (found, compiled),
+                Ok((None, _)) => return Value::Nil.into_lua_multi(lua),
+                Err(why) => return (Value::Nil, why).into_lua_multi(lua),
             };
             let captures = lua.create_table()?;
             let group = |n: usize| match found.groups.get(n).copied().flatten() {
@@ -550,12 +555,11 @@ fn regexes(lua: &Lua, inner: &Rc<Inner>, add: Add<'_>) -> Result<()> {
             for (n, name) in compiled.names() {
                 captures.raw_set(name, group(n)?)?;
             }
-            let next = if found.to == found.from { found.to + 1 } else { found.to };
-            let next = (next <= subject.len()).then_some(next + 1);
+            let next = (found.next() <= subject.len()).then_some(found.next() + 1);
             (captures, found.from + 1, found.to, next).into_lua_multi(lua)
         };
     add("re_match", lua.create_function(matching)?)?;
-    let shared = inner.clone();
+    let searching = search(inner);
     let find = move |lua: &Lua,
                      (subject, regex, options, at, nth): (
         LuaString,
@@ -565,25 +569,18 @@ fn regexes(lua: &Lua, inner: &Rc<Inner>, add: Add<'_>) -> Result<()> {
         usize,
     )| {
         let failed = |why: String| (Value::Nil, Value::Nil, why).into_lua_multi(lua);
-        let Ok(subject) = subject.to_str() else { return failed(NOT_UTF8.into()) };
-        shared.budget.charge(subject.len())?;
-        let compiled =
-            match shared.regexes.get(&regex.to_string_lossy(), &options.to_string_lossy()) {
-                Ok(compiled) => compiled,
-                Err(why) => return failed(why),
-            };
-        match compiled.find(&subject, at.saturating_sub(1)) {
-            Ok(Some(found)) => match found.groups.get(nth).copied() {
+        match searching(&regex, &options, &subject.as_bytes(), at.saturating_sub(1))? {
+            Ok((Some(found), _)) => match found.groups.get(nth).copied() {
                 Some(Some((from, to))) => (from + 1, to).into_lua_multi(lua),
                 Some(None) => Value::Nil.into_lua_multi(lua),
                 None => failed("nth out of bound".into()),
             },
-            Ok(None) => Value::Nil.into_lua_multi(lua),
+            Ok((None, _)) => Value::Nil.into_lua_multi(lua),
             Err(why) => failed(why),
         }
     };
     add("re_find", lua.create_function(find)?)?;
-    let shared = inner.clone();
+    let inner = inner.clone();
     let sub = move |lua: &Lua,
                     (subject, regex, with, options, global): (
         LuaString,
@@ -593,37 +590,35 @@ fn regexes(lua: &Lua, inner: &Rc<Inner>, add: Add<'_>) -> Result<()> {
         bool,
     )| {
         let failed = |why: String| (Value::Nil, why).into_lua_multi(lua);
-        let Ok(subject) = subject.to_str() else { return failed(NOT_UTF8.into()) };
-        let Ok(with) = with.to_str() else { return failed(NOT_UTF8.into()) };
-        let compiled =
-            match shared.regexes.get(&regex.to_string_lossy(), &options.to_string_lossy()) {
-                Ok(compiled) => compiled,
-                Err(why) => return failed(why),
-            };
-        let (mut out, mut at, mut copied, mut count) = (String::new(), 0, 0, 0_usize);
-        loop {
-            shared.budget.charge(subject.len() - copied)?;
-            let found = match compiled.find(&subject, at) {
+        let (subject, with) = (subject.as_bytes(), with.as_bytes());
+        let compiled = match inner.regexes.get(&regex.as_bytes(), &options.as_bytes()) {
+            Ok(compiled) => compiled,
+            Err(why) => return failed(why),
+        };
+        let (mut out, mut at, mut copied, mut count) = (Vec::new(), 0, 0, 0_usize);
+        while at <= subject.len() {
+            inner.budget.charge(subject.len() - at)?;
+            let found = match compiled.find(&subject, at, &inner.budget) {
                 Ok(Some(found)) => found,
                 Ok(None) => break,
                 Err(why) => return failed(why),
             };
             count += 1;
-            out.push_str(&subject[copied..found.from]);
-            if let Err(why) = crate::regex::expand(&with, &subject, &found, &mut out) {
+            let before = out.len();
+            let put = regex::push(&mut out, &subject[copied..found.from]);
+            if let Err(why) = put.and_then(|()| regex::expand(&with, &subject, &found, &mut out)) {
                 return failed(why);
             }
-            if out.len() > GSUB_MAX {
-                return failed("string too long".into());
-            }
-            copied = found.to;
-            at = if found.to == found.from { found.to + 1 } else { found.to };
-            if !global || at > subject.len() {
+            inner.budget.charge(with.len() + out.len() - before)?;
+            (copied, at) = (found.to, found.next());
+            if !global {
                 break;
             }
         }
-        out.push_str(&subject[copied..]);
-        (out, count).into_lua_multi(lua)
+        if let Err(why) = regex::push(&mut out, &subject[copied..]) {
+            return failed(why);
+        }
+        (Bytes(out), count).into_lua_multi(lua)
     };
     add("re_sub", lua.create_function(sub)?)
 }
@@ -681,7 +676,9 @@ fn log(lua: &Lua, level: u8, text: &str) {
 
 fn modules(lua: &Lua, inner: &Rc<Inner>, add: Add<'_>) -> Result<()> {
     add("memory", lua.create_function(|lua, ()| Ok(lua.used_memory() as f64 / 1024.0))?)?;
-    let load = |lua: &Lua, (text, name, env): (LuaString, LuaString, Table)| {
+    let budget = inner.budget.clone();
+    let load = move |lua: &Lua, (text, name, env): (LuaString, LuaString, Table)| {
+        budget.charge(text.as_bytes().len() * BYTE_COST)?;
         // Never compiled code, which could do anything.
         let chunk =
             lua.load(text.as_bytes().to_vec()).set_name(name.to_string_lossy().replace('\0', " "));
@@ -701,7 +698,11 @@ fn modules(lua: &Lua, inner: &Rc<Inner>, add: Add<'_>) -> Result<()> {
         let file = name.replace('.', "/");
         for pattern in &limits.package_path {
             let path = pattern.to_string_lossy().replace('?', &file);
-            let Ok(text) = std::fs::read(&path) else { continue };
+            let text = match read_module(Path::new(&path)) {
+                Ok(Some(text)) => text,
+                Ok(None) => continue,
+                Err(why) => return (Value::Nil, format!("{path}: {why}")).into_lua_multi(lua),
+            };
             let chunk = lua.load(text).set_name(format!("@{path}"));
             let chunk = chunk.set_mode(mlua::ChunkMode::Text).set_environment(env);
             return match chunk.into_function() {
@@ -728,7 +729,23 @@ fn modules(lua: &Lua, inner: &Rc<Inner>, add: Add<'_>) -> Result<()> {
     add("uuid", lua.create_function(uuid)?)
 }
 
-const NOT_UTF8: &str = "the subject is not UTF-8";
+/// A module's file, if there is one. Reading it holds the core for as long as the disk takes, once for
+/// each configuration that requires it.
+fn read_module(path: &Path) -> std::result::Result<Option<Vec<u8>>, String> {
+    // A pipe or a device might never end.
+    let Ok(about) = std::fs::metadata(path) else { return Ok(None) };
+    if !about.is_file() {
+        return Err("this is no file".into());
+    }
+    let Ok(file) = std::fs::File::open(path) else { return Ok(None) };
+    let mut text = Vec::new();
+    let read = file.take(MODULE_BYTES_MAX + 1).read_to_end(&mut text);
+    read.map_err(|error| error.to_string())?;
+    if text.len() as u64 > MODULE_BYTES_MAX {
+        return Err(format!("the file is larger than {MODULE_BYTES_MAX} bytes"));
+    }
+    Ok(Some(text))
+}
 
 /// Digests cost more than copies: about this many times.
 const BYTE_COST: usize = 8;
@@ -736,8 +753,11 @@ const BYTE_COST: usize = 8;
 /// Arguments taken from one text.
 const ARGS_MAX: usize = 1000;
 
-/// Bytes of a substitution's result.
-const GSUB_MAX: usize = 32 << 20;
+/// What an argument costs besides its bytes.
+const ARG_COST: usize = 64;
+
+/// Bytes of a module's file.
+const MODULE_BYTES_MAX: u64 = 1 << 20;
 
 /// Bytes of one log line.
 const LOG_BYTES: usize = 4096;

@@ -7,10 +7,11 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use bytes::Bytes;
-use mlua::Table;
 use scoped_tls_hkt::scoped_thread_local;
 use sluicegate_gateway::exchange::{Exchange, Response};
 use sluicegate_gateway::http::Headers;
+
+use crate::kept::Kept;
 
 /// When a function runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,8 +65,8 @@ impl Phase {
 /// What Lua remembers about a request from one function to the next.
 #[derive(Default)]
 pub(crate) struct Remembered {
-    /// `ctx` and `ngx.ctx`, with the number of the Lua state they belong to.
-    pub(crate) context: RefCell<Option<(u64, Table, Table)>>,
+    /// `ctx` and `ngx.ctx` as a pair, with the number of the Lua state they belong to.
+    pub(crate) context: RefCell<Option<(u64, Rc<Kept>)>>,
     /// What was printed.
     pub(crate) said: RefCell<Vec<u8>>,
     /// `ngx.status`, once set.
@@ -76,6 +77,31 @@ pub(crate) struct Remembered {
     pub(crate) body: RefCell<Option<Bytes>>,
     /// A body filter failed: nothing more of the body goes out.
     pub(crate) failed: Cell<bool>,
+    /// How many pieces of the answer's body each configuration has filtered.
+    pub(crate) filtered: RefCell<Vec<(u64, u64)>>,
+    /// The number of the piece being filtered.
+    pub(crate) piece: Cell<u64>,
+    /// `ngx.arg[2] = true` was said at this piece: nothing goes out behind it.
+    pub(crate) cut: Cell<Option<u64>>,
+}
+
+impl Remembered {
+    /// Counts the pieces of the body that a configuration filters; every one gets every piece.
+    pub(crate) fn next_piece(&self, id: u64) -> u64 {
+        let mut all = self.filtered.borrow_mut();
+        let number = match all.iter_mut().find(|(known, _)| *known == id) {
+            Some((_, count)) => {
+                *count += 1;
+                *count
+            }
+            None => {
+                all.push((id, 1));
+                1
+            }
+        };
+        self.piece.set(number);
+        number
+    }
 }
 
 /// The parts of an exchange that a phase has.

@@ -122,7 +122,9 @@ fn state(lua: &Lua, inner: &Rc<Inner>, add: Add<'_>) -> Result<()> {
         let at = at.as_integer().or(at.as_number().map(|n| n as i32 as _)).unwrap_or(0);
         let found = here(|step| match (&step.parts, at) {
             (Parts::Piece(_, piece, _), 1) => Some(Ok((*piece).clone())),
-            (Parts::Piece(_, _, last), 2) => Some(Err(*last)),
+            (Parts::Piece(_, _, last), 2) => {
+                Some(Err(*last || step.remembered.cut.get().is_some()))
+            }
             _ => None,
         })?;
         match found {
@@ -142,6 +144,14 @@ fn state(lua: &Lua, inner: &Rc<Inner>, add: Add<'_>) -> Result<()> {
         })
     };
     add("set_arg", lua.create_function(set_arg)?)?;
+    let cut = |_: &Lua, ends: bool| {
+        here(|step| {
+            if ends && step.remembered.cut.get().is_none() {
+                step.remembered.cut.set(Some(step.remembered.piece.get()));
+            }
+        })
+    };
+    add("cut", lua.create_function(cut)?)?;
     add(
         "worker_id",
         lua.create_function(|_, ()| Ok(with(|step| step.exchange().core.index).unwrap_or(0)))?,
@@ -176,6 +186,10 @@ fn variables(lua: &Lua, inner: &Rc<Inner>, add: Add<'_>) -> Result<()> {
         found.transpose()
     };
     add("var_get", lua.create_function(get)?)?;
+    let made = |_: &Lua, name: LuaString| {
+        Ok(matches!(VarName::parse(&name.to_string_lossy()), VarName::Other(_)))
+    };
+    add("var_is_free", lua.create_function(made)?)?;
     let nginx_uri = |lua: &Lua, ()| {
         here(|step| {
             let exchange = step.exchange();
@@ -291,12 +305,22 @@ fn put(headers: &mut Headers, name: &str, values: Option<Vec<Vec<u8>>>) {
     }
 }
 
-type Values = Option<Vec<LuaString>>;
-
 /// Values of a field as they go out: control characters escaped, as OpenResty escapes them.
-fn bytes_of(values: Values) -> Option<Vec<Vec<u8>>> {
+fn bytes_of(values: Option<Table>) -> Result<Option<Vec<Vec<u8>>>> {
     let bad = |byte: u8| byte.is_ascii_control() && byte != b'\t';
-    values.map(|values| values.iter().map(|value| escaped(&value.as_bytes(), bad)).collect())
+    let Some(values) = values else { return Ok(None) };
+    let (mut all, mut bytes) = (Vec::new(), 0);
+    for value in values.sequence_values::<LuaString>() {
+        let value = escaped(&value?.as_bytes(), bad);
+        bytes += value.len();
+        if all.len() >= FIELD_VALUES_MAX || bytes > FIELD_BYTES_MAX {
+            return Err(mlua::Error::RuntimeError(format!(
+                "a field takes at most {FIELD_VALUES_MAX} values and {FIELD_BYTES_MAX} bytes"
+            )));
+        }
+        all.push(value);
+    }
+    Ok(Some(all))
 }
 
 /// A field's name as it goes out: what is no part of a name escaped, as OpenResty escapes it.
@@ -326,8 +350,8 @@ fn request(lua: &Lua, inner: &Rc<Inner>, add: Add<'_>) -> Result<()> {
         fields(lua, all, raw)
     };
     add("req_headers", lua.create_function(headers)?)?;
-    let set = |_: &Lua, (name, values): (LuaString, Values)| {
-        let (name, values) = (field_name(&name), bytes_of(values));
+    let set = |_: &Lua, (name, values): (LuaString, Option<Table>)| {
+        let (name, values) = (field_name(&name), bytes_of(values)?);
         here(|step| {
             if let Some(exchange) = step.exchange_mut() {
                 put(&mut exchange.request.headers, &name, values);
@@ -335,8 +359,8 @@ fn request(lua: &Lua, inner: &Rc<Inner>, add: Add<'_>) -> Result<()> {
         })
     };
     add("req_set_header", lua.create_function(set)?)?;
-    let add_header = |_: &Lua, (name, values): (LuaString, Values)| {
-        let (name, values) = (field_name(&name), bytes_of(values));
+    let add_header = |_: &Lua, (name, values): (LuaString, Option<Table>)| {
+        let (name, values) = (field_name(&name), bytes_of(values)?);
         here(|step| {
             if let Some(exchange) = step.exchange_mut() {
                 for value in values.unwrap_or_default().iter().filter(|_| !name.is_empty()) {
@@ -467,15 +491,17 @@ fn answer(lua: &Lua, add: Add<'_>) -> Result<()> {
             [] => Ok(Value::Nil),
             [one] => lua.create_string(one).map(Value::String),
             all => {
-                let all: Result<Vec<_>> =
-                    all.iter().map(|value| lua.create_string(value)).collect();
-                lua.create_sequence_from(all?)?.into_lua(lua)
+                let list = lua.create_table()?;
+                for value in all {
+                    list.raw_push(lua.create_string(value)?)?;
+                }
+                list.into_lua(lua)
             }
         }
     };
     add("header_get", lua.create_function(get)?)?;
-    let set = |_: &Lua, (name, values): (LuaString, Values)| {
-        let (name, values) = (field_name(&name), bytes_of(values));
+    let set = |_: &Lua, (name, values): (LuaString, Option<Table>)| {
+        let (name, values) = (field_name(&name), bytes_of(values)?);
         here(|step| {
             if let Some(headers) = step.answer() {
                 put(headers, &name, values);
@@ -483,8 +509,8 @@ fn answer(lua: &Lua, add: Add<'_>) -> Result<()> {
         })
     };
     add("header_set", lua.create_function(set)?)?;
-    let append = |_: &Lua, (name, values): (LuaString, Values)| {
-        let (name, values) = (field_name(&name), bytes_of(values));
+    let append = |_: &Lua, (name, values): (LuaString, Option<Table>)| {
+        let (name, values) = (field_name(&name), bytes_of(values)?);
         here(|step| {
             if let Some(headers) = step.answer() {
                 for value in values.unwrap_or_default().iter().filter(|_| !name.is_empty()) {
@@ -497,23 +523,21 @@ fn answer(lua: &Lua, add: Add<'_>) -> Result<()> {
 }
 
 fn context(lua: &Lua, null: &Value, add: Add<'_>) -> Result<()> {
-    let ctx = |_: &Lua, _: String| {
-        here(|step| step.remembered.context.borrow().as_ref().map(|(_, _, ngx)| ngx.clone()))
+    let ctx = |_: &Lua, at: usize| {
+        let pair = here(|step| step.remembered.context.borrow().clone())?;
+        pair.map(|(_, pair)| pair.get::<Table>()?.raw_get::<Value>(at)).transpose()
     };
     add("ctx", lua.create_function(ctx)?)?;
     let set_ctx = |_: &Lua, table: Table| {
-        here(|step| {
-            if let Some((.., ngx)) = &mut *step.remembered.context.borrow_mut() {
-                *ngx = table;
-            }
-        })
+        let pair = here(|step| step.remembered.context.borrow().clone())?;
+        pair.map_or(Ok(()), |(_, pair)| pair.get::<Table>()?.raw_set(2, table))
     };
     add("set_ctx", lua.create_function(set_ctx)?)?;
     let null_of = null.clone();
     let route = move |lua: &Lua, ()| {
         let text = here(|step| step.exchange().route.as_ref().map(|route| route.text.clone()))?;
         match text.and_then(|text| serde_json::from_slice(&text).ok()) {
-            Some(json) => json::to_lua(lua, &json, &null_of, None),
+            Some(json) => json::to_lua(lua, &json, &null_of),
             None => Ok(Value::Nil),
         }
     };
@@ -584,13 +608,17 @@ fn context(lua: &Lua, null: &Value, add: Add<'_>) -> Result<()> {
             table.raw_set("username", &*consumer.name)?;
             table.raw_set("consumer_name", &*consumer.name)?;
             let labels = serde_json::Value::Object(consumer.labels.clone());
-            table.raw_set("labels", json::to_lua(lua, &labels, &null, None)?)?;
+            table.raw_set("labels", json::to_lua(lua, &labels, &null)?)?;
             return table.into_lua_multi(lua);
         }
         found.into_lua_multi(lua)
     };
     add("ctx_field", lua.create_function(field)?)
 }
+
+/// Values of one field, and bytes of them, that a function sets: what a head may have in all.
+pub(crate) const FIELD_VALUES_MAX: usize = 1000;
+pub(crate) const FIELD_BYTES_MAX: usize = 4 << 20;
 
 /// Parsed names of variables kept per core; all are dropped when there are more.
 const VARS_KEPT: usize = 4096;

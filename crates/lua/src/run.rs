@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::StatusCode;
-use mlua::{IntoLuaMulti, MultiValue, Table, Value};
+use mlua::{IntoLuaMulti, MultiValue, Table, Thread, Value};
 use serde_json::Value as Json;
 use sluicegate_gateway::OtherVars;
 use sluicegate_gateway::body::Body;
@@ -17,7 +17,7 @@ use sluicegate_gateway::upstream::UpstreamDeps;
 use tracing::{error, warn};
 
 use crate::host::{Host, LuaError, Ran, host, lua_type};
-use crate::json::{self, Marks};
+use crate::kept::Kept;
 use crate::limits::Meter;
 use crate::natives::plain;
 use crate::request::{Parts, Phase, Remembered, Step};
@@ -27,6 +27,8 @@ use crate::web;
 /// The functions of one configuration. Each core makes its own of the sources when it first runs
 /// them; what they remember lasts as long as this value.
 pub struct Functions {
+    /// The plugin whose functions they are.
+    plugin: &'static str,
     id: u64,
     alive: Arc<()>,
     sources: Vec<String>,
@@ -45,19 +47,21 @@ pub enum Outcome {
 static NEXT: AtomicU64 = AtomicU64::new(1);
 
 impl Functions {
-    /// Functions from sources that each return one, and the first argument they get.
+    /// Functions of a plugin from sources that each return one, and the first argument they get. All
+    /// sources together may use what one call of a function may.
     ///
     /// # Errors
     /// A source is no Lua, fails, or returns something else.
     pub fn compile(
+        plugin: &'static str,
         sources: Vec<String>,
         conf: Json,
         deps: Option<UpstreamDeps>,
     ) -> Result<Self, LuaError> {
         let host = host()?;
+        let mut meter = Meter::new(&host.limits);
         for source in &sources {
             let env = host.new_env()?;
-            let mut meter = Meter::new(&host.limits);
             let mut made = Ok(());
             host.metered(None, &mut meter, || {
                 made = host.function(source, source, &env).map(drop);
@@ -66,7 +70,7 @@ impl Functions {
             made?;
         }
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
-        Ok(Self { id, alive: Arc::default(), sources, conf, deps })
+        Ok(Self { plugin, id, alive: Arc::default(), sources, conf, deps })
     }
 
     /// Runs them in a phase that may wait and end the request.
@@ -80,21 +84,26 @@ impl Functions {
 
     async fn run_all(&self, phase: Phase, exchange: &mut Exchange) -> Result<Outcome, LuaError> {
         let host = host()?;
-        let mut step = Step::of(Parts::Request(exchange), phase);
-        let loaded = host.loaded(self.id, &self.alive, &self.sources, &self.conf, &mut step)?;
-        let ctx = host.context(&step).map_err(|error| LuaError::State(error.to_string()))?;
-        let remembered = step.remembered.clone();
-        for function in loaded.functions.iter() {
-            let thread = host.start(function)?;
+        let (loaded, remembered) = {
+            let mut step = Step::of(Parts::Request(exchange), phase);
+            let loaded = host.loaded(self.id, &self.alive, &self.sources, &self.conf, &mut step)?;
+            (loaded, step.remembered.clone())
+        };
+        for call in loaded.calls() {
+            let mut arguments = {
+                let step = Step::of(Parts::Request(exchange), phase);
+                let ((function, conf), ctx) = (call?, self.context(&host, &step)?);
+                MultiValue::from_vec(vec![Value::Function(function), conf, Value::Table(ctx)])
+            };
+            let mut thread = Call::Runs(host.start()?);
             let mut meter = Meter::new(&host.limits);
-            let mut arguments =
-                MultiValue::from_vec(vec![loaded.conf.clone(), Value::Table(ctx.clone())]);
             let returned = loop {
                 let (core, route) = (exchange.core.clone(), exchange.route.clone());
                 let route = || route.as_ref().map_or("", |route| &*route.id).to_owned();
                 let home = || Home::new(&self.alive, self.deps.as_ref(), &core, &route());
                 let mut step = Step::of(Parts::Request(exchange), phase);
                 let resumed = host.timers.with(&host, home, || {
+                    let thread = thread.thread()?;
                     host.resume(&thread, Some(&mut step), &mut meter, arguments)
                 });
                 match resumed? {
@@ -103,12 +112,15 @@ impl Functions {
                         if remembered.exit.get().is_some() {
                             return exited(&remembered, exchange);
                         }
-                        arguments =
-                            self.wait(&host, &what, argument, exchange, &remembered).await?;
+                        thread = thread.waits(&host)?;
+                        arguments = tokio::select! {
+                            arguments = self.wait(&host, &what, argument, exchange, &remembered) => arguments?,
+                            given_up = host.given_up() => return Err(given_up),
+                        };
                     }
                 }
             };
-            if let Some(outcome) = ended(&host, &returned, &remembered, exchange)? {
+            if let Some(outcome) = ended(&host, &mut meter, &returned, &remembered, exchange)? {
                 return Ok(outcome);
             }
         }
@@ -118,6 +130,14 @@ impl Functions {
         }
         let status = status(remembered.status.get().map_or(200, i32::from));
         Ok(Outcome::Respond(spoken(status, said, exchange)))
+    }
+
+    /// The context of the request, which says whose functions run.
+    fn context(&self, host: &Host, step: &Step<'_>) -> Result<Table, LuaError> {
+        let ctx = host.context(step)?;
+        let named = ctx.raw_set("_plugin_name", self.plugin);
+        named.map_err(|error| LuaError::State(error.to_string()))?;
+        Ok(ctx)
     }
 
     /// Does what a function waits for.
@@ -170,8 +190,14 @@ impl Functions {
         let (outcome, remembered) = {
             let mut step = Step::of(Parts::Piece(exchange, piece, last), Phase::BodyFilter);
             let remembered = step.remembered.clone();
+            let number = remembered.next_piece(self.id);
             if remembered.failed.get() {
                 (Ok(()), remembered)
+            } else if remembered.cut.get().is_some_and(|cut| number > cut) {
+                if let Parts::Piece(_, piece, _) = step.parts {
+                    *piece = Bytes::new();
+                }
+                return;
             } else {
                 (self.run_sync(&mut step), remembered)
             }
@@ -197,25 +223,44 @@ impl Functions {
     fn run_sync(&self, step: &mut Step<'_>) -> Result<(), LuaError> {
         let host = host()?;
         let loaded = host.loaded(self.id, &self.alive, &self.sources, &self.conf, step)?;
-        let ctx = host.context(step).map_err(|error| LuaError::State(error.to_string()))?;
-        for function in loaded.functions.iter() {
+        for call in loaded.calls() {
+            let ((function, conf), ctx) = (call?, self.context(&host, step)?);
             let (core, route) = (step.exchange().core.clone(), step.exchange().route.clone());
             let route = || route.as_ref().map_or("", |route| &*route.id).to_owned();
             let home = || Home::new(&self.alive, self.deps.as_ref(), &core, &route());
-            let returned = host.timers.with(&host, home, || {
-                host.call(function, step, (loaded.conf.clone(), ctx.clone()))
-            })?;
-            let code = returned.iter().next();
-            if let (Parts::Head(_, response), Some(code)) = (&mut step.parts, code)
-                && let Some(code) = number(code)
-            {
-                response.status = status(code);
-            }
-            if code.is_some_and(|code| !code.is_nil()) {
+            let returned =
+                host.timers.with(&host, home, || host.call(step, (function, conf, ctx)))?;
+            // What is returned goes nowhere: it only says that the functions behind do not run.
+            if returned.iter().any(|value| !nothing(value)) {
                 break;
             }
         }
         Ok(())
+    }
+}
+
+/// A call: as long as it does not wait, with a reference of Rust's own.
+enum Call {
+    Runs(Thread),
+    Waits(Kept),
+}
+
+impl Call {
+    fn thread(&self) -> Result<Thread, LuaError> {
+        match self {
+            Self::Runs(thread) => Ok(thread.clone()),
+            Self::Waits(kept) => kept.get().map_err(|error| LuaError::State(error.to_string())),
+        }
+    }
+
+    fn waits(self, host: &Host) -> Result<Self, LuaError> {
+        match self {
+            Self::Runs(thread) => {
+                let kept = host.keep.put(thread);
+                kept.map(Self::Waits).map_err(|error| LuaError::State(error.to_string()))
+            }
+            waits @ Self::Waits(_) => Ok(waits),
+        }
     }
 }
 
@@ -237,7 +282,9 @@ pub(crate) async fn wait_outside(
         }
         "http" => {
             let Value::Table(options) = argument else { return Ok(MultiValue::new()) };
-            let answer = match web::Call::read(&options) {
+            let call = web::Call::read(&options);
+            drop(options);
+            let answer = match call {
                 Ok(call) => call.send(core, deps, host.limits.body_bytes as u64).await,
                 Err(why) => Err(why),
             };
@@ -259,8 +306,8 @@ impl OtherVars for Registered {
     fn var(&self, exchange: &Exchange, name: &str) -> Option<Vec<u8>> {
         let asked = host().and_then(|host| {
             let mut step = Step::of(Parts::Seen(exchange), Phase::Log);
-            let ctx = host.context(&step).map_err(|error| LuaError::State(error.to_string()))?;
-            host.call(&host.registered, &mut step, (name, ctx))
+            let ctx = host.context(&step)?;
+            host.call(&mut step, (host.registered.clone(), name, ctx))
         });
         match asked {
             Ok(values) => {
@@ -293,9 +340,15 @@ fn status(code: i32) -> StatusCode {
     code.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
 }
 
+/// Is it what a function returns to say nothing?
+fn nothing(value: &Value) -> bool {
+    matches!(value, Value::Nil | Value::Boolean(false))
+}
+
 /// What `return code, body` makes of the request.
 fn ended(
     host: &Host,
+    meter: &mut Meter,
     returned: &MultiValue,
     remembered: &Remembered,
     exchange: &Exchange,
@@ -303,7 +356,6 @@ fn ended(
     let mut values = returned.iter();
     let code = values.next().unwrap_or(&Value::Nil);
     let body = values.next().unwrap_or(&Value::Nil);
-    let nothing = |value: &Value| matches!(value, Value::Nil | Value::Boolean(false));
     if nothing(code) && nothing(body) {
         return Ok(None);
     }
@@ -315,7 +367,7 @@ fn ended(
         }
         match part {
             Value::Table(_) => {
-                said.extend(encoded(host, part)?);
+                said.extend(host.encode(part, meter)?);
                 said.push(b'\n');
             }
             Value::String(_) | Value::Integer(_) | Value::Number(_) | Value::Boolean(_) => {
@@ -332,19 +384,6 @@ fn ended(
         None => spoken(status(remembered.status.get().map_or(200, i32::from)), said, exchange),
     };
     Ok(Some(Outcome::Respond(response)))
-}
-
-fn encoded(host: &Host, value: &Value) -> Result<Vec<u8>, LuaError> {
-    let failed = |error: mlua::Error| LuaError::State(error.to_string());
-    let marks = Marks {
-        null: host.null().clone(),
-        empty_array: Value::Boolean(false),
-        array_mt: host.lua.create_table().map_err(failed)?,
-        empty_array_mt: host.lua.create_table().map_err(failed)?,
-        sorted: false,
-    };
-    let text = json::encode(value, &marks);
-    text.map_err(|error| LuaError::Raised(format!("failed to encode data: {error}")))
 }
 
 /// What `ngx.exit` makes of the request.

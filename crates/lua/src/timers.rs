@@ -8,12 +8,13 @@ use std::rc::{Rc, Weak as RcWeak};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use mlua::{Function, IntoLuaMulti as _, Lua, MultiValue, Value};
+use mlua::{Function, IntoLuaMulti as _, Lua, MultiValue, Thread, Value};
 use sluicegate_gateway::core::Core;
 use sluicegate_gateway::upstream::UpstreamDeps;
 use tracing::error;
 
 use crate::host::{Host, Inner, LuaError, Ran};
+use crate::kept::Kept;
 use crate::limits::Meter;
 use crate::natives::Add;
 use crate::run;
@@ -34,8 +35,8 @@ pub(crate) struct Timers {
 struct Asked {
     delay: Duration,
     every: bool,
-    function: Function,
-    arguments: MultiValue,
+    /// Knows its arguments.
+    function: Kept,
     _slot: Slot,
 }
 
@@ -87,28 +88,22 @@ impl Timers {
 /// Gives scripts timers.
 pub(crate) fn add(lua: &Lua, inner: &Rc<Inner>, add: Add<'_>) -> mlua::Result<()> {
     let (timers, max) = (inner.timers.clone(), inner.limits.timers);
-    let ask =
-        move |lua: &Lua,
-              (seconds, every, function, arguments): (f64, bool, Function, MultiValue)| {
-            let refused = |why: &str| (Value::Nil, why).into_lua_multi(lua);
-            if !timers.allowed.get() {
-                return refused("timers cannot be made here");
-            }
-            if timers.waiting.get() + timers.running.get() >= max {
-                return refused("too many timers (plugin_attr.serverless.timers)");
-            }
-            timers.waiting.set(timers.waiting.get() + 1);
-            let delay = Duration::from_secs_f64(seconds.clamp(0.0, DELAY_SECS_MAX));
-            let slot = Slot(timers.clone());
-            timers.asked.borrow_mut().push(Asked {
-                delay,
-                every,
-                function,
-                arguments,
-                _slot: slot,
-            });
-            true.into_lua_multi(lua)
-        };
+    let keep = inner.keep.clone();
+    let ask = move |lua: &Lua, (seconds, every, function): (f64, bool, Function)| {
+        let refused = |why: &str| (Value::Nil, why).into_lua_multi(lua);
+        if !timers.allowed.get() {
+            return refused("timers cannot be made here");
+        }
+        if timers.waiting.get() + timers.running.get() >= max {
+            return refused("too many timers (plugin_attr.serverless.timers)");
+        }
+        let function = keep.put(function)?;
+        timers.waiting.set(timers.waiting.get() + 1);
+        let delay = Duration::from_secs_f64(seconds.clamp(0.0, DELAY_SECS_MAX));
+        let slot = Slot(timers.clone());
+        timers.asked.borrow_mut().push(Asked { delay, every, function, _slot: slot });
+        true.into_lua_multi(lua)
+    };
     add("timer", lua.create_function(ask)?)?;
     let timers = inner.timers.clone();
     let counts = move |_: &Lua, ()| Ok((timers.waiting.get(), timers.running.get()));
@@ -117,20 +112,14 @@ pub(crate) fn add(lua: &Lua, inner: &Rc<Inner>, add: Add<'_>) -> mlua::Result<()
 
 async fn keep(timer: Asked, host: RcWeak<Host>, home: Home) {
     loop {
-        let mut left = timer.delay;
-        loop {
-            // A configuration that is gone takes its timers along.
-            let slice = left.min(SLICE);
-            tokio::time::sleep(slice).await;
-            if home.alive.strong_count() == 0 {
-                return;
-            }
-            left -= slice;
-            if left.is_zero() {
-                break;
-            }
+        tokio::select! {
+            () = tokio::time::sleep(timer.delay) => {}
+            () = home.gone() => return,
         }
         let Some(host) = host.upgrade() else { return };
+        if home.is_gone() {
+            return;
+        }
         if let Err(error) = call(&timer, &host, &home).await {
             // The text is the script's own and begins with its place.
             error!(route = home.route, "[lua] {error}, in a timer");
@@ -143,14 +132,17 @@ async fn keep(timer: Asked, host: RcWeak<Host>, home: Home) {
 
 async fn call(timer: &Asked, host: &Rc<Host>, home: &Home) -> Result<(), LuaError> {
     let timers = &host.timers;
-    let thread = host.start(&timer.function)?;
+    let failed = |error: mlua::Error| LuaError::State(error.to_string());
+    let thread = host.keep.put(host.start()?).map_err(failed)?;
     let mut meter = Meter::new(&host.limits);
-    // The first argument says whether the gateway ends; then nothing is run.
-    let mut arguments = timer.arguments.clone();
-    arguments.push_front(Value::Boolean(false));
+    // The function's first argument says whether the gateway ends; then nothing is run.
+    let function = timer.function.get::<Function>().map_err(failed)?;
+    let mut arguments =
+        MultiValue::from_vec(vec![Value::Function(function), Value::Boolean(false)]);
     timers.running.set(timers.running.get() + 1);
     let _running = Running(timers.clone());
     loop {
+        let thread = thread.get::<Thread>().map_err(failed)?;
         let resumed = timers.with(
             host,
             || home.clone(),
@@ -161,12 +153,21 @@ async fn call(timer: &Asked, host: &Rc<Host>, home: &Home) -> Result<(), LuaErro
                 resumed
             },
         );
+        drop(thread);
         match resumed? {
             Ran::Ended(_) => return Ok(()),
             Ran::Waits(what, argument) => {
-                arguments =
-                    run::wait_outside(host, &what, argument, &home.core, home.deps.as_ref())
-                        .await?;
+                let waits =
+                    run::wait_outside(host, &what, argument, &home.core, home.deps.as_ref());
+                arguments = tokio::select! {
+                    arguments = waits => arguments?,
+                    given_up = host.given_up() => return Err(given_up),
+                    () = home.gone() => return Ok(()),
+                };
+                // It may have gone in the same moment.
+                if home.is_gone() {
+                    return Ok(());
+                }
             }
         }
     }
@@ -181,6 +182,18 @@ impl Drop for Running {
 }
 
 impl Home {
+    /// Is the configuration gone that made the timer?
+    fn is_gone(&self) -> bool {
+        self.alive.strong_count() == 0
+    }
+
+    /// Waits until it is.
+    async fn gone(&self) {
+        while !self.is_gone() {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
     pub(crate) fn new(
         alive: &Arc<()>,
         deps: Option<&UpstreamDeps>,
@@ -195,5 +208,5 @@ impl Home {
 /// The longest time until a timer runs: a year.
 const DELAY_SECS_MAX: f64 = 365.0 * 86_400.0;
 
-/// How often a timer looks whether its configuration is still there.
-const SLICE: Duration = Duration::from_secs(10);
+/// How often a timer that waits looks whether its configuration is still there.
+const LOOK_EVERY: Duration = Duration::from_secs(1);

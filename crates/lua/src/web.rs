@@ -14,6 +14,7 @@ use sluicegate_gateway::plugin::CompileCtx;
 use sluicegate_gateway::upstream::UpstreamDeps;
 
 use crate::natives::{append, plain};
+use crate::request_api::{FIELD_BYTES_MAX, FIELD_VALUES_MAX};
 
 /// A call as a script describes it.
 pub(crate) struct Call {
@@ -37,19 +38,25 @@ impl Call {
         let limit = |name: &str| {
             let ms = field(name).as_number().or(field(name).as_integer().map(|n| n as f64));
             let ms = ms.filter(|ms| ms.is_finite() && *ms > 0.0).map(|ms| ms as u64);
-            ms.map_or(TIMEOUT, Duration::from_millis).min(TIMEOUT)
+            ms.map_or(TIMEOUT, Duration::from_millis).min(TIMEOUT_MAX)
         };
         let mut headers = Headers::new();
         if let Value::Table(all) = field("headers") {
-            for pair in all.pairs::<Value, Vec<Value>>() {
+            let mut bytes = 0;
+            for pair in all.pairs::<Value, Table>() {
                 let (name, values) = pair.map_err(|error| error.to_string())?;
                 let name = String::from_utf8_lossy(&plain(&name)).into_owned();
                 // Differs: `Host` and what frames a message are those of the address and the body.
                 if OWN.iter().any(|own| name.eq_ignore_ascii_case(own)) {
                     continue;
                 }
-                for value in values {
-                    headers.append(&name, &plain(&value));
+                for value in values.sequence_values::<Value>().take(FIELD_VALUES_MAX) {
+                    let value = plain(&value.map_err(|error| error.to_string())?);
+                    bytes += value.len();
+                    if bytes > FIELD_BYTES_MAX {
+                        return Err(format!("headers of more than {FIELD_BYTES_MAX} bytes"));
+                    }
+                    headers.append(&name, &value);
                 }
             }
         }
@@ -122,8 +129,12 @@ pub(crate) fn to_lua(lua: &Lua, told: &Told) -> LuaResult<Table> {
     Ok(answer)
 }
 
-/// For the connection, for sending and for each read, at most; nginx's default for sockets of Lua.
+/// For the connection, for sending and for each read, where nothing is said: nginx's default for
+/// sockets of Lua.
 const TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The longest of them.
+const TIMEOUT_MAX: Duration = Duration::from_secs(86_400);
 
 const KEEPALIVE: Keepalive =
     Keepalive { size: 32, idle_timeout: Duration::from_secs(60), requests: u64::MAX };

@@ -63,8 +63,9 @@ impl Plugin for AzureFunctions {
         Some(json!({
             "type": "object",
             "properties": {
-                "master_apikey": {"type": "string", "default": ""},
-                "master_clientid": {"type": "string", "default": ""},
+                // Checked as the keys of a route are, so that no route fails because of them.
+                "master_apikey": {"type": "string", "default": "", "pattern": KEY_PATTERN},
+                "master_clientid": {"type": "string", "default": "", "pattern": KEY_PATTERN},
             },
             "encrypt_fields": ["master_apikey"],
         }))
@@ -72,6 +73,7 @@ impl Plugin for AzureFunctions {
 
     fn compile(config: Config, ctx: &CompileCtx<'_>) -> Result<Self, ConfigError> {
         let mut caller = None;
+        let place = if config.authorization.is_some() { "authorization." } else { "master_" };
         let (apikey, clientid) = match config.authorization {
             Some(own) => {
                 if let Some(entra) = own.entra {
@@ -95,8 +97,8 @@ impl Plugin for AzureFunctions {
             let Some(key) = key else { continue };
             // Differs: APISIX takes any text. What cannot stand in a header would be left out of
             // the call, and the call go without a key.
-            if key.contains(char::is_control) {
-                return Err(ConfigError(format!("`authorization.{field}` has control characters")));
+            if key.contains(|c: char| c.is_ascii_control()) {
+                return Err(ConfigError(format!("`{place}{field}` has control characters")));
             }
             keys.push((header, Secret::from(key)));
         }
@@ -196,6 +198,9 @@ impl std::fmt::Debug for Authorization {
 const API_KEY: &str = "x-functions-key";
 const CLIENT_ID: &str = "x-functions-clientid";
 
+/// What can stand in a header.
+const KEY_PATTERN: &str = r"\A[^[:cntrl:]]*\z";
+
 /// An application's secret in the route.
 const CLIENT_SECRET: &str = "client_secret";
 
@@ -233,6 +238,7 @@ mod tests {
         let empty = json!({});
         for (client, authorization, metadata, key, id) in [
             (Some("client"), Some(&both), Some(&metadata), Some("client"), None),
+            (Some(""), Some(&both), Some(&metadata), Some(""), None),
             (None, Some(&own), Some(&metadata), Some("config"), None),
             (None, Some(&both), Some(&metadata), Some("config"), Some("id")),
             (None, Some(&nothing), Some(&metadata), None, None),
@@ -255,6 +261,61 @@ mod tests {
             assert_eq!(ran.sent_header("x-functions-clientid"), id, "{case}");
             assert_eq!(ran.sent().target, "/api/fn", "{case}");
         }
+    }
+
+    #[test]
+    fn a_client_that_brings_its_id_alone_gets_no_key_of_ours() {
+        let ran = PluginTest::<AzureFunctions>::new()
+            .config(json!({"function_uri": "http://fn.test/", "authorization": {"apikey": "k"}}))
+            .request_header("X-Functions-ClientId", Some("theirs"))
+            .run();
+        assert_eq!(ran.sent_header("x-functions-clientid"), Some("theirs"));
+        assert_eq!(ran.sent_header("x-functions-key"), None);
+    }
+
+    #[test]
+    fn keys_with_control_characters_are_refused_where_they_are_written() {
+        for (authorization, field) in [
+            (json!({"apikey": "a\n"}), "apikey"),
+            (json!({"clientid": "a\u{0}b"}), "clientid"),
+            (json!({"apikey": "\u{7f}"}), "apikey"),
+        ] {
+            let config = json!({"function_uri": "http://fn.test/", "authorization": authorization});
+            let expected = format!("`authorization.{field}` has control characters");
+            assert_eq!(refusal::<AzureFunctions>(&config), expected);
+        }
+        let mut registry = sluicegate_gateway::plugin::Registry::default();
+        registry.add::<AzureFunctions>();
+        let catalog = registry.catalog();
+        for (metadata, field) in [
+            (json!({"master_apikey": "a\n"}), Some("master_apikey")),
+            (json!({"master_clientid": "\u{7f}"}), Some("master_clientid")),
+            (json!({"master_apikey": "a b\u{e9}", "master_clientid": ""}), None),
+        ] {
+            let checked = catalog.check_metadata(AzureFunctions::NAME, &metadata);
+            match field {
+                None => assert_eq!(checked, Ok(())),
+                Some(field) => {
+                    let error = checked.unwrap_err();
+                    assert!(error.contains(&format!("property \"{field}\"")), "{error}");
+                }
+            }
+        }
+        // One that was stored before is named, too.
+        let metadata = json!({"master_apikey": "a\n"});
+        let ctx = CompileCtx {
+            metadata: Some(&metadata),
+            attr: None,
+            owner: "route 1",
+            deps: None,
+            upstreams: None,
+        };
+        let config = json!({
+            "function_uri": "http://fn.test/", "timeout": 3000, "ssl_verify": true, "keepalive": true,
+            "keepalive_pool": 5, "keepalive_timeout": 60_000, "max_req_body_size": 1,
+        });
+        let error = AzureFunctions::compile(serde_json::from_value(config).unwrap(), &ctx).err();
+        assert_eq!(error.unwrap().0, "`master_apikey` has control characters");
     }
 
     #[test]

@@ -180,6 +180,18 @@ pub fn configure_lua(attr: &serde_json::Value, zones: &[(String, u64)]) -> Resul
     Ok(())
 }
 
+/// Are these limits that [`configure_lua`] takes?
+///
+/// # Errors
+/// Which key has a value that it cannot have.
+pub fn check_lua(attr: &serde_json::Value) -> Result<(), String> {
+    #[cfg(feature = "lua")]
+    sluicegate_lua::Limits::read(attr)?;
+    #[cfg(not(feature = "lua"))]
+    let _ = attr;
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use std::path::Path;

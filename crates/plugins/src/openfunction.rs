@@ -105,4 +105,15 @@ mod tests {
             assert_eq!(&ran.sent().body[..], b"body");
         }
     }
+
+    #[test]
+    fn a_token_that_is_no_text_is_refused() {
+        for token in [json!(1), json!(["a"]), json!({}), json!(true)] {
+            let config = json!({"function_uri": "http://fn.test/", "authorization": {"service_token": token}});
+            let error = crate::tests::refusal::<OpenFunction>(&config);
+            let expected = "property \"authorization\" validation failed: property \"service_token\" \
+                validation failed: wrong type: expected string, got ";
+            assert!(error.starts_with(expected), "{error}");
+        }
+    }
 }

@@ -16,7 +16,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use sluicegate_aws::Secret;
-use sluicegate_gateway::body::{Body, BodyError};
+use sluicegate_gateway::body::{Body, BodyError, Room};
 use sluicegate_gateway::client::{CallError, Keepalive, Timeouts};
 use sluicegate_gateway::endpoint::{Ask, Endpoint, EndpointOptions, Told};
 use sluicegate_gateway::exchange::{Exchange, Origin, Response};
@@ -154,8 +154,13 @@ impl OpenWhisk {
         record.status = Some(received.status.as_u16());
         record.header_time = Some(began.elapsed());
         received.headers.remove_hop_by_hop();
-        let body = received.body.read_limited(ANSWER_MAX).await.map_err(CallError::AnswerBody)?;
-        record.response_time = Some(began.elapsed());
+        let used = core.shared.buffered.clone();
+        let total = exchange.settings.buffered_body_bytes;
+        let (body, room) =
+            received.body.hold(ANSWER_MAX, &used, total).await.map_err(CallError::AnswerBody)?;
+        exchange.upstream.response_time = Some(began.elapsed());
+        // It counts as held until the request is over.
+        exchange.notes.get_or_default::<Vec<Room>>().extend(room);
         Ok(Told { status: received.status, headers: received.headers, body })
     }
 }
@@ -168,6 +173,7 @@ fn answer(told: &Told) -> Result<Response, String> {
         None | Some(Value::Null) => told.status,
         Some(code) => code
             .as_u64()
+            .or_else(|| whole(code.as_f64()?))
             .or_else(|| code.as_str()?.parse().ok())
             .and_then(|code| u16::try_from(code).ok())
             // Final statuses only: anything else cannot end a response.
@@ -206,6 +212,11 @@ fn answer(told: &Told) -> Result<Response, String> {
         }
     }
     Ok(response)
+}
+
+/// A number such as `201.0`, which Lua takes for the same as `201`.
+fn whole(number: f64) -> Option<u64> {
+    (number.fract() == 0.0 && (0.0..1e9).contains(&number)).then_some(number as u64)
 }
 
 /// Fields about one connection or the length of the body, which the gateway says itself.
@@ -301,6 +312,7 @@ mod tests {
                 Some("1"),
                 "text",
             ),
+            (200, r#"{"statusCode":201.0,"body":"created"}"#, 201, None, "created"),
             (200, r#"{"statusCode":"418","body":{"a":[1]}}"#, 418, None, "{\"a\":[1]}\n"),
             (
                 200,
@@ -318,9 +330,15 @@ mod tests {
             assert_eq!((ran.status, ran.body().as_str()), (status, body), "{told}");
             assert_eq!(ran.response.header("x-a"), header, "{told}");
         }
-        for told in
-            ["no JSON", "", r#"{"statusCode":99}"#, r#"{"statusCode":101}"#, r#"{"statusCode":{}}"#]
-        {
+        for told in [
+            "no JSON",
+            "",
+            r#"{"statusCode":201.5}"#,
+            r#"{"statusCode":-1.0}"#,
+            r#"{"statusCode":99}"#,
+            r#"{"statusCode":101}"#,
+            r#"{"statusCode":{}}"#,
+        ] {
             let ran = PluginTest::<OpenWhisk>::new()
                 .config(config(json!({})))
                 .origin_answer(Answer::status(200).body(told))
@@ -339,6 +357,61 @@ mod tests {
                 .origin_answer(Answer::text("{}"))
                 .run();
             assert_eq!(ran.status, status, "{body}");
+        }
+    }
+
+    #[test]
+    fn an_action_that_cannot_be_reached_or_does_not_answer_is_503() {
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let silent = format!("http://{}", silent.local_addr().unwrap());
+        for (host, timeout) in [("http://127.0.0.1:1", 3000), (&*silent, 100)] {
+            let began = std::time::Instant::now();
+            let ran = PluginTest::<OpenWhisk>::new()
+                .config(config(json!({"api_host": host, "timeout": timeout})))
+                .run();
+            assert_eq!(ran.status, 503, "{host}");
+            assert!(began.elapsed() < Duration::from_secs(20), "{host}");
+        }
+    }
+
+    #[test]
+    fn an_answer_is_taken_up_to_its_limit() {
+        let text = |bytes: u64| format!("\"{}\"", "x".repeat(usize::try_from(bytes).unwrap() - 2));
+        for (bytes, status) in [(ANSWER_MAX, 200), (ANSWER_MAX + 1, 503)] {
+            let ran = PluginTest::<OpenWhisk>::new()
+                .config(config(json!({})))
+                .origin_answer(Answer::text(text(bytes)))
+                .run();
+            assert_eq!(ran.status, status, "{bytes}");
+        }
+    }
+
+    #[test]
+    fn names_and_times_that_openwhisk_does_not_have_are_refused() {
+        for (more, field) in [
+            (json!({"namespace": "a/b"}), "namespace"),
+            (json!({"action": "../x"}), "action"),
+            (json!({"action": " x"}), "action"),
+            (json!({"package": ""}), "package"),
+            (json!({"package": "a?b"}), "package"),
+            (json!({"action": "x".repeat(257)}), "action"),
+            (json!({"timeout": 0}), "timeout"),
+            (json!({"timeout": 60_001}), "timeout"),
+        ] {
+            let error = crate::tests::refusal::<OpenWhisk>(&config(more.clone()));
+            let begin = format!("property \"{field}\" validation failed: ");
+            assert!(error.starts_with(&begin), "{more}: {error}");
+        }
+        for more in [
+            json!({"namespace": "_", "package": "a b@c.d-e", "action": "x".repeat(256)}),
+            json!({"timeout": 1}),
+            json!({"timeout": 60_000}),
+        ] {
+            let ran = PluginTest::<OpenWhisk>::new()
+                .config(config(more.clone()))
+                .origin_answer(Answer::text("{}"))
+                .run();
+            assert!([200, 503].contains(&ran.status), "{more}");
         }
     }
 }

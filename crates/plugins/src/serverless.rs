@@ -59,7 +59,7 @@ impl<const PRE: bool> Plugin for Serverless<PRE> {
         let phase = phase.ok_or_else(|| ConfigError(format!("`phase` is unknown: {name:?}")))?;
         let sources = config["functions"].as_array().into_iter().flatten();
         let sources = sources.filter_map(Value::as_str).map(str::to_owned).collect();
-        let functions = Functions::compile(sources, config, ctx.deps.cloned());
+        let functions = Functions::compile(Self::NAME, sources, config, ctx.deps.cloned());
         let functions = functions.map_err(|error| ConfigError(error.to_string()))?;
         Ok(Self { phase, functions })
     }

@@ -444,6 +444,9 @@ pub(crate) fn check(place: &Place) -> anyhow::Result<Vec<Warning>> {
 pub(crate) fn load(path: &Path) -> anyhow::Result<(Config, Vec<Warning>)> {
     let env = |name: &str| std::env::var(name).ok();
     let (config, mut warnings) = Config::load(path, &env)?;
+    // Were it only warned about, functions would run without any of the limits that are named.
+    sluicegate_plugins::check_lua(lua_limits(&config))
+        .map_err(|why| anyhow!("{}: {why}", path.display()))?;
     let registry = sluicegate_plugins::registry();
     let names: Vec<&str> = registry.iter().map(|p| p.info.name).collect();
     warnings.extend(config.enabled_plugins(&names).1);
@@ -462,8 +465,13 @@ pub(crate) fn enabled(config: &Config, declared: &DeclaredPlugins) -> Registry {
     registry.only(&enabled)
 }
 
+/// The limits of Lua functions, as config.yaml has them.
+fn lua_limits(config: &Config) -> &Value {
+    config.plugin_attr.get("serverless").unwrap_or(&Value::Null)
+}
+
 fn deps(config: &Config, registry: Registry, upstream: &UpstreamDeps) -> Deps {
-    let lua = config.plugin_attr.get("serverless").unwrap_or(&Value::Null);
+    let lua = lua_limits(config);
     let zones = &config.nginx_config.http.custom_lua_shared_dict;
     if let Err(why) = sluicegate_plugins::configure_lua(lua, zones) {
         warn!("Lua functions keep the limits they have: {why}.");

@@ -89,7 +89,7 @@ impl Plugin for Fuzzing {
     async fn access(&self, exchange: &mut Exchange) -> Result<Flow, PluginError> {
         let (source, phase) = SOURCE.lock().expect("nobody panics with it").clone();
         // Without dependencies of a gateway: no script reaches a network.
-        if let Ok(functions) = Functions::compile(vec![source], json!({"a": [1]}), None) {
+        if let Ok(functions) = Functions::compile(Self::NAME, vec![source], json!({"a": [1]}), None) {
             let mut response = Response::new(http::StatusCode::OK);
             match phase % 6 {
                 0 => functions.header_filter(exchange, &mut response),
@@ -107,7 +107,7 @@ impl Plugin for Fuzzing {
                 }
             }
         }
-        let canary = Functions::compile(vec![CANARY.to_owned()], json!({}), None);
+        let canary = Functions::compile(Self::NAME, vec![CANARY.to_owned()], json!({}), None);
         let canary = canary.expect("the library is there");
         exchange.notes = Default::default();
         match canary.run(Phase::Access, exchange).await {
@@ -137,9 +137,14 @@ local held = ("x"):rep(3) == "xxx" and ("a,b"):find(",", 1, true) == 2 and strin
     and table.concat({1, 2}, "-") == "1-2" and math.floor(1.5) == 1 and ngx.md5("") == "d41d8cd98f00b204e9800998ecf8427e"
     and require("cjson").encode({a = 1}) == '{"a":1}' and require("apisix.core").string.has_prefix("ab", "a")
     and ngx.re.match("ab", "b")[0] == "b" and type(ngx.shared.fuzz.get) == "function" and leaked == nil
-    and getmetatable("") == false
+    and getmetatable("") == false and require("cjson").array_mt.leaked == nil and #require("cjson").empty_array == 0
+    and require("apisix.core").leaked == nil and rawget(require("apisix.core"), 1) == nil
 leaked = true
-return function() if held then return 201 end return 500 end
+return function(conf, ctx)
+    held = held and ngx.req.get_headers().nothing == nil and ctx.nothing == nil and ctx.var.nothing == nil
+    if held then return 201, {} end
+    return 500
+end
 "#;
 
 const TOKENS: &[&str] = &[

@@ -31,6 +31,10 @@ local function shared(t, name)
     return proxy
 end
 
+local function unshared(t)
+    if protected[t] then error("this table cannot be changed: it belongs to every script", 3) end
+end
+
 -- A library as one environment sees it: additions stay its own.
 local function library(t)
     local meta = {__index = t, __metatable = false}
@@ -67,7 +71,11 @@ local coroutines = {
     create = co_create,
     status = co_status,
     running = coroutine.running,
-    yield = co_yield,
+    -- What a function yields that nobody resumes goes nowhere, and it goes on.
+    yield = function(...)
+        if nested[running() or OP] then return co_yield(...) end
+        return co_yield()
+    end,
     isyieldable = coroutine.isyieldable,
     resume = function(co, ...) return passed_on(co, resumed(co, ...)) end,
 }
@@ -147,11 +155,30 @@ function strings.gsub(s, pattern, repl, max)
     return concat(out), count
 end
 
+-- These write without asking a metatable.
+local move = table.move
 local tables = {
-    concat = concat, insert = insert, remove = remove, sort = sort, maxn = table.maxn,
-    getn = table.getn, foreach = table.foreach, foreachi = table.foreachi,
-    move = table.move, pack = table.pack, unpack = unpack,
+    concat = concat, maxn = table.maxn, getn = table.getn, foreach = table.foreach,
+    foreachi = table.foreachi, pack = table.pack, unpack = unpack,
+    insert = function(t, ...)
+        if protected[t] then unshared(t) end
+        return insert(t, ...)
+    end,
+    remove = function(t, ...)
+        if protected[t] then unshared(t) end
+        return remove(t, ...)
+    end,
+    sort = function(t, ...)
+        if protected[t] then unshared(t) end
+        return sort(t, ...)
+    end,
 }
+if move then
+    function tables.move(from, first, last, at, to)
+        if protected[to or from] then unshared(to or from) end
+        return move(from, first, last, at, to)
+    end
+end
 
 local function clear(t)
     for key in next, t do t[key] = nil end
@@ -339,6 +366,7 @@ local header_names = {
         if lower == key then return nil end
         return rawget(t, lower)
     end,
+    __metatable = false,
 }
 
 local function headers_of(flat, raw)
@@ -462,7 +490,9 @@ end, function(_, i, value)
             value = concat(out)
         end
         why = N.set_arg(tostring(value))
-    elseif i ~= 2 then
+    elseif i == 2 then
+        N.cut(value and true or false)
+    else
         why = "bad argument index"
     end
     if why then error(why, 2) end
@@ -484,7 +514,8 @@ local function timer(what)
         end
         if every and delay < 0.001 then return nil, "delay cannot be zero" end
         if type(f) ~= "function" then error("Lua function expected", 2) end
-        return N.timer(delay, every, f, ...)
+        local args, n = {...}, select("#", ...)
+        return N.timer(delay, every, function(premature) return f(premature, unpack(args, 1, n)) end)
     end
 end
 
@@ -525,7 +556,7 @@ for _, op in ipairs({
     "get", "get_stale", "set", "safe_set", "add", "safe_add", "replace", "delete", "incr",
     "lpush", "rpush", "lpop", "rpop", "llen", "ttl", "expire",
 }) do
-    zone_methods[op] = function(zone, key, ...) return N.zone_do(zone_of(zone), op, key, ...) end
+    zone_methods[op] = function(zone, key, a, b, c) return N.zone_do(zone_of(zone), op, key, a, b, c) end
 end
 
 local zones = {}
@@ -639,7 +670,7 @@ end
 local ngx_dynamic = {
     status = N.status,
     headers_sent = N.headers_sent,
-    ctx = function() return (N.ctx("ngx")) end,
+    ctx = function() return (N.ctx(2)) end,
 }
 local ngx_meta = {
     __index = function(_, key)
@@ -662,18 +693,23 @@ local ngx_meta = {
 
 -- The context of a request --------------------------------------------------------------------
 
-local registered = {}
-
 local var_meta = {
     __index = function(t, name)
-        local custom = registered[name]
-        if custom then return custom(rawget(t, "_ctx")) end
+        local ctx = rawget(t, "_ctx")
+        local registered = rawget(ctx, "_registered")
+        local custom = registered and registered[name]
+        if custom then return custom(ctx) end
         if name == "_cache" then return t end
         return var_get(name)
     end,
     __newindex = function(t, name, value)
         if value == nil then return end
-        if N.var_set(tostring(name), tostring(value)) then rawset(t, name, value) end
+        if N.var_set(tostring(name), tostring(value)) then
+            rawset(t, name, value)
+            -- Differs: conditions, keys and logs find it, unless the gateway has a variable of that
+            -- name; in APISIX they find it then, too.
+            if type(name) == "string" and N.var_is_free(name) then N.registers() end
+        end
     end,
     __metatable = false,
 }
@@ -697,22 +733,23 @@ local ctx_meta = {
         end
         return N.ctx_field(key)
     end,
+    __metatable = false,
 }
 
 local function new_ctx()
     local ctx = setmetatable({}, ctx_meta)
     ctx.var = setmetatable({_ctx = ctx}, var_meta)
-    return ctx, {api_ctx = ctx}
+    return {ctx, {api_ctx = ctx}}
 end
 
 -- JSON ----------------------------------------------------------------------------------------
 
-local empty_array_mt, array_mt = {}, {}
-protected[empty_array_mt], protected[array_mt] = true, true
-local empty_array = N.empty_array
+local empty_array_mt, array_mt = shared({}, "cjson.empty_array_mt"), shared({}, "cjson.array_mt")
+local empty_array = shared({}, "cjson.empty_array")
+N.json_marks(empty_array, array_mt, empty_array_mt)
 
 local function json_encode(value)
-    local text, why = N.json_encode(value, array_mt, empty_array_mt)
+    local text, why = N.json_encode(value)
     if not text then return nil, why end
     return text
 end
@@ -849,7 +886,7 @@ end
 
 local core_json = {array_mt = array_mt}
 core_json.encode, core_json.decode = json_encode, json_decode
-function core_json.stably_encode(value) return N.json_encode(value, array_mt, empty_array_mt, true) end
+function core_json.stably_encode(value) return N.json_encode(value, true) end
 function core_json.delay_encode(value)
     return setmetatable({}, {__tostring = function() return (json_encode(value)) or "" end})
 end
@@ -972,26 +1009,35 @@ end
 function core_response.get_upstream_status()
     return tonumber(str_sub(N.var_get("upstream_status") or "", -3))
 end
-function core_response.hold_body_chunk(ctx, keep_copy, max)
+function core_response.hold_body_chunk(ctx, keep_copy, max, key)
     local piece, eof = N.arg(1), N.arg(2)
-    local held = rawget(ctx, "_held_body")
+    local buffers = rawget(ctx, "_body_buffer")
+    if not buffers then
+        buffers = {}
+        rawset(ctx, "_body_buffer", buffers)
+    end
+    -- Each plugin gathers for itself.
+    key = key or rawget(ctx, "_plugin_name") or 1
+    local held = buffers[key]
     if not held then
-        held = {n = 0, size = 0}
-        rawset(ctx, "_held_body", held)
+        held = {n = 0, bytes = 0}
+        buffers[key] = held
     end
-    if held.done then
-        return nil
-    end
+    if held.done then return nil end
     if piece and piece ~= "" then
         held.n = held.n + 1
         held[held.n] = piece
-        held.size = held.size + #piece
+        held.bytes = held.bytes + #piece
     end
-    if eof or (max and held.size >= max) then
+    local full = max and held.bytes >= max
+    if full or eof then
         local whole = concat(held, "", 1, held.n)
-        held.done = true
-        if max and #whole > max then whole = str_sub(whole, 1, max) end
-        rawset(ctx, "_held_body", eof and {n = 0, size = 0} or held)
+        if full then
+            -- What comes behind it goes out as it is.
+            buffers[key] = {done = true}
+            return str_sub(whole, 1, max)
+        end
+        buffers[key] = nil
         return whole
     end
     if not keep_copy then N.set_arg("") end
@@ -999,7 +1045,7 @@ function core_response.hold_body_chunk(ctx, keep_copy, max)
 end
 
 local core_table = {
-    insert = insert, insert_tail = function(t, ...)
+    insert = tables.insert, insert_tail = function(t, ...)
         local n = #t
         for i = 1, select("#", ...) do
             n = n + 1
@@ -1007,9 +1053,9 @@ local core_table = {
         end
         return n
     end,
-    concat = concat, sort = sort, clear = clear, nkeys = nkeys, deepcopy = deepcopy, clone = shallow,
+    concat = concat, sort = tables.sort, clear = clear, nkeys = nkeys, deepcopy = deepcopy, clone = shallow,
     isarray = isarray, isempty = function(t) return next(t) == nil end,
-    new = function() return {} end, array_mt = array_mt, move = table.move,
+    new = function() return {} end, array_mt = array_mt, move = tables.move,
     set = function(t, ...)
         for i = 1, select("#", ...) do t[i] = (select(i, ...)) end
         return select("#", ...)
@@ -1055,6 +1101,16 @@ local core_ctx = {
     register_var = function(name, f)
         if type(name) ~= "string" then error("bad argument #1 to 'register_var' (string expected)", 2) end
         if type(f) ~= "function" then error("bad argument #2 to 'register_var' (function expected)", 2) end
+        -- Differs: APISIX keeps it for all requests. It looks for arguments, cookies and fields first,
+        -- too, but nginx's variables it replaces.
+        if not N.var_is_free(name) then return end
+        local ctx = N.ctx(1)
+        if not ctx then error("no request found", 2) end
+        local registered = rawget(ctx, "_registered")
+        if type(registered) ~= "table" then
+            registered = {}
+            rawset(ctx, "_registered", registered)
+        end
         registered[name] = f
         N.registers()
     end,
@@ -1240,10 +1296,21 @@ string_meta.__index = strings
 string_meta.__metatable = false
 
 return function() return setmetatable({}, env_meta) end, new_ctx,
+    -- The value of a variable that functions made for the request of `ctx`.
     function(name, ctx)
-        local custom = registered[name]
-        if not custom then return nil end
-        local value = custom(ctx)
+        local value = rawget(ctx.var, name)
+        if value == nil then
+            local registered = rawget(ctx, "_registered")
+            local custom = registered and registered[name]
+            if not custom then return nil end
+            value = custom(ctx)
+        end
         if type(value) == "table" then return (json_encode(value)) end
         return value
+    end,
+    -- Calls a function, which logs have the name of that APISIX has for it. No more than two results:
+    -- Rust has little room for what it holds.
+    function(func, ...)
+        local one, two = func(...)
+        return one, two
     end

@@ -460,6 +460,25 @@ fn no_script_holds_the_gateway() {
         "for k in ('x'):rep(100):gmatch('') do while true do end end",
         "return (('x'):rep(100):gsub('', function() while true do end end))",
         "table.sort({3, 2, 1}, function() while true do end end)",
+        // Work that is done outside of Lua, where no instruction is counted.
+        "local t = {} for i = 1, 60 do t = {t, t} end return 200, t",
+        "local t = {} for i = 1, 60 do t = {t, t} end require('cjson').encode(t)",
+        "return assert(nil, require('cjson.safe').encode({('\\1'):rep(2e7)}) == nil and 'long')",
+        "return ('x'):rep(1e6):gsub('.*', ('%0'):rep(1e6))",
+        "return assert(ngx.re.gsub(('x'):rep(1e6), '.*', ('$0'):rep(1e6)))",
+        "local v, t = ('v'):rep(1e6), {} for i = 1, 1e5 do t[i] = v end return 200, ngx.encode_args({a = t})",
+        "local v, t = ('v'):rep(1e6), {} for i = 1, 1e5 do t[i] = v end ngx.req.set_header('X', t)",
+        "local v, t = ('v'):rep(1e6), {} for i = 1, 1e5 do t[i] = v end ngx.header.x = t",
+        "local v, t = ('v'):rep(1e6), {} for i = 1, 1e5 do t[i] = v end
+            assert(require('resty.http').new():request_uri('http://127.0.0.1:1/', {headers = {a = t}}))",
+        "return assert(ngx.re.match(('a'):rep(9e5), '(?:(?=a*)a)*'))",
+        "return assert(ngx.re.gsub(('a'):rep(9e5), '(?=a*c)a', 'b'))",
+        "return require('cjson').decode('[' .. ('1,'):rep(1.5e7) .. '1]')",
+        // More values than Rust can refer to at one time.
+        "local t = {} for i = 1, 7000 do t[i] = 'v' .. i end
+            for i = 1, 200 do ngx.timer.at(1000, print, unpack(t)) end error('done')",
+        "local t = {} for i = 1, 7900 do t[i] = 'v' .. i end coroutine.yield(unpack(t))
+            ngx.timer.at(0, error, unpack(t)) error('done')",
     ] {
         eprintln!("{script}");
         let began = std::time::Instant::now();
@@ -467,6 +486,212 @@ fn no_script_holds_the_gateway() {
         assert_eq!(ran.status, 500, "{script}: {}", ran.body());
         assert!(began.elapsed().as_secs() < 20, "{script} took {:?}", began.elapsed());
     }
+}
+
+#[test]
+fn a_source_that_never_ends_outside_of_lua_is_refused_and_all_share_one_limit() {
+    let wild = "local t = {} for i = 1, 60 do t = {t, t} end require('cjson').encode(t)";
+    let error = crate::tests::refusal::<Pre>(&json!({"functions": [wild]}));
+    assert!(error.starts_with("pcall error: "), "{error}");
+    let half = "for i = 1, 1e7 do end return function() end";
+    let began = std::time::Instant::now();
+    let error = crate::tests::refusal::<Pre>(&json!({"functions": vec![half; 200]}));
+    assert!(error.starts_with("pcall error: the script ran "), "{error}");
+    assert!(began.elapsed().as_secs() < 20, "{:?}", began.elapsed());
+}
+
+/// However busy the machine is.
+fn with_time() {
+    sluicegate_lua::configure(sluicegate_lua::Limits {
+        time: std::time::Duration::from_secs(60),
+        ..sluicegate_lua::Limits::default()
+    });
+}
+
+#[test]
+fn many_values_at_one_time_are_taken() {
+    with_time();
+    for (script, expected) in [
+        (
+            "local t = {} for i = 1, 20000 do t[i], t['k' .. i] = 'v' .. i, {} end
+            ngx.print(#require('cjson').encode(t) > 5e5, #require('apisix.core').json.stably_encode(t) > 5e5)",
+            "truetrue",
+        ),
+        (
+            "local t = {} for i = 1, 20000 do t[i] = 'v' .. i end
+            local back = require('cjson').decode(require('cjson').encode(t)) ngx.print(#back, back[20000])",
+            "20000v20000",
+        ),
+        (
+            "local t = {} for i = 1, 7900 do t[i] = 'v' .. i end coroutine.yield(unpack(t))
+            ngx.print(ngx.md5(unpack(t)) == ngx.md5('v1'))",
+            "true",
+        ),
+        (
+            "local c = require('cjson') ngx.print(c.encode({setmetatable({}, c.array_mt), c.empty_array, {}, 1 / 4, -0.0, c.null}))",
+            "[[],[],{},0.25,0,null]",
+        ),
+        (
+            "ngx.print(require('cjson').decode('{\"a\":[1,-2.5e3,true,null,\"\\\\u00e9\"]}').a[5], require('cjson.safe').decode('[1] x') == nil)",
+            "\u{e9}true",
+        ),
+    ] {
+        says(script, expected);
+    }
+    let ran = run(
+        "return function() local t = {} for i = 1, 7900 do t[i] = 'v' .. i end return unpack(t) end",
+    );
+    assert_eq!((ran.status, ran.body().as_str()), (200, "v1v2"));
+    let ran = run("return function() return 200, {a = require('cjson').empty_array} end");
+    assert_eq!(ran.body(), "{\"a\":[]}\n");
+}
+
+/// A gateway with one core and these routes, each with its script in the `access` phase.
+fn gateway(scripts: &[(&'static str, &str)]) -> sluicegate_testkit::plugin::InProcess {
+    let route = |id: &str, script: &str| json!({"id": id, "uri": format!("/{id}"), "plugins": {Pre::NAME: {"functions": [script]}}});
+    let kind = sluicegate_model::kind::Kind::Routes;
+    let routes = scripts.iter().map(|(id, script)| (kind, *id, route(id, script))).collect();
+    sluicegate_testkit::plugin::InProcess::start(crate::registry(), routes)
+}
+
+#[test]
+fn memory_that_is_kept_although_the_error_was_caught_is_taken_back() {
+    with_time();
+    let fill = "pcall(function() for i = 1, 1e7 do k[#k + 1] = ('x'):rep(1e4) .. i end end)";
+    let keeps = format!("local k = {{}} return function() {fill} return 200 end");
+    let waits = format!("local k = {{}} return function() {fill} ngx.sleep(3600) end");
+    let honest =
+        "return function() local t = {} for i = 1, 1e4 do t[i] = 'x' .. i end ngx.print(#t) end";
+    let gateway = gateway(&[("keeps", &keeps), ("waits", &waits), ("honest", honest)]);
+    for (target, status) in [
+        ("/honest", 200),
+        ("/keeps", 200),
+        ("/honest", 200),
+        ("/keeps", 200),
+        ("/honest", 200),
+        ("/waits", 500),
+        ("/honest", 200),
+    ] {
+        let answer = sluicegate_testkit::client::get(gateway.addr, target);
+        assert_eq!(answer.status, status, "{target}");
+    }
+    gateway.stop();
+}
+
+/// Rust has room for 8000 references to Lua. A call that waited once took three of them, and one more
+/// ended the requests of a core in panics.
+#[test]
+fn thousands_of_calls_wait_at_one_time() {
+    sluicegate_lua::configure(sluicegate_lua::Limits {
+        timers: 9000,
+        time: std::time::Duration::from_secs(60),
+        ..sluicegate_lua::Limits::default()
+    });
+    let wait = "return function() ngx.sleep(8) return 200, 'waited' end";
+    let timers = "return function()
+        for i = 1, 9000 do assert(ngx.timer.at(0, function(premature, n) ngx.sleep(600) end, 'v' .. i)) end
+        for i = 1, 6000 do
+            if ngx.timer.running_count() == 9000 then break end
+            ngx.sleep(0.01)
+        end
+        return 200, ngx.timer.running_count()
+    end";
+    let gateway = gateway(&[("wait", wait), ("timers", timers)]);
+    let ask = || {
+        let mut client = sluicegate_testkit::client::Client::connect(gateway.addr);
+        client.send(sluicegate_testkit::client::request_bytes("GET", "/wait", &[], b""));
+        client
+    };
+    let clients: Vec<_> = (0..3000).map(|_| ask()).collect();
+    let timers = sluicegate_testkit::client::get(gateway.addr, "/timers");
+    assert_eq!(timers.text(), "9000");
+    for mut client in clients {
+        assert_eq!(client.response().text(), "waited");
+    }
+    gateway.stop();
+}
+
+#[test]
+fn no_configuration_changes_what_another_one_on_the_same_core_sees() {
+    let victim = "return function(conf, ctx)
+        local cjson, core = require('cjson'), require('apisix.core')
+        ngx.print(tostring(ngx.req.get_headers().nothing), tostring(ngx.resp.get_headers().nothing),
+            tostring(require('resty.http').new().nothing),
+            tostring(ctx.nothing), tostring(ctx.var.arg_a), tostring(ctx.var.http_x), tostring(ctx.var.uri),
+            tostring(ctx.var.own), tostring(rawget(core, 1)), tostring(core.nothing), #cjson.empty_array,
+            tostring(cjson.array_mt.x), cjson.encode({setmetatable({1}, cjson.array_mt)}),
+            cjson.encode(cjson.empty_array), tostring(setmetatable({}, cjson.array_mt).nothing),
+            tostring(setmetatable({}, cjson.empty_array_mt).nothing), tostring(core.empty_tab[1]))
+    end";
+    let clean = "nilnilnilnil1nil/victimnilnilnil0nil[[1]][]nilnilnil";
+    for attack in [
+        "getmetatable(ngx.req.get_headers()).__index = f",
+        "getmetatable(ngx.resp.get_headers()).__index = f",
+        "getmetatable(require('resty.http').new()).__index = f",
+        "getmetatable(ctx).__index = f",
+        "getmetatable(ctx.var).__index = f",
+        "cjson.array_mt.x = 'leaked'",
+        "cjson.array_mt.__index = f",
+        "cjson.empty_array_mt.__index = f",
+        "cjson.empty_array[1] = 'leaked'",
+        "table.insert(cjson.empty_array, 'leaked')",
+        "table.insert(core, 'leaked')",
+        "core.table.insert(core.empty_tab, 'leaked')",
+        "table.insert(core, 1, 'leaked')",
+        "core.table.insert_tail(core, 'leaked')",
+        "core.table.merge(cjson.array_mt, {x = 'leaked'})",
+        "rawset(cjson.array_mt, 'x', 'leaked')",
+        "if not table.move then error('none') end table.move({'leaked'}, 1, 1, 1, core)",
+        "ngx.re.match('a', 'a', '', nil, core)",
+    ] {
+        let attacker = format!(
+            "return function(conf, ctx)
+                local cjson, core = require('cjson'), require('apisix.core')
+                local f = function() return 'leaked' end
+                ngx.print(tostring(pcall(function() {attack} end)))
+            end"
+        );
+        let gateway = gateway(&[("attacker", &attacker), ("victim", victim)]);
+        let refused = sluicegate_testkit::client::get(gateway.addr, "/attacker");
+        assert_eq!(refused.text(), "false", "{attack} is refused");
+        let seen = sluicegate_testkit::client::get(gateway.addr, "/victim?a=1");
+        assert_eq!(seen.text(), clean, "{attack}");
+        gateway.stop();
+    }
+    // What a request registers and sets is its own.
+    let attacker = "return function(conf, ctx)
+        local f = function() return 'leaked' end
+        for _, name in ipairs({'arg_a', 'http_x', 'uri', 'own', 'cookie_a'}) do
+            require('apisix.core').ctx.register_var(name, f)
+        end
+        ctx.var.own2 = 'set'
+        ngx.print(ctx.var.own, ctx.var.arg_a, ctx.var.uri, ctx.var.own2)
+    end";
+    let gateway = gateway(&[("attacker", attacker), ("victim", victim)]);
+    let own = sluicegate_testkit::client::get(gateway.addr, "/attacker?a=1");
+    assert_eq!(own.text(), "leaked1/attackerset");
+    let seen = sluicegate_testkit::client::get(gateway.addr, "/victim?a=1");
+    assert_eq!(seen.text(), clean);
+    gateway.stop();
+}
+
+#[test]
+fn a_variable_that_a_function_sets_is_seen_by_other_plugins() {
+    let route = json!({"id": "1", "uri": "/*", "plugins": {
+        Pre::NAME: {"phase": "rewrite", "functions": [
+            "return function(conf, ctx) ctx.var.my = ngx.req.get_uri_args().who ctx.var.n = 7 end"]},
+        "response-rewrite": {
+            "status_code": 418, "body": "no tea", "vars": [["my", "==", "eve"], ["n", "==", "7"]]},
+        "mocking": {"response_status": 200, "response_example": "passed"},
+    }});
+    let kind = sluicegate_model::kind::Kind::Routes;
+    let gateway =
+        sluicegate_testkit::plugin::InProcess::start(crate::registry(), vec![(kind, "1", route)]);
+    for (target, status) in [("/?who=eve", 418), ("/?who=ann", 200), ("/", 200)] {
+        let answer = sluicegate_testkit::client::get(gateway.addr, target);
+        assert_eq!(answer.status, status, "{target}");
+    }
+    gateway.stop();
 }
 
 #[test]
@@ -919,3 +1144,229 @@ fn whatever_scripts_call_the_library_stands() {
 
 /// Inputs of the fuzz target that once did harm.
 const FOUND: &[&[u8]] = &[];
+
+#[test]
+fn before_proxy_runs_last_and_may_end_the_request() {
+    let ran =
+        test("before_proxy", "return function() ngx.req.set_header('X-Late', ngx.get_phase()) end")
+            .run();
+    assert_eq!((ran.status, ran.sent_header("x-late")), (200, Some("access")));
+    let ran = test("before_proxy", "return function() return 403, 'no' end").run();
+    assert_eq!((ran.status, ran.sent.len(), ran.body().as_str()), (403, 0, "no"));
+    let ran = test("before_proxy", "return function() ngx.sleep(0.001) error('x') end").run();
+    assert_eq!((ran.status, ran.sent.len()), (500, 0));
+}
+
+#[test]
+fn log_functions_see_what_was_sent() {
+    with_zones();
+    let log = "return function(conf, ctx)
+        local said = pcall(ngx.say, 'x')
+        ngx.shared.zone:set('logged', table.concat({ngx.status, ngx.get_phase(), ngx.header['X-From'], ctx.var.status, tostring(said)}, ' '))
+        return 500, 'goes nowhere'
+    end";
+    let second = "return function() ngx.shared.zone:set('second', true) end";
+    let ran = PluginTest::<Pre>::new()
+        .config(json!({"phase": "log", "functions": [log, second]}))
+        .origin_answer(Answer::status(201).header("X-From", "origin").body("b"))
+        .run();
+    assert_eq!((ran.status, ran.body().as_str()), (201, "b"));
+    sluicegate_testkit::wait::until("the function ran", || {
+        let told = run("return function() return 200, ngx.shared.zone:get('logged') or '' end");
+        (told.body() == "201 log origin 201 false").then_some(())
+    });
+    says("ngx.print(tostring(ngx.shared.zone:get('second')))", "nil");
+}
+
+#[test]
+fn what_a_filter_returns_only_ends_its_turn() {
+    for (first, runs) in [
+        ("return 403", false),
+        ("return 403, 'no'", false),
+        ("return nil, 'x'", false),
+        ("return true", false),
+        ("return false", true),
+        ("return nil", true),
+        ("return", true),
+    ] {
+        for phase in ["header_filter", "body_filter"] {
+            let mark = match phase {
+                "header_filter" => "ngx.header['X-Second'] = 'ran'",
+                _ => "if ngx.arg[1] ~= '' then ngx.arg[1] = 'ran' end",
+            };
+            let ran = PluginTest::<Pre>::new()
+                .config(json!({"phase": phase, "functions": [
+                    format!("return function() {first} end"), format!("return function() {mark} end"),
+                ]}))
+                .origin_answer(Answer::text("body"))
+                .run();
+            let second = ran.response.header("x-second") == Some("ran") || ran.body() == "ran";
+            assert_eq!((ran.status, second), (200, runs), "{phase}: {first}");
+        }
+    }
+    let ran = test("header_filter", "return function() ngx.exit(202) end").run();
+    assert_eq!(ran.status, 202);
+}
+
+/// A route with both plugins in the `body_filter` phase, and what the client gets of `body`.
+fn filtered(pre: &str, post: &str, body: &'static str) -> String {
+    let origin = sluicegate_testkit::origin::Origin::start(move |_| Answer::text(body));
+    let functions = |source: &str| json!({"phase": "body_filter", "functions": [source]});
+    let route = json!({
+        "id": "1", "uri": "/*",
+        "plugins": {
+            "serverless-pre-function": functions(pre),
+            "serverless-post-function": functions(post),
+        },
+        "upstream": {"type": "roundrobin", "nodes": {origin.addr.to_string(): 1}},
+    });
+    let kind = sluicegate_model::kind::Kind::Routes;
+    let gateway =
+        sluicegate_testkit::plugin::InProcess::start(crate::registry(), vec![(kind, "1", route)]);
+    let text = sluicegate_testkit::client::get(gateway.addr, "/").text();
+    gateway.stop();
+    text
+}
+
+#[test]
+fn each_plugin_gathers_the_body_for_itself() {
+    let hold = |arguments: &str, change: &str| {
+        format!(
+            "return function(conf, ctx)
+                local body = require('apisix.core').response.hold_body_chunk(ctx{arguments})
+                if body then {change} end
+            end"
+        )
+    };
+    for (pre, post, expected) in [
+        (
+            hold(", true", "ctx.seen = body"),
+            hold("", "ngx.arg[1] = body .. '|' .. ctx.seen"),
+            "hello|hello",
+        ),
+        (
+            hold("", "ngx.arg[1] = body:upper()"),
+            hold("", "ngx.arg[1] = '<' .. body .. '>'"),
+            "<HELLO>",
+        ),
+        // What was seen of it is cut, the body is not.
+        (
+            hold(", true, 3", "ctx.seen = body"),
+            hold("", "ngx.arg[1] = body .. '|' .. ctx.seen"),
+            "hello|hel",
+        ),
+        (
+            hold(", false, 3", "ngx.arg[1] = body"),
+            hold("", "ngx.arg[1] = '<' .. body .. '>'"),
+            "<hel>",
+        ),
+        // One plugin with two buffers.
+        (
+            hold(", true, nil, 'a'", "ctx.a = body"),
+            hold(", false, nil, 'b'", "ngx.arg[1] = body .. ctx.a"),
+            "hellohello",
+        ),
+    ] {
+        assert_eq!(filtered(&pre, &post, "hello"), expected, "{pre}\n{post}");
+    }
+}
+
+#[test]
+fn a_body_ends_where_a_filter_says_so() {
+    let cut = "return function() ngx.arg[1] = 'short' ngx.arg[2] = true end";
+    let post = "return function() if ngx.arg[1] ~= '' then ngx.arg[1] = ngx.arg[1] .. tostring(ngx.arg[2]) end end";
+    assert_eq!(filtered(cut, post, "a long body"), "shorttrue");
+    let body = "x".repeat(1 << 20).leak();
+    assert_eq!(filtered(cut, post, body), "shorttrue");
+}
+
+#[test]
+fn bodies_are_taken_up_to_their_limit() {
+    let origin = sluicegate_testkit::origin::Origin::start(|request| {
+        Answer::text("x".repeat(request.path()[1..].parse().unwrap()))
+    });
+    sluicegate_lua::configure(sluicegate_lua::Limits {
+        body_bytes: 10,
+        ..sluicegate_lua::Limits::default()
+    });
+    for (n, taken) in [(10, true), (11, false)] {
+        let status = if taken { 200 } else { 500 };
+        for script in [
+            format!("ngx.print(('x'):rep({n})) ngx.exit(200)"),
+            format!("ngx.print('x') ngx.print(('x'):rep({n} - 1)) ngx.exit(200)"),
+            format!("ngx.req.read_body() ngx.req.set_body_data(('x'):rep({n})) ngx.exit(200)"),
+            format!(
+                "assert(require('resty.http').new():request_uri('{}')) return 200",
+                origin.url(&format!("/{n}"))
+            ),
+        ] {
+            let ran = run(&format!("return function() {script} end"));
+            assert_eq!(ran.status, status, "{script}: {}", ran.body());
+        }
+        let ran = test("access", "return function() ngx.req.read_body() return 200, tostring(ngx.req.get_body_data()) end")
+            .request("POST", "/")
+            .request_body("x".repeat(n))
+            .run();
+        let expected = if taken { "x".repeat(n) } else { "nil".to_owned() };
+        assert_eq!(ran.body(), expected, "{n}");
+    }
+}
+
+#[test]
+fn a_timeout_longer_than_a_minute_is_kept() {
+    let origin = sluicegate_testkit::origin::Origin::text("x");
+    let script = format!(
+        "return function() local c = require('resty.http').new() c:set_timeout(120000)
+        return 200, c:request_uri('{}').body end",
+        origin.url("/")
+    );
+    assert_eq!(run(&script).body(), "x");
+}
+
+#[test]
+fn modules_are_read_where_package_path_allows_it() {
+    let folder = std::env::temp_dir().join(format!("sluicegate-modules-{}", std::process::id()));
+    std::fs::create_dir_all(folder.join("a")).unwrap();
+    let write = |name: &str, text: &str| std::fs::write(folder.join(name), text).unwrap();
+    write("plain.lua", "return {answer = 42, name = ...}");
+    write("a/b.lua", "return function() return 'nested' end");
+    write("wrong.lua", "return (");
+    write("fails.lua", "error('no')");
+    write("nothing.lua", "loaded = (loaded or 0) + 1");
+    write("bytes.lua", "\x1bLJ\x02");
+    write("most.lua", &format!("return 1 --{}", "x".repeat((1 << 20) - 11)));
+    write("more.lua", &format!("return 1 --{}", "x".repeat((1 << 20) - 10)));
+    std::fs::create_dir_all(folder.join("folder.lua")).unwrap();
+    let script = |name: &str, then: &str| {
+        format!("local ok, m = pcall(require, '{name}') ngx.print(tostring(ok), ' ', {then})")
+    };
+    says(&script("plain", "m:match('not found')"), "false not found");
+    sluicegate_lua::configure(sluicegate_lua::Limits {
+        package_path: vec!["/nowhere/?.lua".into(), folder.join("?.lua")],
+        ..sluicegate_lua::Limits::default()
+    });
+    for (name, then, said) in [
+        ("plain", "m.answer, m.name", "true 42plain"),
+        ("a.b", "m()", "true nested"),
+        ("nothing", "m, require('nothing'), loaded", "true truetrue1"),
+        ("cjson", "type(m.encode)", "true function"),
+        ("missing", "m:match('not found')", "false not found"),
+        ("wrong", "m:match('unexpected symbol') or m", "false unexpected symbol"),
+        ("fails", "m:match('no$')", "false no"),
+        ("bytes", "m:match('not found')", "false not found"),
+        ("most", "m", "true 1"),
+        ("more", "m:match('larger than 1048576 bytes')", "false larger than 1048576 bytes"),
+        ("folder", "m:match('this is no file')", "false this is no file"),
+        (
+            "../plain",
+            "m:match('characters that no module has')",
+            "false characters that no module has",
+        ),
+        ("a..b", "m:match('characters')", "false characters"),
+        ("/etc/passwd", "m:match('characters')", "false characters"),
+        ("pl\\0ain", "m:match('characters')", "false characters"),
+    ] {
+        says(&script(name, then), said);
+    }
+    std::fs::remove_dir_all(folder).unwrap();
+}

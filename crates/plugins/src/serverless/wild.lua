@@ -67,6 +67,25 @@ return function(conf, ctx)
     }) do
         gather(f, "global", 0)
     end
+    -- Whatever metatables are to be had, and what is in them.
+    local function reach(value, name)
+        local meta = getmetatable(value)
+        if type(meta) == "table" then
+            pcall(function() meta.__index = function() return "leaked" end end)
+            gather(meta, name .. " metatable", 0)
+        end
+    end
+    for name, value in pairs({
+        headers = pcall(ngx.req.get_headers) and ngx.req.get_headers() or {},
+        answer = pcall(ngx.resp.get_headers) and ngx.resp.get_headers() or {},
+        ctx = ctx, vars = ctx.var, client = require("resty.http").new(), core = core,
+        array = require("cjson").empty_array, array_mt = require("cjson").array_mt,
+        decoded = require("cjson").decode("[1, {}]"), ngx = ngx, string = string, zone = ngx.shared.fuzz or {},
+    }) do
+        reach(value, name)
+        pcall(table.insert, value, "leaked")
+        pcall(rawset, value, "leaked", "leaked")
+    end
     local values = {
         function() return nil end, function() return true end, function() return 0 end,
         function() return -1 end, function() return 0 / 0 end, function() return 1 / 0 end,
@@ -74,6 +93,11 @@ return function(conf, ctx)
         function() return data end, function() return ("%"):rep(40) end, function() return "a" end,
         function() return "(a*)*b" end, function() return "X-H\r\nY: 1" end, function() return {} end,
         function() return {data, {1, 2}, a = data} end, function() local t = {} t[1] = t return t end,
+        -- Shared references: as many values as 2^n in the JSON of n tables.
+        function() local t = {} for _ = 1, 60 do t = {t, t} end return t end,
+        function() local t = {data} for _ = 1, 200 do t = {a = t, b = t} end return t end,
+        function() local t = {} for i = 1, 20000 do t[i] = "v" .. i end return t end,
+        function() return require("cjson").array_mt end, function() return setmetatable({1}, require("cjson").array_mt) end,
         function() return ngx end, function() return ngx.null end, function() return ctx end,
         function() return conf end, function() return _G end, function() return coroutine.create(error) end,
         function() return function(...) return ... end end, function() return setmetatable({}, {__index = error, __tostring = error, __gc = error}) end,

@@ -49,6 +49,64 @@ fn each_function_plugin_answers_with_its_key_and_hides_it_at_rest() {
     }
 }
 
+/// The platforms' half: functions that answer those alone who bring the right key.
+#[test]
+fn functions_that_check_keys_answer_right_ones_and_refuse_others() {
+    let gateway = GatewayProcess::start(BINARY);
+    let origin = Origin::start(|request| {
+        let given = (request.header("x-functions-key"), request.header("authorization"));
+        let known = [
+            ("/api/azure", (Some("azure-key"), None)),
+            ("/open", (None, Some("Basic dXNlcjpwYXNz"))),
+            ("/api/v1/namespaces/guest/actions/hello", (None, Some("Basic dXNlcjpwYXNz"))),
+        ];
+        match known.contains(&(request.path(), given)) {
+            true => Answer::text(r#"{"body": "done"}"#),
+            false => Answer::status(401).body(r#"{"error": "who are you?"}"#),
+        }
+    });
+    let (azure, open, host) = (origin.url("/api/azure"), origin.url("/open"), origin.url(""));
+    let whisk = |token: &str| json!({"openwhisk": {"api_host": host, "service_token": token, "namespace": "guest", "action": "hello"}});
+    for (plugins, header, status) in [
+        (
+            json!({"azure-functions": {"function_uri": azure, "authorization": {"apikey": "azure-key"}}}),
+            None,
+            200,
+        ),
+        (
+            json!({"azure-functions": {"function_uri": azure, "authorization": {"apikey": "other"}}}),
+            None,
+            401,
+        ),
+        (json!({"azure-functions": {"function_uri": azure}}), None, 401),
+        (json!({"azure-functions": {"function_uri": azure}}), Some("azure-key"), 200),
+        // The client's key counts, also where it is the wrong one.
+        (
+            json!({"azure-functions": {"function_uri": azure, "authorization": {"apikey": "azure-key"}}}),
+            Some("theirs"),
+            401,
+        ),
+        (
+            json!({"openfunction": {"function_uri": open, "authorization": {"service_token": "user:pass"}}}),
+            None,
+            200,
+        ),
+        (
+            json!({"openfunction": {"function_uri": open, "authorization": {"service_token": "user:"}}}),
+            None,
+            401,
+        ),
+        (json!({"openfunction": {"function_uri": open}}), None, 401),
+        (whisk("user:pass"), None, 200),
+        (whisk("user:wrong"), None, 401),
+    ] {
+        gateway.set("/routes/1", &json!({"uri": "/fn", "plugins": plugins}));
+        let headers: Vec<_> = header.map(|key| ("X-Functions-Key", key)).into_iter().collect();
+        let answer = client::request(gateway.http, "GET", "/fn", &headers, b"");
+        assert_eq!(answer.status, status, "{plugins} {header:?}: {}", answer.text());
+    }
+}
+
 #[test]
 fn azures_master_keys_reach_routes_without_keys_as_soon_as_they_are_written() {
     let gateway = GatewayProcess::start(BINARY);
@@ -66,6 +124,11 @@ fn azures_master_keys_reach_routes_without_keys_as_soon_as_they_are_written() {
         gateway.put("/plugin_metadata/azure-functions", &json!({"master_apikey": "master"}));
     assert_eq!(status, 201, "{answer}");
     wait::until("the master key is sent", || (key().as_deref() == Some("master")).then_some(()));
+    let (status, answer) =
+        gateway.put("/plugin_metadata/azure-functions", &json!({"master_apikey": "a\n"}));
+    let said = answer["error_msg"].as_str().unwrap_or_default();
+    assert!(status == 400 && said.contains("\"master_apikey\""), "{status} {answer}");
+    assert_eq!(key().as_deref(), Some("master"));
 }
 
 /// The plugins that only speak HTTP, each before a function that runs for real.

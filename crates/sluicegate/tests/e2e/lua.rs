@@ -177,6 +177,18 @@ fn zones_of_config_yaml_are_shared_by_all_cores_and_outlive_a_reload() {
     gateway
         .set("/routes/1", &json!({"uri": "/n", "desc": "anew", "plugins": pre("access", count)}));
     assert_eq!(get(gateway.http, "/n").text(), "21\n", "a configuration that changes keeps them");
+    // A reload that changes a limit has every core begin with a new Lua state, but not with new zones.
+    let mut reloaded = zones("1m");
+    reloaded["plugin_attr"] = json!({"serverless": {"timers": 7}});
+    gateway.write_config(&sluicegate_testkit::gateway::config(reloaded).to_string());
+    gateway.signal(rustix::process::Signal::HUP);
+    gateway.wait_for_error_line("The configuration was reloaded.");
+    assert_eq!(get(gateway.http, "/n").text(), "22\n", "and so does a reload");
+    gateway.write_config(&sluicegate_testkit::gateway::config(zones("2m")).to_string());
+    gateway.signal(rustix::process::Signal::HUP);
+    sluicegate_testkit::wait::until("a zone of another size begins empty", || {
+        (get(gateway.http, "/n").text() == "1\n").then_some(())
+    });
     let missing = "return function() ngx.say(tostring(ngx.shared.others)) ngx.exit(200) end";
     gateway.set("/routes/2", &json!({"uri": "/none", "plugins": pre("access", missing)}));
     assert_eq!(get(gateway.http, "/none").text(), "nil\n");
@@ -194,4 +206,100 @@ fn limits_of_functions_follow_a_reload() {
     sluicegate_testkit::wait::until("the new limit holds", || {
         (get(gateway.http, "/w").status == 200).then_some(())
     });
+}
+
+#[test]
+fn a_limit_that_is_misspelled_keeps_the_gateway_from_starting() {
+    let with = |attr: Value| {
+        let config = json!({"plugin_attr": {"serverless": attr}});
+        let text = sluicegate_testkit::gateway::config(config).to_string();
+        GatewayProcess::prepare(BINARY, &text)
+    };
+    for (attr, why) in [
+        (
+            json!({"instruction": 1000, "time_ms": 10}),
+            "plugin_attr.serverless.instruction is not known",
+        ),
+        (json!({"time_ms": "1s"}), "plugin_attr.serverless.time_ms is not a number above 0"),
+    ] {
+        let gateway = with(attr);
+        for command in ["start", "test"] {
+            let output = gateway.command(&[command]);
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(!output.status.success() && said.contains(why), "{command}: {said}");
+        }
+    }
+    assert!(with(json!({"instructions": 1000})).command(&["test"]).status.success());
+}
+
+#[test]
+fn a_reload_with_a_misspelled_limit_changes_nothing() {
+    let with = |attr: Value| json!({"plugin_attr": {"serverless": attr}});
+    let gateway = GatewayProcess::with(BINARY, with(json!({"instructions": 10_000})));
+    let long = "return function() for i = 1, 20000 do end return 200 end";
+    gateway.set("/routes/1", &json!({"uri": "/w", "plugins": pre("access", long)}));
+    assert_eq!(get(gateway.http, "/w").status, 500);
+    let wrong = with(json!({"instructionss": 10_000_000}));
+    gateway.write_config(&sluicegate_testkit::gateway::config(wrong).to_string());
+    gateway.signal(rustix::process::Signal::HUP);
+    let line = gateway.wait_for_error_line("The configuration was not reloaded");
+    assert!(line.contains("plugin_attr.serverless.instructionss is not known"), "{line}");
+    assert_eq!(get(gateway.http, "/w").status, 500);
+}
+
+#[test]
+fn timers_end_with_the_configuration_that_made_them_even_while_they_wait() {
+    let zones = json!({"nginx_config": {"worker_processes": 1, "http": {"custom_lua_shared_dict": {"ticks": "1m"}}}});
+    let gateway = GatewayProcess::with(BINARY, zones);
+    let timer = "return function()
+        ngx.timer.at(0, function() while true do ngx.sleep(0.01) ngx.shared.ticks:incr('loop', 1, 0) end end)
+        ngx.timer.at(0, function() ngx.shared.ticks:incr('running', 1, 0) ngx.sleep(3600) end)
+        return 200
+    end";
+    let tell = "return function()
+        return 200, {n = ngx.shared.ticks:get('loop'), running = ngx.timer.running_count()}
+    end";
+    gateway.set("/routes/timer", &json!({"uri": "/timer", "plugins": pre("access", timer)}));
+    gateway.set("/routes/tell", &json!({"uri": "/tell", "plugins": pre("access", tell)}));
+    let told = || get(gateway.http, "/tell").json();
+    assert_eq!(get(gateway.http, "/timer").status, 200);
+    sluicegate_testkit::wait::until("the timers run", || {
+        (told()["n"].as_f64() > Some(3.0) && told()["running"] == json!(2)).then_some(())
+    });
+    gateway.delete("/routes/timer");
+    sluicegate_testkit::wait::until("both timers end", || {
+        (told()["running"] == json!(0)).then_some(())
+    });
+    let after = told()["n"].clone();
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    assert_eq!(told()["n"], after);
+}
+
+#[test]
+fn a_call_of_resty_http_does_not_hold_the_core() {
+    let gateway = GatewayProcess::with(BINARY, json!({"nginx_config": {"worker_processes": 1}}));
+    let (asked, answered) = (std::sync::mpsc::channel(), std::sync::mpsc::channel::<()>());
+    let (tell, may) = (std::sync::Mutex::new(asked.0), std::sync::Mutex::new(answered.1));
+    let slow = Origin::start(move |_| {
+        tell.lock().unwrap().send(()).unwrap();
+        // Until the other request has its answer.
+        may.lock().unwrap().recv_timeout(std::time::Duration::from_secs(30)).unwrap();
+        sluicegate_testkit::Answer::text("slow")
+    });
+    let source = format!(
+        "return function()
+            local res, err = require('resty.http').new():request_uri('{}')
+            return 200, res and res.body or err
+        end",
+        slow.url("/")
+    );
+    gateway.set("/routes/slow", &json!({"uri": "/slow", "plugins": pre("access", &source)}));
+    let quick = "return function() return 200, 'quick' end";
+    gateway.set("/routes/quick", &json!({"uri": "/quick", "plugins": pre("access", quick)}));
+    let addr = gateway.http;
+    let first = std::thread::spawn(move || get(addr, "/slow").text());
+    asked.1.recv_timeout(std::time::Duration::from_secs(30)).unwrap();
+    assert_eq!(get(gateway.http, "/quick").text(), "quick");
+    answered.0.send(()).unwrap();
+    assert_eq!(first.join().unwrap(), "slow");
 }
