@@ -163,8 +163,8 @@ async fn put(
             value["update_time"] = now.into();
         }
         let how = Put {
-            // What one of this name left behind, when its time was over or behind our back, is not
-            // for the new one.
+            // Differs: with APISIX, credentials of a consumer whose time was over are believed
+            // again when one of its name is created. What is left behind is not for the new one.
             clears: old.is_none() && kind.child().is_some(),
             expect: old.map_or(Expect::Absent, |old| Expect::Revision(old.modified)),
             ttl: operation.ttl,

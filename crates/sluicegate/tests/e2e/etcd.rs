@@ -221,7 +221,10 @@ fn a_write_that_an_apisix_on_the_same_etcd_would_refuse_is_warned_about() {
         gateway.set("/routes/uri", &own(json!({"function_uri": "http://127.0.0.1:1/"})));
         gateway.set(
             "/routes/own",
-            &own(json!({"function": {"name": "f", "region": "eu-west-1", "endpoint": "http://127.0.0.1:1"}})),
+            &own(json!({
+                "function": {"name": "f", "region": "eu-west-1", "endpoint": "http://127.0.0.1:1"},
+                "authorization": {"iam": {"accesskey": "a", "secretkey": "s"}},
+            })),
         );
         gateway.set("/routes/last", &own(json!({"function_uri": "http://127.0.0.1:1/"})));
         let log = gateway.error_log();
