@@ -94,9 +94,10 @@ cargo xtask COMMAND
         Instructions per call of single pieces of work (routing, signing, heads, a configuration change),
         counted by valgrind. --check fails where one takes over 5 % more than bench/instructions.txt
         says; --accept rewrites that file.
-  conformance --apisix DIR [FILE...]
-        Apache APISIX's own test files (those of aws-lambda and of the routers, or the FILEs) against a
-        debug build. Needs a checkout of apache/apisix and the runner in ../shared/conformance.
+  conformance --apisix DIR [--etcd URL] [FILE...]
+        Apache APISIX's own test files (those of the table in docs/compatibility.md, or the FILEs) against
+        a debug build, its resources in the etcd at URL where one is given. Needs a checkout of
+        apache/apisix and the runner in ../shared/conformance.
   real-ends
         The tests of `aws-lambda` against emulators that are too large to be brought for every run (some
         400 MB from PyPI, npm and crates.io, and minutes of building): `cargo lambda watch` with a

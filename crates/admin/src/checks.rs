@@ -54,11 +54,13 @@ pub(crate) async fn check(
     {
         check(source).map_err(Answer::refused)?;
     }
-    if let Some(protocol) = value.pointer("/protocol/name").and_then(Value::as_str) {
-        // Only stream routes have one, and Sluicegate speaks none of them yet.
-        return Err(Answer::refused(format!("unknown protocol [{protocol}]")));
-    }
-    Ok(())
+    unknown_protocol(value).map_or(Ok(()), |why| Err(Answer::refused(why)))
+}
+
+/// What is said of a protocol. Only stream routes have one, and Sluicegate speaks none of them yet.
+pub(crate) fn unknown_protocol(value: &Value) -> Option<String> {
+    let protocol = value.pointer("/protocol/name").and_then(Value::as_str)?;
+    Some(format!("unknown protocol [{protocol}]"))
 }
 
 async fn check_plugins_of(state: &AdminState, key: &Key, value: &Value) -> Result<(), Answer> {

@@ -33,7 +33,8 @@ use sluicegate_store::{
 use tokio::sync::Mutex;
 
 use crate::{
-    AdminState, Settings, answer::Answer, auth, openapi, resource::store_failed, secrets, validate,
+    AdminState, Settings, answer::Answer, auth, checks::unknown_protocol, openapi,
+    resource::store_failed, secrets, validate,
 };
 
 /// Checks a resource that was declared with others: what it refers to may be missing.
@@ -87,7 +88,7 @@ pub fn check_declared(
     {
         check(source)?;
     }
-    Ok(())
+    unknown_protocol(value).map_or(Ok(()), Err)
 }
 
 /// The resources of a store as one declaration, in APISIX's standalone form. Values stay as they

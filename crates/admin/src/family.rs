@@ -8,7 +8,6 @@ use sluicegate_model::{
     Kind,
     resource::{Key, id_text},
 };
-use sluicegate_store::{Expect, StoreError};
 
 use crate::{
     AdminState,
@@ -68,21 +67,4 @@ pub(crate) async fn refuse_without_consumer(state: &AdminState, key: &Key) -> Re
         Some(_) => Ok(()),
         None => Err(Answer::error(StatusCode::NOT_FOUND, "consumer not found")),
     }
-}
-
-/// Removes everything that belongs to a resource. Answers the last removal's revision.
-pub(crate) async fn remove_children(
-    state: &AdminState,
-    kind: Kind,
-    id: &str,
-) -> Result<Option<u64>, StoreError> {
-    let Some(child) = kind.child() else { return Ok(None) };
-    let mut last = None;
-    for entry in state.store.list(&Key::folder(child, Some(id))).await?.entries {
-        if let Some(revision) = state.store.delete(&entry.key, Expect::Any).await? {
-            state.index.wrote(revision);
-            last = Some(revision);
-        }
-    }
-    Ok(last)
 }

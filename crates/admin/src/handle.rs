@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use sluicegate_model::{Kind, kind};
 
 use crate::{
-    AdminState, BODY_READ_MAX, Settings,
+    AdminState, BODY_READ_MAX, NO_STREAMS, Settings,
     answer::Answer,
     auth, configs, discovery, openapi,
     query::{Args, segments},
@@ -147,8 +147,7 @@ fn place(settings: &Settings, path: &[&str]) -> Result<Place, Answer> {
             // Differs: APISIX answers 500 to credentials without a consumer, and lists consumers.
             None | Some(Kind::Credentials) => return Err(unsupported(name)),
             Some(Kind::StreamRoutes) if !settings.stream_proxy => {
-                let text = "stream mode is disabled, can not add stream routes";
-                return Err(Answer::refused(text));
+                return Err(Answer::refused(NO_STREAMS));
             }
             Some(kind) => (kind, None, rest),
         },

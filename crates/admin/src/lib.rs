@@ -223,3 +223,5 @@ pub const APPLIED_WAIT_MAX: Duration = Duration::from_secs(1);
 pub const WRITE_START_MAX: Duration = ETCD_WRITE_TIME_MAX;
 /// How long a client may take to send a request's body.
 pub const BODY_READ_MAX: Duration = Duration::from_secs(60);
+/// Why stream routes are refused where `apisix.proxy_mode` has no streams.
+pub const NO_STREAMS: &str = "stream mode is disabled, can not add stream routes";

@@ -178,6 +178,13 @@ pub(crate) async fn refuse_second_consumer(
             if value["plugins"][plugin][member] != text {
                 continue;
             }
+            // What a consumer left behind whose time was over is nobody's.
+            let owner_key = Key::new(Kind::Consumers, owner.as_str()).to_string();
+            if owner_credential.is_some()
+                && state.store.get(&owner_key).await.map_err(store_failed)?.is_none()
+            {
+                continue;
+            }
             let who = match owner_credential {
                 Some(credential) => format!("credential: {credential} of consumer: {owner}"),
                 None => format!("consumer: {owner}"),

@@ -162,13 +162,15 @@ async fn put(
             value["create_time"] = created.unwrap_or_else(|| now.into());
             value["update_time"] = now.into();
         }
-        let expect = old.map_or(Expect::Absent, |old| Expect::Revision(old.modified));
-        match state.write(start, &text, &value, expect, operation.ttl).await? {
+        let how = Put {
+            // Differs: with APISIX, credentials of a consumer whose time was over are believed
+            // again when one of its name is created. What is left behind is not for the new one.
+            clears: old.is_none() && kind.child().is_some(),
+            expect: old.map_or(Expect::Absent, |old| Expect::Revision(old.modified)),
+            ttl: operation.ttl,
+        };
+        match state.write(start, &text, &value, how).await? {
             Some(written) => {
-                if written.created && kind == Kind::Services {
-                    // What a service of this name left behind is not for the new one.
-                    family::remove_children(state, kind, &key.id).await.map_err(store_failed)?;
-                }
                 drop((guard, keys));
                 return Ok(state.written(settings, kind, written, value).await);
             }
@@ -199,13 +201,14 @@ async fn post(
     let now = (state.now)();
     value["create_time"] = now.into();
     value["update_time"] = now.into();
+    let how = Put { expect: Expect::Absent, ttl: operation.ttl, clears: false };
     for _ in 0..ATTEMPTS_MAX {
         let id = start.wait_for(state.store.next_id()).await?.map_err(store_failed)?;
         let id = generated_id(id);
         value["id"] = id.as_str().into();
         let key = operation.key(id).to_string();
         // `None`: someone chose this very id by hand.
-        let written = state.write(start, &key, &value, Expect::Absent, operation.ttl).await?;
+        let written = state.write(start, &key, &value, how).await?;
         if let Some(written) = written {
             drop(guard);
             return Ok(state.written(settings, kind, written, value).await);
@@ -262,7 +265,8 @@ async fn patch(
         check(state, &key, &value, Others::MustExist).await?;
         secrets::encrypt(state, settings, kind, &mut value, &sealed);
         let expect = Expect::Revision(old.modified);
-        if let Some(written) = state.write(start, &text, &value, expect, operation.ttl).await? {
+        let how = Put { expect, ttl: operation.ttl, clears: false };
+        if let Some(written) = state.write(start, &text, &value, how).await? {
             drop(guard);
             return Ok(state.written(settings, kind, written, value).await);
         }
@@ -313,18 +317,13 @@ async fn delete(
         references::refuse_if_used(state, kind, id).await?;
     }
     start.check()?;
-    if kind == Kind::Consumers {
-        // First, so that no credential ever stands without its consumer.
-        family::remove_children(state, kind, id).await.map_err(store_failed)?;
-    }
-    let revision = state.store.delete(&key, Expect::Any).await.map_err(store_failed)?;
-    let mut revision = revision.ok_or_else(Answer::key_not_found)?;
+    // What belongs to it goes in the same step, so that no failure leaves a part of both.
+    let deleted = match kind.child() {
+        Some(_) => state.store.delete_tree(&key, Expect::Any).await,
+        None => state.store.delete(&key, Expect::Any).await,
+    };
+    let revision = deleted.map_err(store_failed)?.ok_or_else(Answer::key_not_found)?;
     state.index.wrote(revision);
-    if kind == Kind::Services {
-        // Afterwards, so that a service that serves never stands without its decorations.
-        let last = family::remove_children(state, kind, id).await.map_err(store_failed)?;
-        revision = last.unwrap_or(revision);
-    }
     drop(guard);
     state.wait_until_applied(revision).await;
     let shown = format!("{}{key}", settings.key_prefix);
@@ -346,12 +345,11 @@ impl AdminState {
         start: StartBy,
         key: &str,
         value: &Value,
-        expect: Expect,
-        ttl: Option<Duration>,
+        how: Put,
     ) -> Result<Option<Written>, Answer> {
         start.check()?;
         let bytes: Arc<[u8]> = value.to_string().into_bytes().into();
-        match self.store.put(key, bytes, Put { expect, ttl }).await {
+        match self.store.put(key, bytes, how).await {
             Ok(written) => {
                 self.index.wrote(written.entry.modified);
                 Ok(Some(written))

@@ -106,8 +106,8 @@ one of them changed, the reload says so in one warning and takes the rest.
 
 - `deployment.role_traditional.config_provider` is `embedded` unless the file says otherwise, or has a
   `deployment.etcd` section, which means `etcd`.
-- There is no built-in `apisix.data_encryption.keyring`; APISIX's can be read in its sources by
-  everybody. Without one, secrets are stored as they are, and a warning says so.
+- Without `apisix.data_encryption.keyring`, APISIX's two built-in keys are used, as there; a warning
+  says that everybody can read them in its sources. The file that is made at the first start has a key of its own.
 - A null takes the default; in APISIX it removes it. So `allow_admin:` with nothing behind it still
   means 127.0.0.0/24, with a warning.
 - Empty keys of viewers are generated too.

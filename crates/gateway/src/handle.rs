@@ -141,7 +141,7 @@ async fn merge_consumer(exchange: &mut Exchange) -> Result<Option<Response>, Plu
         Some(id) => match exchange.snapshot.consumers.group(id) {
             Some(group) => Some(group.clone()),
             None => {
-                error!(route = %route.id, consumer = %consumer.name, group = %id, "A consumer is in a group that does not exist: create the group, or take the consumer's group_id away.");
+                error!(route = %route.id, consumer = %consumer.name, group = %id, "A consumer is in a group that does not exist or cannot be used: see to the group, or take the consumer's group_id away.");
                 return Ok(Some(Response::page(StatusCode::SERVICE_UNAVAILABLE)));
             }
         },

@@ -31,8 +31,10 @@ use sluicegate_model::encrypt::{Keyring, each_private_key};
 use sluicegate_model::plugin::Catalog;
 use sluicegate_model::resource::Key;
 use sluicegate_plugins::{AwsIdentities, AwsRefusals, Refusals, TokenIdentities};
-use sluicegate_store::{Change as StoreChange, Entry, Event, Health, Store, StoreError, Watch};
-use tokio::runtime::Runtime;
+use sluicegate_store::{
+    Change as StoreChange, Entry, Event, Health, Listing, Store, StoreError, Watch,
+};
+use tokio::runtime::{Handle, Runtime};
 use tokio::sync::{Mutex, watch};
 use tracing::{error, info, warn};
 
@@ -163,19 +165,21 @@ impl Running {
             && config.deployment.config_provider == ConfigProvider::Etcd
             && !config.apisix.enable_admin)
             .then(|| plugins.clone());
+        let (listing, changes) = runtime.block_on(store.snapshot_and_watch("/"))?;
         if let Some(plugins) = &of_control_plane
-            && let Some(entry) = runtime.block_on(store.get(PLUGINS_KEY))?
+            && let Some(entry) = listing.entries.iter().find(|entry| *entry.key == *PLUGINS_KEY)
         {
             take_plugins(plugins, &entry.value);
         }
+        let taken = plugins.names();
         let registry = enabled(&config, &plugins);
+        catalog.store(Arc::new(registry.catalog()));
         let attrs = plugin_attr(&config, &registry);
         let references = References::start(&runtime, settings::secrets(&config), &upstream_deps);
         let mut compiler = Compiler::new(deps(&config, registry, &upstream_deps))
             .with_references(references.clone());
         let shared = Arc::new(Shared::new(settings, tls).map_err(|e| anyhow!(e))?);
 
-        let (listing, changes) = runtime.block_on(store.snapshot_and_watch("/"))?;
         let revision = listing.revision;
         let unreadable = Arc::new(Unreadable::default());
         let decode = Decoder {
@@ -187,9 +191,7 @@ impl Running {
         // Managers of secrets come before those who ask them. All is read piece by piece, so that
         // a large configuration is never in memory as a whole in every form it takes.
         let begun = Instant::now();
-        let (mut entries, others): (Vec<Entry>, Vec<Entry>) =
-            listing.entries.into_iter().partition(|entry| entry.key.starts_with("/secrets/"));
-        entries.extend(others);
+        let entries = managers_first(listing.entries);
         let initial = entries.chunks(START_PIECE).flat_map(|entries| {
             let events: Vec<Event> = entries.iter().cloned().map(put).collect();
             let wait = START_WAIT.saturating_sub(begun.elapsed());
@@ -201,18 +203,18 @@ impl Running {
         let reports = Arc::new(ArcSwap::new(compiler.reports()));
         let compiler = Arc::new(Mutex::new(compiler));
         let (served, serving) = watch::channel(revision);
+        let read = Arc::new(AtomicU64::new(revision));
         let follow = Follower {
             compiler: compiler.clone(),
             shared: shared.clone(),
-            decode,
+            decode: decode.clone(),
+            read: read.clone(),
             served,
             store: store.clone(),
             reports: reports.clone(),
             references: references.clone(),
             of_control_plane,
         };
-        runtime.spawn(follow.clone().follow_references());
-        runtime.spawn(follow.run(changes));
         let reloader = Reloader {
             plugins: plugins.clone(),
             catalog: catalog.clone(),
@@ -220,8 +222,19 @@ impl Running {
             shared: shared.clone(),
             reports: reports.clone(),
             attrs: Arc::new(ArcSwap::from_pointee(attrs)),
+            store: store.clone(),
+            decode,
+            read,
+            references: references.clone(),
+            runtime: runtime.handle().clone(),
         };
         reloader.follow_declared(&config, &upstream_deps);
+        if plugins.names() != taken {
+            // A file has been changed since it was read.
+            reloader.reload(&config, &upstream_deps);
+        }
+        runtime.spawn(follow.clone().follow_references());
+        runtime.spawn(follow.run(changes));
 
         let gateway = Gateway::start(shared, listeners)
             .context("the request threads could not be started")?;
@@ -543,17 +556,45 @@ struct Reloader {
     reports: Arc<ArcSwap<Vec<Report>>>,
     /// `plugin_attr` of config.yaml.
     attrs: Arc<ArcSwap<Value>>,
+    store: Arc<dyn Store>,
+    decode: Decoder,
+    /// See [`Follower::read`].
+    read: Arc<AtomicU64>,
+    references: Arc<References>,
+    runtime: Handle,
 }
 
 impl Reloader {
     /// Blocks while everything is compiled; not for a thread that runs tasks.
+    ///
+    /// What a plugin's secrets are is known by those who know the plugin: everything is read from
+    /// the store once more, with the new ones.
     fn reload(&self, config: &Config, upstream: &UpstreamDeps) {
         let registry = enabled(config, &self.plugins);
         self.catalog.store(Arc::new(registry.catalog()));
         self.attrs.store(Arc::new(plugin_attr(config, &registry)));
         let deps = deps(config, registry, upstream);
         let mut compiler = self.compiler.blocking_lock();
-        self.shared.publish(compiler.rebuild(deps));
+        let events = match self.runtime.block_on(self.store.list("/")) {
+            Ok(listing) => {
+                // Whoever holds changes up to here has decoded them with the plugins before.
+                self.read.fetch_max(listing.revision, Ordering::AcqRel);
+                let mut events = gone(&compiler, &self.references, &listing);
+                events.extend(managers_first(listing.entries).into_iter().map(put));
+                events
+            }
+            Err(error) => {
+                error!(%error, "The store cannot be read; what was read before is loaded anew.");
+                Vec::new()
+            }
+        };
+        let begun = Instant::now();
+        let changes = events.chunks(START_PIECE).flat_map(|events| {
+            let wait = CHANGE_WAIT.saturating_sub(begun.elapsed());
+            let prepared = self.references.prepare(self.decode.changes(events), wait);
+            self.references.resolve(self.runtime.block_on(prepared), false)
+        });
+        self.shared.publish(compiler.rebuild(deps, changes));
         self.reports.store(compiler.reports());
     }
 
@@ -789,6 +830,9 @@ struct Follower {
     compiler: Arc<Mutex<Compiler>>,
     shared: Arc<Shared>,
     decode: Decoder,
+    /// Up to this revision everything was read when the plugins were last loaded. Invariant: looked
+    /// at and changed only by who holds the compiler.
+    read: Arc<AtomicU64>,
     served: watch::Sender<u64>,
     store: Arc<dyn Store>,
     reports: Arc<ArcSwap<Vec<Report>>>,
@@ -821,9 +865,28 @@ impl Follower {
             };
             let Some(last) = events.iter().map(|e| e.revision).max() else { continue };
             self.take_plugins(&events).await;
-            let decoded = self.decode.changes(&events);
-            let prepared = self.references.prepare(decoded, CHANGE_WAIT).await;
-            self.compile(move |references| references.resolve(prepared, may_hold)).await;
+            loop {
+                let catalog = self.decode.catalog.load_full();
+                let decoded = self.decode.changes(&events);
+                let prepared = self.references.prepare(decoded, CHANGE_WAIT).await;
+                let read = self.read.clone();
+                self.compile(move |references| {
+                    let prepared = match may_hold {
+                        true => prepared.after(read.load(Ordering::Acquire)),
+                        // Its revisions may have nothing to do with those before.
+                        false => {
+                            read.store(last, Ordering::Release);
+                            prepared
+                        }
+                    };
+                    references.resolve(prepared, may_hold)
+                })
+                .await;
+                // Plugins that were loaded meanwhile have read everything but what starts over.
+                if may_hold || Arc::ptr_eq(&catalog, &self.decode.catalog.load_full()) {
+                    break;
+                }
+            }
             self.served.send_replace(last);
         }
     }
@@ -876,20 +939,33 @@ impl Follower {
         let (listing, changes) = self.store.snapshot_and_watch("/").await?;
         let revision = listing.revision;
         self.decode.unreadable.clear();
-        let kept: HashSet<&str> = listing.entries.iter().map(|e| &*e.key).collect();
-        let mut known = self.compiler.lock().await.known();
-        known.extend(self.references.known());
-        let gone = known
-            .iter()
-            .map(|(kind, id)| format!("/{}/{id}", kind.parent().unwrap_or(*kind).plural()))
-            .filter(|key| !kept.contains(key.as_str()))
-            .map(|key| Event { revision, key: key.into(), change: StoreChange::Delete });
-        let mut events: Vec<Event> = gone.collect();
+        let mut events = gone(&*self.compiler.lock().await, &self.references, &listing);
         events.extend(listing.entries.into_iter().map(put));
         // The watch goes on behind this revision, whatever the entries' own are.
         events.push(Event { revision, key: "/".into(), change: StoreChange::Delete });
         Ok((events, changes))
     }
+}
+
+/// What removes the resources that a listing of everything no longer has.
+fn gone(compiler: &Compiler, references: &References, listing: &Listing) -> Vec<Event> {
+    let revision = listing.revision;
+    let kept: HashSet<&str> = listing.entries.iter().map(|e| &*e.key).collect();
+    let mut known = compiler.known();
+    known.extend(references.known());
+    let keys = known
+        .iter()
+        .map(|(kind, id)| format!("/{}/{id}", kind.parent().unwrap_or(*kind).plural()))
+        .filter(|key| !kept.contains(key.as_str()));
+    keys.map(|key| Event { revision, key: key.into(), change: StoreChange::Delete }).collect()
+}
+
+/// Entries with the managers of secrets before those who ask them.
+fn managers_first(entries: Vec<Entry>) -> Vec<Entry> {
+    let (mut managers, others): (Vec<Entry>, Vec<Entry>) =
+        entries.into_iter().partition(|entry| entry.key.starts_with("/secrets/"));
+    managers.extend(others);
+    managers
 }
 
 /// Takes the list of plugins that a control plane left in the store; one that cannot be read changes

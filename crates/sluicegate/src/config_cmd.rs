@@ -21,12 +21,13 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use rustix::process::{Pid, test_kill_process};
 use serde_json::{Map, Value};
+use sluicegate_admin::NO_STREAMS;
 use sluicegate_admin::configs::{check_declared, declaration};
 use sluicegate_config::{AdminRole, Config, ConfigProvider};
 use sluicegate_model::Kind;
 use sluicegate_model::check::references;
 use sluicegate_model::encrypt::{Keyring, each_private_key};
-use sluicegate_model::plugin::Catalog;
+use sluicegate_model::plugin::{Catalog, unique_keys};
 use sluicegate_model::resource::Key;
 use sluicegate_store::file::{FILE_BYTES_MAX, Format, Item, Variables, items, parse};
 use sluicegate_store::{Bulk, BulkError, EtcdStore, Store, StoreError, yaml};
@@ -319,8 +320,13 @@ impl Rules {
     /// into it, in the store.
     fn check(&self, wanted: &Resources, found: Option<&Resources>) -> anyhow::Result<()> {
         let outside = Certificates(self.keyring.clone());
-        let is_there = |key: &str| {
-            wanted.contains_key(key) || found.is_some_and(|found| found.contains_key(key))
+        let there = |key: &Key| {
+            let key = key.to_string();
+            wanted.get(&key).or_else(|| found?.get(&key))
+        };
+        let owner = |one: &Resource| {
+            let owner = one.key.kind.parent().zip(one.key.parent.as_deref());
+            owner.map(|(kind, id)| Key::new(kind, id))
         };
         let mut problems = Vec::new();
         for (name, one) in wanted {
@@ -333,20 +339,48 @@ impl Rules {
             if one.key.kind == Kind::Consumers && one.value["username"] != *one.key.id {
                 problems.push(format!("{name}: wrong username"));
             }
-            for reference in references(one.key.kind, &one.value) {
-                if !is_there(&Key::new(reference.kind, reference.id.as_str()).to_string()) {
-                    problems.push(format!("{name}: {}", reference.missing()));
-                }
+            if one.key.kind == Kind::StreamRoutes && !self.config.apisix.stream_proxy {
+                problems.push(format!("{name}: {NO_STREAMS}"));
             }
-            if let (Some(owner), Some(parent)) = (one.key.kind.parent(), &one.key.parent)
-                && !is_there(&Key::new(owner, parent.as_str()).to_string())
-            {
-                problems.push(format!("{name}: there is no {} {parent}", owner.singular()));
+            for reference in references(one.key.kind, &one.value) {
+                let checked = match there(&Key::new(reference.kind, reference.id.as_str())) {
+                    Some(named) => reference.check(&named.value),
+                    None => Err(reference.missing()),
+                };
+                problems.extend(checked.err().map(|why| format!("{name}: {why}")));
+            }
+            if let Some(owner) = owner(one).filter(|owner| there(owner).is_none()) {
+                problems.push(format!(
+                    "{name}: there is no {} {}",
+                    owner.kind.singular(),
+                    owner.id
+                ));
+            }
+        }
+        let kept = || found.into_iter().flatten().filter(|(name, _)| !wanted.contains_key(*name));
+        let mut keys: HashMap<(&str, &str, &str), Vec<&Key>> = HashMap::new();
+        for (name, one) in kept().chain(wanted) {
+            let plugins = one.value.get("plugins").and_then(Value::as_object);
+            let is_consumers = matches!(one.key.kind, Kind::Consumers | Kind::Credentials);
+            // A credential that its consumer left behind is nobody's.
+            let left = owner(one).is_some_and(|owner| there(&owner).is_none());
+            if let Some(plugins) = plugins.filter(|_| is_consumers && !left) {
+                for (plugin, member, text) in unique_keys(&self.catalog, plugins) {
+                    let others = keys.entry((plugin, member, text)).or_default();
+                    if let Some(other) = others.iter().find(|other| !may_share(other, &one.key))
+                        && wanted.contains_key(name)
+                    {
+                        problems.push(format!(
+                            "{name}: duplicate {member} of plugin {plugin} found with {}",
+                            who(other)
+                        ));
+                    }
+                    others.push(&one.key);
+                }
             }
         }
         let mut rules: HashMap<&str, &str> = HashMap::new();
-        let kept = found.into_iter().flatten().filter(|(name, _)| !wanted.contains_key(*name));
-        for (name, one) in wanted.iter().chain(kept) {
+        for (name, one) in wanted.iter().chain(kept()) {
             let plugins = one.value.get("plugins").and_then(Value::as_object);
             let of_rule = plugins.filter(|_| one.key.kind == Kind::GlobalRules);
             for plugin in of_rule.into_iter().flat_map(Map::keys) {
@@ -356,6 +390,22 @@ impl Rules {
             }
         }
         refuse(Path::new("the configuration"), problems)
+    }
+}
+
+/// A consumer may be found by what one of its own credentials is found by; no two others may.
+fn may_share(one: &Key, other: &Key) -> bool {
+    let own = |consumer: &Key, credential: &Key| {
+        consumer.kind == Kind::Consumers && credential.parent.as_deref() == Some(&*consumer.id)
+    };
+    own(one, other) || own(other, one)
+}
+
+/// How the Admin API calls a consumer or credential.
+fn who(key: &Key) -> String {
+    match &key.parent {
+        Some(consumer) => format!("credential: {} of consumer: {consumer}", key.id),
+        None => format!("consumer: {}", key.id),
     }
 }
 
@@ -384,6 +434,10 @@ struct Plan {
 
 impl Plan {
     fn new(wanted: Resources, found: &Resources, replace: bool) -> Self {
+        let is_left = |one: &Resource| {
+            let owner = one.key.kind.parent().zip(one.key.parent.as_deref());
+            owner.is_some_and(|(kind, id)| !found.contains_key(&Key::new(kind, id).to_string()))
+        };
         let mut plan =
             Self { created: Vec::new(), changed: Vec::new(), deleted: Vec::new(), same: 0 };
         if replace {
@@ -393,7 +447,8 @@ impl Plan {
         for (name, one) in wanted {
             match found.get(&name) {
                 None => plan.created.push(one),
-                Some(old) if old.says_the_same(&one) => plan.same += 1,
+                // What an owner left behind goes when the owner comes again.
+                Some(old) if old.says_the_same(&one) && !is_left(old) => plan.same += 1,
                 Some(_) => plan.changed.push(one),
             }
         }

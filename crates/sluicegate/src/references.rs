@@ -23,6 +23,14 @@ pub(crate) struct References {
 /// Changes whose references are followed.
 pub(crate) struct Prepared(Vec<Resource>);
 
+impl Prepared {
+    /// Those of a later revision only.
+    pub(crate) fn after(mut self, revision: u64) -> Self {
+        self.0.retain(|resource| resource.revision > revision);
+        self
+    }
+}
+
 impl References {
     /// Starts to fetch on `runtime`.
     pub(crate) fn start(runtime: &Runtime, settings: Settings, deps: &UpstreamDeps) -> Arc<Self> {

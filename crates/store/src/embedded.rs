@@ -10,7 +10,7 @@
 //! prepared under another name and linked into place). `tests/kill.rs` kills it a lot.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fs, io,
     os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
@@ -136,7 +136,15 @@ impl Store for EmbeddedStore {
         key: &'a str,
         expect: Expect,
     ) -> BoxFuture<'a, Result<Option<u64>, StoreError>> {
-        Box::pin(self.write(key, |answer| Operation::Delete { answer }, expect.into()))
+        Box::pin(self.write(key, |answer| Operation::Delete { tree: false, answer }, expect.into()))
+    }
+
+    fn delete_tree<'a>(
+        &'a self,
+        key: &'a str,
+        expect: Expect,
+    ) -> BoxFuture<'a, Result<Option<u64>, StoreError>> {
+        Box::pin(self.write(key, |answer| Operation::Delete { tree: true, answer }, expect.into()))
     }
 
     fn write_all<'a>(&'a self, changes: Vec<Bulk>) -> BoxFuture<'a, Result<(), BulkError>> {
@@ -196,6 +204,8 @@ enum Operation {
         answer: oneshot::Sender<Result<Written, StoreError>>,
     },
     Delete {
+        /// With everything below the key.
+        tree: bool,
         answer: oneshot::Sender<Result<Option<u64>, StoreError>>,
     },
     /// Many at once, without expectations. The key says nothing.
@@ -237,9 +247,9 @@ impl Writer {
                 Ok(Some(first)) => first,
                 Ok(None) => return,
                 Err(_) => {
-                    let due = self.deadlines.due(expiry::now(), BATCH_WRITES_MAX);
+                    let due = self.due();
                     if !due.is_empty() {
-                        self.write(due.into_iter().map(Write::expiry).collect());
+                        self.write(due);
                         written = Some(Instant::now());
                     } else if written.is_some_and(|at| at.elapsed() >= IDLE) {
                         self.compact();
@@ -270,8 +280,18 @@ impl Writer {
                 batch.push(write);
             }
             together = batch.len();
-            self.write(batch);
+            // However busy the store is, what has expired goes with its next commit. It goes first:
+            // a write of this batch to the same key came when its time was over.
+            let mut all = self.due();
+            all.append(&mut batch);
+            self.write(all);
         }
+    }
+
+    /// The removals of entries whose time is over.
+    fn due(&self) -> Vec<Write> {
+        let due = self.deadlines.due(expiry::now(), BATCH_WRITES_MAX);
+        due.into_iter().map(Write::expiry).collect()
     }
 
     /// Checks, commits, publishes and answers one batch.
@@ -358,7 +378,7 @@ trait Opener: Fn(&Path) -> Result<Database, StoreError> + Send + 'static {}
 impl<F: Fn(&Path) -> Result<Database, StoreError> + Send + 'static> Opener for F {}
 
 impl Write {
-    /// The removal of an entry whose time is over, if it still is when its turn comes.
+    /// The removal of an entry whose time is over.
     fn expiry(key: Arc<str>) -> Self {
         Self { key, how: Put::default(), operation: Operation::Expire }
     }
@@ -417,6 +437,9 @@ impl Plan {
                 if let Err(refused) = expected {
                     return drop(answer.send(Err(refused)));
                 }
+                if how.clears {
+                    self.clear_below(&key, shared, issued);
+                }
                 let revision = next_revision(issued);
                 let created = old.as_ref().map_or(revision, |old| old.created);
                 let entry = Entry { key: Arc::clone(&key), value, created, modified: revision };
@@ -426,9 +449,12 @@ impl Plan {
                 self.changes.push(Stored::put(entry, deadline));
                 self.answers.push(Box::new(|done| drop(answer.send(done.map(|()| written)))));
             }
-            Operation::Delete { answer } => {
+            Operation::Delete { tree, answer } => {
                 if let Err(refused) = expected {
                     return drop(answer.send(Err(refused)));
+                }
+                if tree {
+                    self.clear_below(&key, shared, issued);
                 }
                 let revision = old.is_some().then(|| next_revision(issued));
                 if let Some(revision) = revision {
@@ -444,7 +470,8 @@ impl Plan {
                 }
                 self.answers.push(Box::new(move |done| drop(answer.send(done))));
             }
-            // Only the writer itself sends these, alone in a batch: nothing came in between.
+            // Only the writer itself sends these, before all others of a batch: nothing came in
+            // between.
             Operation::Expire => {
                 if old.is_some() {
                     self.delete(next_revision(issued), key);
@@ -474,6 +501,21 @@ impl Plan {
             }
             None if old.is_some() => self.delete(next_revision(issued), key),
             None => {}
+        }
+    }
+
+    fn clear_below(&mut self, key: &str, shared: &Shared, issued: &AtomicU64) {
+        let folder = format!("{key}/");
+        let stored = shared.list(&folder).entries.into_iter().map(|entry| entry.key);
+        let mut below: BTreeSet<Arc<str>> = stored.collect();
+        for (key, now) in self.pending.iter().filter(|(key, _)| key.starts_with(&folder)) {
+            match now {
+                Some(_) => below.insert(Arc::clone(key)),
+                None => below.remove(key),
+            };
+        }
+        for key in below {
+            self.delete(next_revision(issued), key);
         }
     }
 

@@ -5,7 +5,8 @@
 //! that only grows, as in etcd: an entry remembers the revision that created it and the one that
 //! last changed it (`createdIndex` and `modifiedIndex` of the Admin API).
 //!
-//! Invariants every engine keeps, checked by one contract-test suite (`tests/contract.rs`):
+//! Invariants every engine keeps, checked by one contract-test suite (`tests/contract.rs`) as far as
+//! it takes writes ([`DeclaredStore`] takes none: its content is declared as a whole):
 //! - a write that was answered is durable, visible to every later read, and delivered to every watch;
 //! - a watch delivers each change exactly once, in revision order;
 //! - [`Expect`] is checked and the change made in one step, so no concurrent change is lost.
@@ -56,6 +57,14 @@ pub trait Store: Send + Sync + 'static {
     /// Removes `key` if `expect` holds. Answers the removal's revision, or `None` when there was
     /// nothing to remove (which takes no revision).
     fn delete<'a>(
+        &'a self,
+        key: &'a str,
+        expect: Expect,
+    ) -> BoxFuture<'a, Result<Option<u64>, StoreError>>;
+
+    /// As [`Store::delete`], and removes in the same step every entry below `key`, whose keys
+    /// start with it and a slash. Those go, too, where there is nothing at `key` itself.
+    fn delete_tree<'a>(
         &'a self,
         key: &'a str,
         expect: Expect,
@@ -188,11 +197,14 @@ pub struct Put {
     /// After how long the entry is removed. `None` keeps it, and takes back what an earlier write
     /// said.
     pub ttl: Option<Duration>,
+    /// Whether every entry below the key, whose keys start with it and a slash, is removed in the
+    /// same step.
+    pub clears: bool,
 }
 
 impl From<Expect> for Put {
     fn from(expect: Expect) -> Self {
-        Self { expect, ttl: None }
+        Self { expect, ..Self::default() }
     }
 }
 

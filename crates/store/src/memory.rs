@@ -81,25 +81,44 @@ impl Inner {
             }
             self.sooner.notify_one();
         }
-        self.shared.apply([Event { revision, key, change: Change::Put(entry.clone()) }]);
+        let mut events = vec![Event { revision, key, change: Change::Put(entry.clone()) }];
+        if how.clears {
+            events.extend(self.cleared(&mut expiring, &entry.key, revision));
+        }
+        self.shared.apply(events);
         Ok(Written { entry, created: old.is_none() })
     }
 
-    fn delete(&self, key: &str, expect: Expect) -> Result<Option<u64>, StoreError> {
+    fn delete(&self, key: &str, expect: Expect, tree: bool) -> Result<Option<u64>, StoreError> {
         check_key(key)?;
         let mut expiring = self.writing();
         let old = self.shared.get(key);
         expect.check(key, old.as_ref().map(|old| old.modified))?;
-        let Some(old) = old else { return Ok(None) };
-        Ok(Some(self.remove(&mut expiring, old.key)))
+        let was_there = old.is_some();
+        let revision = self.next_revision();
+        let mut events = Vec::new();
+        if let Some(old) = old {
+            events.push(removal(&mut expiring, old.key, revision));
+        }
+        if tree {
+            events.extend(self.cleared(&mut expiring, key, revision));
+        }
+        if !events.is_empty() {
+            self.shared.apply(events);
+        }
+        Ok(was_there.then_some(revision))
     }
 
-    fn remove(&self, expiring: &mut Expiring, key: Arc<str>) -> u64 {
-        let revision = self.next_revision();
-        expiring.deadlines.set(&key, None);
-        self.shared.apply([Event { revision, key, change: Change::Delete }]);
-        revision
+    /// What removes everything below a key, in one step with what changes the key itself.
+    fn cleared(&self, expiring: &mut Expiring, key: &str, revision: u64) -> Vec<Event> {
+        let below = self.shared.list(&format!("{key}/")).entries;
+        below.into_iter().map(|entry| removal(expiring, entry.key, revision)).collect()
     }
+}
+
+fn removal(expiring: &mut Expiring, key: Arc<str>, revision: u64) -> Event {
+    expiring.deadlines.set(&key, None);
+    Event { revision, key, change: Change::Delete }
 }
 
 /// Removes what has expired, until the store is gone.
@@ -109,7 +128,8 @@ async fn expire(store: Weak<Inner>, sooner: Arc<Notify>) {
         let wait = {
             let mut expiring = inner.writing();
             for key in expiring.deadlines.due(now, usize::MAX) {
-                inner.remove(&mut expiring, key);
+                let revision = inner.next_revision();
+                inner.shared.apply([removal(&mut expiring, key, revision)]);
             }
             expiring.deadlines.wait(now)
         };
@@ -157,7 +177,15 @@ impl Store for MemoryStore {
         key: &'a str,
         expect: Expect,
     ) -> BoxFuture<'a, Result<Option<u64>, StoreError>> {
-        Box::pin(async move { self.inner.delete(key, expect) })
+        Box::pin(async move { self.inner.delete(key, expect, false) })
+    }
+
+    fn delete_tree<'a>(
+        &'a self,
+        key: &'a str,
+        expect: Expect,
+    ) -> BoxFuture<'a, Result<Option<u64>, StoreError>> {
+        Box::pin(async move { self.inner.delete(key, expect, true) })
     }
 
     fn next_id(&self) -> BoxFuture<'_, Result<u64, StoreError>> {

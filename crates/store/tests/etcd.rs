@@ -164,7 +164,7 @@ async fn of_changes_by_two_gateways_at_once_none_is_lost() {
 async fn an_entry_with_a_time_to_live_is_gone_after_it_everywhere() {
     let Some(etcd) = Etcd::start(1) else { return };
     let (one, two) = (open(options(&etcd)).await, open(options(&etcd)).await);
-    let how = Put { expect: Expect::Absent, ttl: Some(Duration::from_millis(900)) };
+    let how = Put { expect: Expect::Absent, ttl: Some(Duration::from_millis(900)), clears: false };
     one.put("/routes/1", bytes("{}"), how).await.unwrap();
     put(&one, "/routes/2", "{}").await;
     until("two shows both", || async { two.list("/").await.unwrap().entries.len() == 2 }).await;
@@ -412,7 +412,9 @@ async fn a_user_signs_in_again_when_its_token_is_gone_and_a_data_plane_only_read
     assert!(matches!(refused, StoreError::Unavailable { .. }), "{refused:?}");
     assert!(refused.to_string().contains("permission denied"), "{refused}");
 
-    // Tokens are kept in memory: etcd forgets them when it restarts.
+    // Tokens are kept in memory: etcd forgets them when it restarts. Its watch is all that a data
+    // plane says to etcd, and etcd takes it before it says that it does not know the token.
+    tokio::time::sleep(Duration::from_millis(500)).await;
     etcd.kill(0);
     etcd.launch(0);
     etcd.wait_until_it_takes_writes();
@@ -421,6 +423,27 @@ async fn a_user_signs_in_again_when_its_token_is_gone_and_a_data_plane_only_read
         data_plane.get("/routes/4").await.unwrap().is_some()
     })
     .await;
+    assert_eq!(data_plane.health(), Health::Ready);
+}
+
+#[tokio::test]
+async fn a_refused_write_leaves_no_lease_behind() {
+    let Some(etcd) = Etcd::start(1) else { return };
+    let store = open(options(&etcd)).await;
+    put(&store, "/routes/1", "there").await;
+    let ttl = Some(Duration::from_secs(600));
+    let leases = || {
+        let answer = etcd.post(0, "/v3/lease/leases", "{}").unwrap();
+        answer.matches(r#""ID":"#).count()
+    };
+    for _ in 0..5 {
+        let how = Put { expect: Expect::Absent, ttl, clears: false };
+        let refused = store.put("/routes/1", bytes("x"), how).await.unwrap_err();
+        assert!(matches!(refused, StoreError::Conflict { .. }), "{refused:?}");
+    }
+    until("no lease is left", || async { leases() == 0 }).await;
+    store.put("/routes/2", bytes("x"), Put { ttl, ..Put::default() }).await.unwrap();
+    assert_eq!(leases(), 1, "one that is used stays");
 }
 
 #[tokio::test]

@@ -452,6 +452,14 @@ impl Store for Hanging {
         self.0.delete(key, expect)
     }
 
+    fn delete_tree<'a>(
+        &'a self,
+        key: &'a str,
+        expect: Expect,
+    ) -> BoxFuture<'a, Result<Option<u64>, StoreError>> {
+        self.0.delete_tree(key, expect)
+    }
+
     fn next_id(&self) -> BoxFuture<'_, Result<u64, StoreError>> {
         self.0.next_id()
     }
@@ -659,6 +667,14 @@ impl Store for Yielding {
         expect: Expect,
     ) -> BoxFuture<'a, Result<Option<u64>, StoreError>> {
         yielding(self.0.delete(key, expect))
+    }
+
+    fn delete_tree<'a>(
+        &'a self,
+        key: &'a str,
+        expect: Expect,
+    ) -> BoxFuture<'a, Result<Option<u64>, StoreError>> {
+        yielding(self.0.delete_tree(key, expect))
     }
 
     fn next_id(&self) -> BoxFuture<'_, Result<u64, StoreError>> {

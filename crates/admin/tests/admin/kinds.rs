@@ -380,11 +380,16 @@ struct Watched {
     inner: MemoryStore,
     listed: Mutex<Vec<String>>,
     fault: Mutex<Option<StoreError>>,
+    /// The only key whose writes fail.
+    fault_at: Mutex<Option<&'static str>>,
 }
 
 impl Watched {
-    fn fault(&self) -> Result<(), StoreError> {
-        self.fault.lock().unwrap().clone().map_or(Ok(()), Err)
+    fn fault(&self, key: &str) -> Result<(), StoreError> {
+        match *self.fault_at.lock().unwrap() {
+            Some(only) if only != key => Ok(()),
+            _ => self.fault.lock().unwrap().clone().map_or(Ok(()), Err),
+        }
     }
 }
 
@@ -404,7 +409,7 @@ impl Store for Watched {
         value: Arc<[u8]>,
         how: Put,
     ) -> BoxFuture<'a, Result<Written, StoreError>> {
-        match self.fault() {
+        match self.fault(key) {
             Ok(()) => self.inner.put(key, value, how),
             Err(fault) => Box::pin(async { Err(fault) }),
         }
@@ -415,8 +420,19 @@ impl Store for Watched {
         key: &'a str,
         expect: Expect,
     ) -> BoxFuture<'a, Result<Option<u64>, StoreError>> {
-        match self.fault() {
+        match self.fault(key) {
             Ok(()) => self.inner.delete(key, expect),
+            Err(fault) => Box::pin(async { Err(fault) }),
+        }
+    }
+
+    fn delete_tree<'a>(
+        &'a self,
+        key: &'a str,
+        expect: Expect,
+    ) -> BoxFuture<'a, Result<Option<u64>, StoreError>> {
+        match self.fault(key) {
+            Ok(()) => self.inner.delete_tree(key, expect),
             Err(fault) => Box::pin(async { Err(fault) }),
         }
     }
@@ -438,7 +454,7 @@ impl Store for Watched {
 }
 
 #[tokio::test]
-async fn writes_and_deletions_list_nothing_but_small_folders() {
+async fn writes_and_deletions_list_nothing() {
     let store = Arc::new(Watched::default());
     let harness = Harness::build(Arc::clone(&store) as Arc<dyn Store>, |state| state);
     let send =
@@ -458,8 +474,54 @@ async fn writes_and_deletions_list_nothing_but_small_folders() {
         send("DELETE", path, json!(null)).await.assert_ok();
     }
     let listed = store.listed.lock().unwrap();
-    let folders = ["/services/s/graphql_cost_decorations/", "/consumers/jack/credentials/"];
-    assert!(listed.iter().all(|prefix| folders.contains(&&**prefix)), "{listed:?}");
+    assert!(listed.is_empty(), "{listed:?}");
+}
+
+#[tokio::test]
+async fn what_has_others_goes_with_them_or_stays_with_them() {
+    let store = Arc::new(Watched::default());
+    let harness = Harness::build(Arc::clone(&store) as Arc<dyn Store>, |state| state);
+    let unavailable = || Some(StoreError::Unavailable { reason: "no quorum".to_owned() });
+    let fails_at = |key| {
+        *store.fault.lock().unwrap() = unavailable();
+        *store.fault_at.lock().unwrap() = Some(key);
+    };
+    let (owner, child) = ("/consumers/jack", "/consumers/jack/credentials/a");
+    send(&harness, "PUT", "/consumers", json!({"username": "jack"})).await.assert_ok();
+    send(&harness, "PUT", child, key_auth("k")).await.assert_ok();
+    fails_at(owner);
+    let refused = send(&harness, "DELETE", owner, json!(null)).await;
+    refused.assert_error(503, "the configuration store is not available");
+    assert!(harness.stored(child).await.is_some(), "the answer says that nothing was written");
+
+    let (owner, child) = ("/services/s", "/services/s/graphql_cost_decorations/1");
+    send(&harness, "PUT", owner, json!({"name": "s"})).await.assert_ok();
+    send(&harness, "PUT", child, json!({"field_path": "Query"})).await.assert_ok();
+    fails_at(child);
+    send(&harness, "DELETE", owner, json!(null)).await.assert_ok();
+    assert!(harness.stored(child).await.is_none(), "one step takes both");
+}
+
+#[tokio::test]
+async fn a_consumer_that_expired_has_no_credentials_when_it_comes_again() {
+    let harness = Harness::new();
+    let credential = "/consumers/jack/credentials/a";
+    let put = async |path: &str, body: Value| send(&harness, "PUT", path, body).await;
+    put("/consumers?ttl=1", json!({"username": "jack"})).await.assert_ok();
+    put(credential, key_auth("k")).await.assert_ok();
+    let jill = || json!({"username": "jill", "plugins": {"key-auth": {"key": "k"}}});
+    let taken = "duplicate key of plugin key-auth found with credential: a of consumer: jack";
+    put("/consumers", jill()).await.assert_error(400, taken);
+    let begun = std::time::Instant::now();
+    while harness.stored("/consumers/jack").await.is_some() {
+        assert!(begun.elapsed() < std::time::Duration::from_secs(10), "it never goes");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    put("/consumers", jill()).await.assert_ok();
+    put("/consumers", json!({"username": "jack"})).await.assert_ok();
+    assert!(harness.stored(credential).await.is_none());
+    let list = send(&harness, "GET", "/consumers/jack/credentials", json!(null)).await;
+    list.assert(404, json!({"message": "Key not found"}));
 }
 
 #[tokio::test]

@@ -177,11 +177,18 @@ impl Compiler {
     }
 
     /// Takes new static configuration (plugins, router mode) and recompiles everything.
-    pub fn rebuild(&mut self, deps: Deps) -> Arc<Snapshot> {
+    ///
+    /// Other plugins have other secrets, and name other resources: `changes` are the resources as
+    /// they are read with the new ones.
+    pub fn rebuild(
+        &mut self,
+        deps: Deps,
+        changes: impl IntoIterator<Item = Change>,
+    ) -> Arc<Snapshot> {
         self.deps = deps;
         self.plugins = Arc::default();
         self.warned.clear();
-        let mut all = Dirty::new();
+        let mut all = self.take_up(changes);
         for (kind, id) in self.all() {
             all.entry(kind).or_default().insert(id);
         }
@@ -191,6 +198,12 @@ impl Compiler {
     /// Applies changes in order and makes the next snapshot. Each is taken up before the next is
     /// asked for.
     pub fn apply(&mut self, changes: impl IntoIterator<Item = Change>) -> Arc<Snapshot> {
+        let dirty = self.take_up(changes);
+        self.compile(dirty)
+    }
+
+    /// Keeps changed resources, and names those that are to be compiled.
+    fn take_up(&mut self, changes: impl IntoIterator<Item = Change>) -> Dirty {
         let mut dirty = Dirty::new();
         for change in changes {
             self.revision = self.revision.max(change.revision);
@@ -198,7 +211,7 @@ impl Compiler {
                 dirty.entry(kind).or_default().insert(id);
             }
         }
-        self.compile(dirty)
+        dirty
     }
 
     fn all(&self) -> Vec<Node> {

@@ -4,6 +4,7 @@ use std::fs;
 use std::process::Output;
 
 use serde_json::json;
+use sluicegate_testkit::certs::self_signed;
 use sluicegate_testkit::gateway::{GatewayProcess, config};
 use sluicegate_testkit::origin::{Answer, Origin, Received};
 
@@ -109,6 +110,8 @@ fn an_import_checks_everything_before_it_changes_anything() {
         told(&output)
     };
     let good = "upstreams: [{id: u, type: roundrobin, nodes: {\"a:1\": 1}}]\n";
+    let made = self_signed(&["a.test"]);
+    let (cert, key) = (made.cert.replace('\n', "\\n"), made.key.replace('\n', "\\n"));
     for (text, why) in [
         (
             format!("{good}routes: [{{id: a, uri: /a, plugins: {{no-such: {{}}}}}}]\n#END"),
@@ -125,6 +128,28 @@ fn an_import_checks_everything_before_it_changes_anything() {
         (
             format!("{good}consumers: [{{id: a/credentials/b, plugins: {{}}}}]\n#END"),
             "/consumers/a/credentials/b: ",
+        ),
+        (
+            format!(
+                "{good}consumers: [{{username: a, plugins: {{key-auth: {{key: k}}}}}}, {{username: b}}, {{id: b/credentials/c, plugins: {{key-auth: {{key: k}}}}}}]\n#END"
+            ),
+            "/consumers/b/credentials/c: duplicate key of plugin key-auth found with consumer: a",
+        ),
+        (
+            format!(
+                "{good}ssls: [{{id: s, snis: [a.test], cert: \"{cert}\", key: \"{key}\"}}]\nroutes: [{{id: a, uri: /a, upstream: {{type: roundrobin, scheme: https, nodes: {{\"a:1\": 1}}, tls: {{client_cert_id: s}}}}}}]\n#END"
+            ),
+            "/routes/a: failed to fetch ssl info by ssl id [s], wrong ssl type",
+        ),
+        (
+            format!(
+                "{good}stream_routes: [{{id: s, upstream_id: u, protocol: {{name: p}}}}]\n#END"
+            ),
+            "/stream_routes/s: unknown protocol [p]",
+        ),
+        (
+            format!("{good}stream_routes: [{{id: s, upstream_id: u}}]\n#END"),
+            "/stream_routes/s: stream mode is disabled, can not add stream routes",
         ),
         (format!("{good}nonsense: []\n#END"), "nonsense: there is no such kind of resource"),
         (good.to_owned(), "missing valid end flag"),

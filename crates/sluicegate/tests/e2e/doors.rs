@@ -395,6 +395,40 @@ fn plugins_are_loaded_anew_by_the_admin_api_after_config_yaml_changed() {
 }
 
 #[test]
+fn plugins_that_come_by_a_reload_find_their_resources_as_they_were_written() {
+    let with = |plugins: &[&str]| config(json!({"plugins": plugins})).to_string();
+    let all = with(&["key-auth", "aws-lambda", "traffic-split"]);
+    let mut gateway = GatewayProcess::prepare(BINARY, &all);
+    gateway.launch();
+    let [function, one, two] = ["called", "one", "two"].map(Origin::text);
+    let upstream =
+        |origin: &Origin| json!({"type": "roundrobin", "nodes": {origin.addr.to_string(): 1}});
+    let config = json!({"function_uri": function.url("/"), "authorization": {"apikey": "hush"}});
+    gateway.set("/routes/f", &json!({"uri": "/f", "plugins": {"aws-lambda": config}}));
+    gateway.set("/upstreams/u", &upstream(&one));
+    let split = json!({"rules": [{"weighted_upstreams": [{"upstream_id": "u"}]}]});
+    gateway.set(
+        "/routes/t",
+        &json!({"uri": "/t", "plugins": {"traffic-split": split}, "upstream": upstream(&function)}),
+    );
+    gateway.kill();
+    gateway.write_config(&with(&["key-auth"]));
+    gateway.launch();
+    assert_eq!(client::get(gateway.http, "/f").status, 503);
+
+    gateway.write_config(&all);
+    let answer = gateway.admin_raw("PUT", "/plugins/reload", &[("X-API-KEY", ADMIN_KEY)], "");
+    assert_eq!(answer.status, 200);
+    wait::until("the plugin to be there", || {
+        (client::get(gateway.http, "/f").text() == "called").then_some(())
+    });
+    assert_eq!(function.last().header("x-api-key"), Some("hush"), "not as it is encrypted");
+    assert_eq!(client::get(gateway.http, "/t").text(), "one");
+    gateway.set("/upstreams/u", &upstream(&two));
+    assert_eq!(client::get(gateway.http, "/t").text(), "two", "who names an upstream follows it");
+}
+
+#[test]
 fn a_stored_resource_that_is_no_json_is_named_until_it_is_gone() {
     let mut gateway = GatewayProcess::prepare(
         BINARY,

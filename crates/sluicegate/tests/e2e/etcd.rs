@@ -167,6 +167,76 @@ fn a_data_plane_has_the_plugins_of_its_control_plane() {
 }
 
 #[test]
+fn a_data_plane_opens_the_secrets_of_plugins_that_only_its_control_plane_names() {
+    let Some(etcd) = Etcd::start(1) else { return };
+    let origin = Origin::text("ok");
+    let put = |key: &str, value: Value| etcd.put(&format!("/apisix{key}"), &value.to_string());
+    put(
+        "/routes/1",
+        json!({"id": "1", "uri": "/fn", "plugins": {"aws-lambda": {
+            "function_uri": origin.url("/"),
+            // my-api-key, as observed.
+            "authorization": {"apikey": "oQteeIDgmA7a0d+9eNugyg=="},
+        }}}),
+    );
+    put("/plugins", json!([{"name": "aws-lambda"}]));
+    let provider = json!({"config_provider": "etcd"});
+    let mut data = changes(&etcd, json!({"role": "data_plane", "role_data_plane": provider}));
+    data["plugins"] = json!(["key-auth"]);
+    let data = GatewayProcess::with(BINARY, data);
+    assert_eq!(client::get(data.http, "/fn").status, 200);
+    assert_eq!(origin.last().header("x-api-key"), Some("my-api-key"));
+}
+
+#[test]
+fn of_patches_through_two_gateways_none_is_lost() {
+    let Some(etcd) = Etcd::start(1) else { return };
+    let gateways = [0, 1].map(|_| GatewayProcess::with(BINARY, changes(&etcd, json!({}))));
+    let route =
+        json!({"uri": "/a", "upstream": {"type": "roundrobin", "nodes": {"127.0.0.1:1": 1}}});
+    gateways[0].set("/routes/1", &route);
+    wait::until("the other to know it", || (gateways[1].get("/routes/1").0 == 200).then_some(()));
+    std::thread::scope(|scope| {
+        for (number, gateway) in gateways.iter().enumerate() {
+            scope.spawn(move || {
+                for patch in 0..20 {
+                    let label = json!({"labels": {format!("g{number}-{patch}"): "set"}});
+                    let (status, answer) = gateway.patch("/routes/1", &label);
+                    assert_eq!(status, 200, "{answer}");
+                }
+            });
+        }
+    });
+    let stored = etcd_get(&etcd, "/apisix/routes/1");
+    assert_eq!(stored["labels"].as_object().map(|labels| labels.len()), Some(40), "{stored}");
+}
+
+#[test]
+fn a_write_that_an_apisix_on_the_same_etcd_would_refuse_is_warned_about() {
+    let Some(etcd) = Etcd::start(1) else { return };
+    let shared = GatewayProcess::with(BINARY, changes(&etcd, json!({})));
+    let alone = GatewayProcess::start(BINARY);
+    let own = |plugin: Value| json!({"uri": "/f", "plugins": {"aws-lambda": plugin}});
+    for (gateway, warns) in [(&shared, true), (&alone, false)] {
+        gateway.set("/routes/uri", &own(json!({"function_uri": "http://127.0.0.1:1/"})));
+        gateway.set(
+            "/routes/own",
+            &own(json!({
+                "function": {"name": "f", "region": "eu-west-1", "endpoint": "http://127.0.0.1:1"},
+                "authorization": {"iam": {"accesskey": "a", "secretkey": "s"}},
+            })),
+        );
+        gateway.set("/routes/last", &own(json!({"function_uri": "http://127.0.0.1:1/"})));
+        let log = gateway.error_log();
+        let warnings = log.lines().filter(|line| line.contains("an APISIX on the same etcd"));
+        let warnings: Vec<&str> = warnings.collect();
+        assert_eq!(warnings.len(), usize::from(warns), "{warnings:?}");
+        let named = |line: &&str| line.contains("/routes/own") && line.contains("aws-lambda");
+        assert!(warnings.iter().all(named), "{warnings:?}");
+    }
+}
+
+#[test]
 fn a_gateway_outlives_etcd_and_its_own_restart() {
     let Some(mut etcd) = Etcd::start(1) else { return };
     let origin = Origin::start(|received| Answer::text(received.header("host").unwrap_or("")));

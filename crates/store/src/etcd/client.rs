@@ -272,12 +272,35 @@ impl Client {
         };
         let opened = timeout(limit, open).await;
         let opened = opened.unwrap_or_else(|_| Err(self.no_answer(host, too_late(limit))));
-        if let Err(failure) = &opened
-            && failure.token_is_bad()
-        {
+        opened.inspect_err(|failure| {
+            if failure.token_is_bad() {
+                self.forget_token();
+            }
+        })
+    }
+
+    /// A stream's host ended what it had begun, with a refusal inside the stream. The host is left
+    /// alone for a while, unless it only wants another token.
+    pub(super) fn stream_refused(&self, host: usize, refusal: Refusal) -> Failure {
+        self.ended(host, self.refused_with(host, refusal))
+    }
+
+    /// As [`stream_refused`](Self::stream_refused), of a watch that was cancelled.
+    pub(super) fn watch_cancelled(&self, host: usize, reason: String) -> Failure {
+        // Many versions of etcd call a token that they do not know a lack of rights, here alone.
+        if reason.contains("permission denied") {
             self.forget_token();
         }
-        opened
+        let message = format!("the watch was cancelled: {reason}");
+        self.ended(host, Failure::Refused { host: self.name(host).to_owned(), code: 0, message })
+    }
+
+    fn ended(&self, host: usize, failure: Failure) -> Failure {
+        match failure.token_is_bad() {
+            true => self.forget_token(),
+            false => self.failed(host),
+        }
+        failure
     }
 
     async fn exchange(

@@ -353,9 +353,7 @@ impl Follower {
             };
             let watched = match serde_json::from_slice::<WatchLine>(&line) {
                 Ok(WatchLine { error: Some(refusal), .. }) => {
-                    self.client.failed(host);
-                    let failure = self.client.refused_with(host, refusal);
-                    return Ended::Failed(failure.to_string());
+                    return Ended::Failed(self.client.stream_refused(host, refusal).to_string());
                 }
                 Ok(WatchLine { result: Some(watched), .. }) => watched,
                 Ok(_) => continue,
@@ -366,7 +364,8 @@ impl Follower {
                 return Ended::Forgotten("the changes are compacted");
             }
             if watched.canceled {
-                return failed(format!("the watch was cancelled: {}", watched.cancel_reason));
+                let failure = self.client.watch_cancelled(host, watched.cancel_reason);
+                return Ended::Failed(failure.to_string());
             }
             if watched.created {
                 created = true;

@@ -30,7 +30,7 @@ use std::{
 use serde_json::{Value, json};
 use tokio::{
     task::JoinHandle,
-    time::{Instant, timeout_at},
+    time::{Instant, timeout, timeout_at},
 };
 use tracing::{debug, error, info, warn};
 
@@ -38,7 +38,7 @@ use self::{
     client::{Client, Failure},
     follow::{Everything, Follower, Source},
     sent::{Outcome, Transaction},
-    wire::{Kv, Range, Target, Txn, compare, text},
+    wire::{Kv, Range, Target, Txn, compare, range_end, text},
 };
 use crate::{
     BoxFuture, Bulk, BulkError, Entry, Expect, Health, Listing, Put, Store, StoreError, Watch,
@@ -372,6 +372,19 @@ impl EtcdStore {
         })
     }
 
+    /// Ends a lease that nothing was written with, and that nobody waits for. One that cannot be
+    /// revoked ends by itself.
+    fn revoke(&self, lease: u64) {
+        let client = Arc::clone(&self.client);
+        tokio::spawn(async move {
+            let body = json!({"ID": lease.cast_signed().to_string()});
+            let revoked = client.call::<Value>("/v3/lease/revoke", &body, ATTEMPT_TIME_MAX);
+            if let Ok(Err(failures)) = timeout(ATTEMPT_TIME_MAX, revoked).await {
+                debug!(failures = follow::all_of(&failures), "An unused lease was not revoked.");
+            }
+        });
+    }
+
     async fn put_now(&self, key: &str, value: Arc<[u8]>, how: Put) -> Result<Written, StoreError> {
         check_key(key)?;
         check_value(key, &value)?;
@@ -386,16 +399,28 @@ impl EtcdStore {
         if let Some(lease) = lease {
             put["lease"] = lease.cast_signed().to_string().into();
         }
+        let mut success = vec![json!({"request_put": put})];
+        if how.clears {
+            success.push(remove_below(&full));
+        }
         let change = Transaction {
             compare: expected(&full, how.expect),
-            success: vec![json!({"request_put": put})],
+            success,
             failure: vec![json!({"request_range": {"key": text(&full)}})],
             bytes: value.len(),
         };
-        let (created, modified) = match self.write(&change, deadline).await? {
+        let outcome = self.write(&change, deadline).await;
+        if let (Some(lease), Err(StoreError::Unavailable { .. })) = (lease, &outcome) {
+            self.revoke(lease);
+        }
+        let (created, modified) = match outcome? {
             Outcome::Answered(answer) => {
                 let done = answer.short();
                 if !done.succeeded {
+                    // Whoever tries again takes another lease.
+                    if let Some(lease) = lease {
+                        self.revoke(lease);
+                    }
                     return Err(self.conflict(key, done.met).await);
                 }
                 (done.before, done.revision)
@@ -412,14 +437,23 @@ impl EtcdStore {
         Ok(Written { entry, created: created_now })
     }
 
-    async fn delete_now(&self, key: &str, expect: Expect) -> Result<Option<u64>, StoreError> {
+    async fn delete_now(
+        &self,
+        key: &str,
+        expect: Expect,
+        tree: bool,
+    ) -> Result<Option<u64>, StoreError> {
         check_key(key)?;
         self.check_writable()?;
         let deadline = self.deadline(0);
         let full = format!("{}{key}", self.prefix);
+        let mut success = vec![json!({"request_delete_range": {"key": text(&full)}})];
+        if tree {
+            success.push(remove_below(&full));
+        }
         let change = Transaction {
             compare: expected(&full, expect),
-            success: vec![json!({"request_delete_range": {"key": text(&full)}})],
+            success,
             failure: vec![json!({"request_range": {"key": text(&full)}})],
             bytes: 0,
         };
@@ -521,7 +555,15 @@ impl Store for EtcdStore {
         key: &'a str,
         expect: Expect,
     ) -> BoxFuture<'a, Result<Option<u64>, StoreError>> {
-        Box::pin(self.delete_now(key, expect))
+        Box::pin(self.delete_now(key, expect, false))
+    }
+
+    fn delete_tree<'a>(
+        &'a self,
+        key: &'a str,
+        expect: Expect,
+    ) -> BoxFuture<'a, Result<Option<u64>, StoreError>> {
+        Box::pin(self.delete_now(key, expect, true))
     }
 
     fn write_all<'a>(&'a self, changes: Vec<Bulk>) -> BoxFuture<'a, Result<(), BulkError>> {
@@ -608,6 +650,13 @@ fn expected(key: &str, expect: Expect) -> Vec<Value> {
         Expect::Absent => vec![compare(key, Target::Absent)],
         Expect::Revision(revision) => vec![compare(key, Target::Revision(revision))],
     }
+}
+
+/// The operation that removes everything below a key.
+fn remove_below(key: &str) -> Value {
+    let folder = format!("{key}/");
+    let end = text(range_end(&folder));
+    json!({"request_delete_range": {"key": text(&folder), "range_end": end}})
 }
 
 /// Why no host has answered a transaction.

@@ -89,13 +89,16 @@ pub(super) async fn find_mark(
         let line = line.map_err(|reason| client.no_answer(host, reason))?.ok_or_else(late)?;
         let watched = match serde_json::from_slice::<WatchLine>(&line) {
             Ok(WatchLine { error: Some(refusal), .. }) => {
-                return Err(client.refused_with(host, refusal));
+                return Err(client.stream_refused(host, refusal));
             }
             Ok(line) => line.result.unwrap_or_default(),
             Err(_) => return Err(late()),
         };
-        if watched.canceled || watched.compact_revision > 0 {
+        if watched.compact_revision > 0 {
             return Err(late());
+        }
+        if watched.canceled {
+            return Err(client.watch_cancelled(host, watched.cancel_reason));
         }
         for event in &watched.events {
             if event.kv.key == key.as_bytes() && event.kv.value == mark.as_bytes() {

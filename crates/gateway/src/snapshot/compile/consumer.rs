@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 use sluicegate_model::kind::Kind;
+use sluicegate_model::resource::id_text;
 use tracing::warn;
 
 use super::super::links::owner_of;
@@ -49,12 +50,17 @@ impl Compiler {
         let Some(stored) = self.consumer_groups.get(id) else {
             return self.known_consumers.set_group(id, None);
         };
-        let compiled =
-            plugins_of(Kind::ConsumerGroups, id, read(&stored.text)).and_then(|plugins| {
-                self.chain(&plugins, &format!("consumer group {id}")).map_err(|broken| broken.cause)
-            });
-        let compiled = compiled.map(|chain| self.known_consumers.set_group(id, Some(chain)));
-        self.note(Kind::ConsumerGroups, id, compiled);
+        let compiled = plugins_of(Kind::ConsumerGroups, id, read(&stored.text))
+            .map_err(unavailable)
+            .and_then(|plugins| self.chain(&plugins, &format!("consumer group {id}")));
+        let outcome = compiled.as_ref().map(drop).map_err(|broken| broken.cause.clone());
+        match compiled {
+            Ok(chain) => self.known_consumers.set_group(id, Some(chain)),
+            Err(Broken { keeps_good: true, .. }) => {}
+            // Requests of its consumers are answered 503 then.
+            Err(_) => self.known_consumers.set_group(id, None),
+        }
+        self.note(Kind::ConsumerGroups, id, outcome);
     }
 
     pub(super) fn compile_consumer(&mut self, id: &Arc<str>) {
@@ -121,11 +127,7 @@ impl Compiler {
         let chain = self.chain(&others, &format!("consumer {id}"))?;
         let consumer = Arc::new(Consumer {
             name: id.clone(),
-            group_id: match value.get("group_id") {
-                Some(Value::String(group)) => Some(group.as_str().into()),
-                Some(Value::Number(group)) => Some(group.to_string().into()),
-                _ => None,
-            },
+            group_id: value.get("group_id").and_then(id_text).map(Into::into),
             labels: value.get("labels").and_then(Value::as_object).cloned().unwrap_or_default(),
             chain,
             text,

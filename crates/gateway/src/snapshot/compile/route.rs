@@ -6,6 +6,7 @@ use std::sync::Arc;
 use ::http::StatusCode;
 use serde_json::{Map, Value};
 use sluicegate_model::kind::Kind;
+use sluicegate_model::resource::id_text;
 use sluicegate_model::route::Route as RouteConfig;
 use sluicegate_model::service::Service as ServiceConfig;
 
@@ -257,7 +258,7 @@ fn conditions(value: &Value) -> RouteConfig {
         vars: value.get("vars").cloned(),
         priority: value.get("priority").and_then(Value::as_i64).unwrap_or_default(),
         status: if value.get("status") == Some(&Value::from(0)) { 0 } else { 1 },
-        service_id: text("service_id"),
+        service_id: value.get("service_id").and_then(id_text),
         ..RouteConfig::default()
     }
 }

@@ -433,7 +433,7 @@ fn unknown_plugins_answer_503_unless_they_only_observe_or_are_off() {
     assert!(bench.snapshot.global[0].runs(Phases::REWRITE), "it answers every request");
 
     let deps = Deps { unknown_plugins: UnknownPlugins::Skip, ..bench.compiler.deps.clone() };
-    bench.snapshot = bench.compiler.rebuild(deps);
+    bench.snapshot = bench.compiler.rebuild(deps, []);
     assert_eq!(bench.hit("/a"), "127.0.0.1:1");
     assert!(!bench.snapshot.global[0].runs(Phases::REWRITE));
     assert!(bench.compiler.reports().is_empty());
@@ -456,6 +456,15 @@ fn what_cannot_even_be_read_keeps_its_good_version_or_answers_503() {
     bench.put(Kind::Routes, "1", json!({"uri": "/a", "upstream": upstream(1)}));
     bench.put(Kind::Routes, "1", json!({"uri": "/b", "plugins": 5}));
     assert_eq!([bench.hit("/a"), bench.hit("/b")], ["127.0.0.1:1", "127.0.0.1:7"]);
+
+    // A service's hosts are its routes' conditions, whether JSON has its id as text or number.
+    bench.put(Kind::Services, "7", json!({"hosts": ["b.test"], "upstream": upstream(1)}));
+    for id in [json!("7"), json!(7)] {
+        bench.put(Kind::Routes, "n", json!({"uri": "/n", "service_id": id, "plugins": 5}));
+        assert_eq!(bench.hit("/n"), "127.0.0.1:7", "{id}");
+        bench.delete(Kind::Routes, "n");
+    }
+    bench.delete(Kind::Services, "7");
 
     let users = |bench: &mut Bench, kind, id: &str, value: Value| {
         bench.put(kind, id, value);
@@ -531,7 +540,7 @@ fn a_route_keeps_its_counters_and_a_reload_its_good_version() {
     assert_eq!(count(&bench, "/a"), 3);
     bench.put(Kind::Routes, "1", route(json!({"picky": {"bad": 1}})));
     let deps = Deps { router: Mode::UriWithParameter, ..bench.compiler.deps.clone() };
-    bench.snapshot = bench.compiler.rebuild(deps);
+    bench.snapshot = bench.compiler.rebuild(deps, []);
     assert_eq!((count(&bench, "/a"), count(&bench, "/b")), (4, 2));
     assert_eq!(bench.snapshot.router.mode(), Mode::UriWithParameter);
     assert_eq!(bench.hit("/a"), "127.0.0.1:1");
@@ -713,7 +722,7 @@ fn credentials_come_and_go_with_their_consumer() {
         change(Kind::Consumers, "jack", json!({"username": "jack"})),
     ]);
     assert_eq!(fresh.who("1"), jack(Some("one")));
-    fresh.snapshot = fresh.compiler.rebuild(fresh.compiler.deps.clone());
+    fresh.snapshot = fresh.compiler.rebuild(fresh.compiler.deps.clone(), []);
     assert_eq!(fresh.who("1"), jack(Some("one")));
 }
 
@@ -767,4 +776,41 @@ fn groups_come_and_go_and_a_bad_one_keeps_its_good_version() {
     assert!(there(&bench));
     bench.delete(Kind::ConsumerGroups, "g");
     assert!(!there(&bench) && bench.compiler.reports().is_empty());
+}
+
+#[test]
+fn of_a_group_that_nothing_may_pass_without_no_version_before_serves() {
+    let mut bench = Bench::new();
+    bench.compiler = bench.compiler.with_references(Arc::new(Hidden));
+    let there = |bench: &Bench| bench.snapshot.consumers.group("g").is_some();
+    for (plugins, cause) in [
+        (json!({"picky": {}, "no-such-auth": {}}), "unknown plugin [no-such-auth]"),
+        (json!({"picky": {"x": "$env://A"}}), "$env://A in plugin picky has no value: 8 is gone"),
+    ] {
+        bench.put(Kind::ConsumerGroups, "g", json!({"plugins": {"picky": {}}}));
+        assert!(there(&bench) && bench.compiler.reports().is_empty());
+        bench.put(Kind::ConsumerGroups, "g", json!({"plugins": plugins}));
+        assert!(!there(&bench), "{cause}");
+        assert_eq!(bench.compiler.reports()[0].cause, cause);
+    }
+}
+
+#[test]
+fn with_other_plugins_resources_are_taken_as_they_are_read_with_them() {
+    let mut bench = Bench::new();
+    let route =
+        |n: &str| json!({"uri": "/a", "plugins": {"off": {"n": n}}, "upstream": upstream(1)});
+    bench.put(Kind::Routes, "1", route("sealed"));
+    let deps = bench.compiler.deps.clone();
+    let change = Change {
+        kind: Kind::Routes,
+        id: "1".into(),
+        value: Some(route("opened")),
+        text: None,
+        revision: 1,
+        created: 1,
+    };
+    bench.snapshot = bench.compiler.rebuild(deps, [change]);
+    let text = bench.find("/a").expect("it is there").text.clone();
+    assert!(String::from_utf8_lossy(&text).contains("opened"));
 }
