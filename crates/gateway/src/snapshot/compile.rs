@@ -28,6 +28,7 @@ use crate::upstream::{Upstream, UpstreamDeps};
 use super::counters::Source;
 use super::links::{Links, Node};
 use super::references::{self, References, Refuse};
+use super::unknown::WARNED_MAX;
 use super::{PluginFacts, Route, Snapshot, UnknownPlugins};
 use consumer::{ConsumerEntry, CredentialEntries};
 
@@ -471,6 +472,7 @@ impl Compiler {
         for (id, chain) in &rules {
             for name in chain.names() {
                 if let Some(other) = first.insert(name, id)
+                    && self.warned.len() < WARNED_MAX
                     && self.warned.insert(format!("global rules {other} and {id}: {name}"))
                 {
                     warn!(

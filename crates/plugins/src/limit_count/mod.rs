@@ -237,7 +237,7 @@ impl LimitCount {
         &self,
         exchange: &Exchange,
         name: &mut Vec<u8>,
-    ) -> Result<SmallVec<[Option<(u64, u64)>; RULES_INLINE]>, (&'static str, AmountError)> {
+    ) -> Result<Amounts, (&'static str, AmountError)> {
         let of = |rule: &Rule| {
             name.clear();
             match !self.optional || self.name.write(&rule.source, exchange, name) {
@@ -301,6 +301,9 @@ impl std::fmt::Write for Text<'_> {
         Ok(())
     }
 }
+
+/// Limit and window of each rule that applies to a request.
+type Amounts = SmallVec<[Option<(u64, u64)>; RULES_INLINE]>;
 
 /// Rules whose limits take no memory of their own.
 const RULES_INLINE: usize = 4;
