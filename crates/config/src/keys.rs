@@ -145,7 +145,7 @@ pub(crate) const KEYS: &[Key] = &[
     // Differs: APISIX hands old versions to OpenSSL. rustls has TLS 1.2 and 1.3 only; older ones
     // are left out with a warning, and a list of nothing else is refused.
     key("apisix.ssl.ssl_protocols", TlsVersions, "TLSv1.2 TLSv1.3", "TLS versions for clients. Versions before 1.2 are left out with a warning."),
-    key("apisix.ssl.ssl_ciphers", Text, "ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-RSA-AES128-GCM-SHA256:ECDHE-ECDSA-AES256-GCM-SHA384:ECDHE-RSA-AES256-GCM-SHA384:ECDHE-ECDSA-CHACHA20-POLY1305:ECDHE-RSA-CHACHA20-POLY1305:DHE-RSA-AES128-GCM-SHA256:DHE-RSA-AES256-GCM-SHA384", "Cipher suites for clients with TLS 1.2, by OpenSSL's names. Names that the TLS library does not have are left out."),
+    key("apisix.ssl.ssl_ciphers", Text, crate::ciphers::DEFAULT, "Cipher suites for clients with TLS 1.2, by OpenSSL's names and groups (`HIGH`, `EECDH+AESGCM`, `!AES128`). Those that are not supported (DHE, RSA key exchange, CBC) are left out with a warning; a list of nothing else is refused. Those of TLS 1.3 are always on."),
     key("apisix.ssl.ssl_session_tickets", Bool, "false", "Resume TLS sessions by tickets. Off by default, as tickets weaken forward secrecy."),
     key("apisix.ssl.fallback_sni", Text, "", "The name to choose a certificate by when a client sends none.").example("gate.example.com"),
     key("apisix.enable_control", Bool, "true", "Whether the control API listens.").restart(),

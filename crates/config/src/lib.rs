@@ -8,6 +8,7 @@
 
 mod admin_key;
 mod check;
+mod ciphers;
 mod error;
 mod file;
 mod keys;

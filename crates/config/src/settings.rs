@@ -11,6 +11,7 @@ use ipnet::IpNet;
 use serde_json::{Map, Value};
 
 use crate::check::{Values, check};
+use crate::ciphers;
 use crate::error::{ConfigError, Problems, Warning};
 use crate::kind::{FromParsed, Parsed};
 use crate::secret::Secret;
@@ -365,7 +366,7 @@ pub struct Ssl {
     pub listen: Vec<Listen>,
     /// `ssl_protocols`: never empty.
     pub protocols: Vec<TlsVersion>,
-    /// `ssl_ciphers`: OpenSSL's names.
+    /// `ssl_ciphers`: those of TLS 1.2 that this gateway has, by OpenSSL's names, at least one.
     pub ciphers: Vec<String>,
     /// `ssl_session_tickets`.
     pub session_tickets: bool,
@@ -809,12 +810,7 @@ impl Build<'_> {
                 enable: v.get("apisix.ssl.enable"),
                 listen: listen("apisix.ssl.listen", v),
                 protocols: self.tls_versions(),
-                ciphers: v
-                    .get::<String>("apisix.ssl.ssl_ciphers")
-                    .split([':', ' ', ','])
-                    .filter(|name| !name.is_empty())
-                    .map(str::to_owned)
-                    .collect(),
+                ciphers: self.ciphers(),
                 session_tickets: v.get("apisix.ssl.ssl_session_tickets"),
                 fallback_sni: v
                     .opt("apisix.ssl.fallback_sni")
@@ -883,6 +879,24 @@ impl Build<'_> {
             self.surprise(path, &format!("older versions are not supported and left out: {names}"));
         }
         versions
+    }
+
+    fn ciphers(&mut self) -> Vec<String> {
+        let path = "apisix.ssl.ssl_ciphers";
+        let list: String = self.values.get(path);
+        let chosen = ciphers::choose(&list);
+        if chosen.suites.is_empty() {
+            let reason = format!(
+                "expected at least one cipher suite of TLS 1.2 that is supported: {}, or a group \
+                 such as HIGH",
+                ciphers::SUITES.join(", ")
+            );
+            self.problems.add(self.values.line(path), path, &reason);
+        } else if !chosen.left_out.is_empty() && list != ciphers::DEFAULT {
+            let names = chosen.left_out.join(", ");
+            self.surprise(path, &format!("not supported and left out: {names}"));
+        }
+        chosen.suites.into_iter().map(str::to_owned).collect()
     }
 
     fn data_encryption(&mut self) -> DataEncryption {

@@ -59,7 +59,7 @@ fn an_empty_file_has_the_defaults_of_apisix() {
         assert_eq!(apisix.router_http, RouterHttp::HostUri);
         assert_eq!(apisix.ssl.protocols, [TlsVersion::V1_2, TlsVersion::V1_3]);
         assert_eq!(apisix.ssl.trusted_certificate, TrustedCertificate::System);
-        assert_eq!(apisix.ssl.ciphers.len(), 8);
+        assert_eq!(apisix.ssl.ciphers.len(), 6);
         assert_eq!(apisix.control, Some(addr("127.0.0.1:9090")));
         assert_eq!(apisix.trusted_addresses, None);
         assert_eq!(apisix.max_post_args_bytes, Some(64 << 20));
@@ -171,6 +171,10 @@ fn a_wrong_value_is_named_with_its_place_and_what_was_expected() {
         (
             "apisix: {ssl: {ssl_protocols: TLSv1.1}}",
             "f:1: apisix.ssl.ssl_protocols: expected TLSv1.2, TLSv1.3 or both: older versions are not supported",
+        ),
+        (
+            "apisix: {ssl: {ssl_ciphers: 'DHE-RSA-AES256-GCM-SHA384:ECDHE-RSA-AES256-SHA384'}}",
+            "f:1: apisix.ssl.ssl_ciphers: expected at least one cipher suite of TLS 1.2 that is supported: ECDHE-ECDSA-AES256-GCM-SHA384, ECDHE-RSA-AES256-GCM-SHA384, ECDHE-ECDSA-CHACHA20-POLY1305, ECDHE-RSA-CHACHA20-POLY1305, ECDHE-ECDSA-AES128-GCM-SHA256, ECDHE-RSA-AES128-GCM-SHA256, or a group such as HIGH",
         ),
         (
             "apisix: {router: {http: tree}}",
@@ -515,6 +519,22 @@ fn older_names_are_taken_with_a_warning_that_names_the_new_ones() {
         assert_eq!(config.apisix.data_encryption.enable_encrypt_fields, encrypts, "{text}");
         assert_eq!(warnings.len(), 1, "{warnings:?}");
     }
+}
+
+#[test]
+fn cipher_suites_that_are_left_out_are_named() {
+    let text = |list: &str| format!("apisix: {{ssl: {{ssl_ciphers: '{list}'}}}}");
+    let list = "ECDHE-RSA-AES256-GCM-SHA384:ECDHE-RSA-AES256-SHA384:DHE-RSA-AES256-GCM-SHA384:!MD5";
+    let (config, warnings) = parse(&text(list)).unwrap();
+    assert_eq!(config.apisix.ssl.ciphers, ["ECDHE-RSA-AES256-GCM-SHA384"]);
+    assert_eq!(
+        warnings,
+        [
+            "f:1: apisix.ssl.ssl_ciphers: not supported and left out: ECDHE-RSA-AES256-SHA384, DHE-RSA-AES256-GCM-SHA384"
+        ]
+    );
+    let (config, warnings) = parse(&text("HIGH:!aNULL:!MD5")).unwrap();
+    assert_eq!((config.apisix.ssl.ciphers.len(), warnings.len()), (6, 0));
 }
 
 #[test]

@@ -73,7 +73,7 @@ impl Entry {
 }
 
 impl Chain {
-    /// A chain of one plugin.
+    /// A chain of one plugin, which comes before all others that it is put together with.
     pub(crate) fn of_one(plugin: Arc<dyn DynPlugin>) -> Self {
         let phases = plugin.phases();
         Self::of(vec![Entry {
@@ -81,7 +81,7 @@ impl Chain {
             phases,
             from_consumer: false,
             reads_body: false,
-            priority: 0,
+            priority: i64::MAX,
             meta: None,
         }])
     }
@@ -92,6 +92,17 @@ impl Chain {
         let phases = entries.iter().fold(Phases::NONE, |all, entry| all.and(entry.phases));
         let reads_body = entries.iter().any(|entry| entry.reads_body);
         Self { phases, reads_body, entries: entries.into(), disabled: Box::default() }
+    }
+
+    /// The plugins of several chains in one, those of a priority in the order of the chains. Each
+    /// stays what it was compiled as, for whom it was compiled.
+    pub(crate) fn of_all<'a>(chains: impl IntoIterator<Item = &'a Self>) -> Self {
+        Self::of(chains.into_iter().flat_map(|chain| chain.entries.iter().cloned()).collect())
+    }
+
+    /// The names of its plugins, in the order they run.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &'static str> {
+        self.entries.iter().map(|entry| entry.plugin.name())
     }
 
     /// Does a plugin's configuration name a variable that is in the request's body?

@@ -200,6 +200,8 @@ pub struct TlsInfo {
     pub sni: Option<String>,
     /// Which certificates the handshake asked for.
     pub client_auth: Option<Arc<ClientAuth>>,
+    /// The name the handshake was about: `sni`, or without it `fallback_sni`.
+    pub name: Option<Box<str>>,
     /// The certificate the client showed.
     pub client: Option<ClientCertificate>,
 }

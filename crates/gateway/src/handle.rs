@@ -73,11 +73,11 @@ pub(crate) fn filter_piece(exchange: &mut Exchange, piece: &mut Bytes, last: boo
     }
 }
 
-/// The chains with plugins of a phase, in the order they run: global rules, then the route's.
-pub(crate) fn chains(exchange: &Exchange, phase: Phases) -> SmallVec<[Arc<Chain>; 4]> {
-    let rules = exchange.snapshot.global.iter();
+/// The chains with plugins of a phase, in the order they run: that of the global
+/// rules, then the route's.
+pub(crate) fn chains(exchange: &Exchange, phase: Phases) -> SmallVec<[Arc<Chain>; 2]> {
     let own = exchange.merged.as_ref().or(exchange.route.as_ref().map(|route| &route.chain));
-    let all = rules.chain(own);
+    let all = std::iter::once(&exchange.snapshot.global).chain(own);
     all.filter(|chain| chain.runs(phase)).cloned().collect()
 }
 
@@ -105,7 +105,7 @@ async fn answer(exchange: &mut Exchange) -> Result<Response, PluginError> {
         return Ok(response);
     }
     let reads_body = |chain: &Arc<Chain>| chain.reads_body();
-    if (snapshot.global.iter().any(reads_body)
+    if (reads_body(&snapshot.global)
         || found.as_ref().is_some_and(|route| reads_body(&route.chain)))
         && let Err(response) = read_ahead_for_plugins(exchange).await
     {
@@ -222,12 +222,13 @@ fn refuse_unverified_client(exchange: &Exchange) -> Option<Response> {
         && let host = exchange.request.host()
         && let Some(auth) = certificates.client_auth(&host)
     {
-        let same = tls.sni.as_deref().is_some_and(|sni| sni.eq_ignore_ascii_case(&host));
+        let name = tls.name.as_deref();
+        let same = name.is_some_and(|name| name.eq_ignore_ascii_case(&host));
         match same {
             // The certificate was asked for after the connection was made, for example.
             true if tls.is_client_verified() || auth.skips(exchange.uri()) => return None,
             true => tls.client_verify(),
-            false => format!("the handshake was about {:?}, the host is {host:?}", tls.sni),
+            false => format!("the handshake was about {name:?}, the host is {host:?}"),
         }
     } else {
         return None;

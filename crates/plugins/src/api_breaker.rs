@@ -11,7 +11,7 @@
 //! never open the circuit.
 
 use std::cell::RefCell;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::LocalKey;
 
@@ -106,7 +106,7 @@ impl Plugin for ApiBreaker {
     }
 
     async fn access(&self, exchange: &mut Exchange) -> Result<Flow, PluginError> {
-        let Some(breakers) = self.breakers.as_ref().filter(|breakers| breakers.is_any_open())
+        let Some(breakers) = self.breakers.as_ref().filter(|breakers| breakers.is_any_failing())
         else {
             return Ok(Flow::Continue);
         };
@@ -123,7 +123,7 @@ impl Plugin for ApiBreaker {
         };
         if self.unhealthy.contains(&status) {
             breakers.change(&name(exchange), |state| self.failed(state, now_ms() / 1000));
-        } else if self.healthy.contains(&status) && breakers.is_any_open() {
+        } else if self.healthy.contains(&status) && breakers.is_any_failing() {
             breakers.look(&name(exchange), |state| self.succeeded(state));
         }
     }
@@ -153,7 +153,7 @@ impl ApiBreaker {
         }
         state.healthy += 1;
         if state.healthy >= self.successes {
-            *state = State::default();
+            *state = State { retired: state.retired, ..State::default() };
         }
     }
 
@@ -205,13 +205,13 @@ struct Healthy {
 #[derive(Default)]
 struct Breakers {
     all: Store<Breaker>,
-    /// One failed, ever. Where none did, requests look nowhere.
-    any: AtomicBool,
+    /// How many of them count failures now. Where none does, requests look nowhere.
+    failing: Arc<AtomicUsize>,
 }
 
 impl Breakers {
-    fn is_any_open(&self) -> bool {
-        self.any.load(Ordering::Relaxed)
+    fn is_any_failing(&self) -> bool {
+        self.failing.load(Ordering::Relaxed) > 0
     }
 
     /// Looks at a state, if there is one.
@@ -220,10 +220,14 @@ impl Breakers {
     }
 
     fn change(&self, name: &[u8], mut change: impl FnMut(&mut State)) {
-        self.any.store(true, Ordering::Relaxed);
         self.all.count(name, now_ms(), |breaker| {
             let mut state = breaker.lock();
-            (!state.retired).then(|| change(&mut state))
+            if state.retired {
+                return None;
+            }
+            state.failing.get_or_insert_with(|| Failing::one_more(&self.failing));
+            change(&mut state);
+            Some(())
         });
     }
 }
@@ -238,7 +242,25 @@ struct State {
     healthy: u64,
     /// When it failed often enough, in seconds.
     opened_s: Option<u64>,
+    /// It is among those that count failures.
+    failing: Option<Failing>,
     retired: bool,
+}
+
+/// One of those that count failures, for as long as it lives.
+struct Failing(Arc<AtomicUsize>);
+
+impl Failing {
+    fn one_more(all: &Arc<AtomicUsize>) -> Self {
+        all.fetch_add(1, Ordering::Relaxed);
+        Self(all.clone())
+    }
+}
+
+impl Drop for Failing {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Breaker {
@@ -251,6 +273,9 @@ impl Counter for Breaker {
     fn retire(&self, _: u64, forced: bool) -> bool {
         let mut state = self.lock();
         state.retired |= forced || state.unhealthy == 0;
+        if state.retired {
+            state.failing = None;
+        }
         state.retired
     }
 
@@ -311,5 +336,33 @@ mod tests {
         assert!(breaker.breaks(&state, 301));
         breaker.succeeded(&mut state);
         assert!(!breaker.breaks(&state, 301));
+    }
+
+    #[test]
+    fn requests_look_nowhere_once_what_failed_is_well_or_forgotten() {
+        let breaker = breaker(json!({"break_response_code": 502}));
+        let breakers = Breakers::default();
+        assert!(!breakers.is_any_failing());
+        for name in [b"a", b"b"] {
+            for _ in 0..2 {
+                breakers.change(name, |state| breaker.failed(state, 100));
+            }
+        }
+        let well = |name: &[u8]| {
+            for _ in 0..3 {
+                breakers.look(name, |state| breaker.succeeded(state));
+            }
+        };
+        well(b"a");
+        assert!(breakers.is_any_failing(), "one of two");
+        well(b"b");
+        assert!(!breakers.is_any_failing());
+        breakers.change(b"a", |state| breaker.failed(state, 200));
+        assert!(breakers.is_any_failing());
+        let retired = breakers.all.peek(b"a").expect("it was noted");
+        assert!(retired.retire(0, true));
+        assert!(!breakers.is_any_failing());
+        breaker.succeeded(&mut retired.lock());
+        assert!(retired.lock().retired, "what was taken out of the table stays out of it");
     }
 }

@@ -7,8 +7,6 @@ use std::any::Any;
 use std::sync::Arc;
 
 use base64::Engine as _;
-use base64::alphabet::STANDARD;
-use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use sluicegate_aws::Secret;
@@ -19,6 +17,7 @@ use sluicegate_gateway::plugin::{
 };
 
 use crate::auth::{Denied, Gate, GateConfig, find, same_secret, typed};
+use crate::padding::BASE64;
 
 /// The plugin, compiled.
 pub struct BasicAuth {
@@ -128,12 +127,6 @@ pub struct Config {
 struct Password(Secret);
 
 const SCHEME: &[u8] = b"Basic";
-
-/// Padding may be missing, as for APISIX.
-const BASE64: GeneralPurpose = GeneralPurpose::new(
-    &STANDARD,
-    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
-);
 
 #[cfg(test)]
 mod tests {

@@ -30,8 +30,11 @@ pub struct Cors {
     expose: Option<String>,
     max_age: String,
     credential: bool,
+    /// `allow_origins` is `*`: beside the lists of the metadata it says nothing.
+    any: bool,
+    /// The answer is another one for another origin.
     vary: bool,
-    /// Whether the answer depends on the origin.
+    /// Whether the origin is looked at.
     by_origin: bool,
 }
 
@@ -49,6 +52,13 @@ enum Origins {
 enum Timing {
     Origins(Origins),
     Pattern(Pcre),
+}
+
+impl Timing {
+    /// Is it shown to some and not to others?
+    fn varies(&self) -> bool {
+        !matches!(self, Self::Origins(Origins::Any))
+    }
 }
 
 /// The `Origin` that the client sent, whatever becomes of the field.
@@ -125,7 +135,13 @@ impl Plugin for Cors {
         let any = matches!(origins, Origins::Any);
         Ok(Self {
             by_origin: !any || pattern_of_origins.is_some() || listed.is_some() || timing.is_some(),
-            vary: !any,
+            // Differs: APISIX says so only where `allow_origins` is not `*`, and a cache then gives
+            // one site what another one was told.
+            vary: !any
+                || pattern_of_origins.is_some()
+                || listed.is_some()
+                || timing.as_ref().is_some_and(Timing::varies),
+            any,
             origins,
             pattern: pattern_of_origins,
             listed,
@@ -199,7 +215,7 @@ impl Cors {
                 return origin;
             }
             // The default says nothing about who is allowed beside the lists.
-            if !self.vary {
+            if self.any {
                 return None;
             }
         }
@@ -288,16 +304,18 @@ mod tests {
             (one.clone(), Some("http://a.test"), Some("http://a.test"), Some("Origin")),
             (one.clone(), Some("http://b.test"), None, Some("Origin")),
             (one, None, None, Some("Origin")),
-            (pattern.clone(), Some("https://x.c.test"), Some("https://x.c.test"), None),
-            (pattern.clone(), Some("https://x.e.test"), None, None),
-            (pattern, None, None, None),
-            (meta.clone(), Some("http://n.test"), Some("http://n.test"), None),
-            (meta, Some("http://a.test"), None, None),
+            (pattern.clone(), Some("https://x.c.test"), Some("https://x.c.test"), Some("Origin")),
+            (pattern.clone(), Some("https://x.e.test"), None, Some("Origin")),
+            (pattern, None, None, Some("Origin")),
+            (meta.clone(), Some("http://n.test"), Some("http://n.test"), Some("Origin")),
+            (meta, Some("http://a.test"), None, Some("Origin")),
+            (json!({"timing_allow_origins": "http://a.test"}), None, Some("*"), Some("Origin")),
+            (json!({"timing_allow_origins": "*"}), None, Some("*"), None),
             (
                 json!({"allow_origins_by_metadata": ["all"]}),
                 Some("http://x"),
                 Some("http://x"),
-                None,
+                Some("Origin"),
             ),
             (both.clone(), Some("http://a.test"), Some("http://a.test"), Some("Origin")),
             (both, Some("http://m.test"), Some("http://m.test"), Some("Origin")),

@@ -10,9 +10,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ::http::{Method, StatusCode};
 use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use ring::digest;
 use serde::Deserialize;
+use serde_json::value::RawValue;
 use serde_json::{Number, Value, json};
 use sluicegate_aws::Secret;
 use sluicegate_gateway::exchange::{Exchange, Response};
@@ -21,6 +21,7 @@ use sluicegate_gateway::plugin::{CompileCtx, ConfigError, Flow, Phases, Plugin, 
 use tracing::warn;
 
 use crate::auth::same_secret;
+use crate::padding::BASE64;
 
 /// The plugin, compiled.
 pub struct Csrf {
@@ -118,24 +119,29 @@ impl Csrf {
         // 14 digits, of which the last is not 0: a number that every JSON writer leaves as it is.
         let random = format!("0.{}{}", RANDOM_MIN + random / 9 % RANDOM_SPAN, random % 9 + 1);
         let sign = self.sign(&random, &now.to_string());
-        STANDARD.encode(format!("{{\"random\":{random},\"expires\":{now},\"sign\":\"{sign}\"}}"))
+        BASE64.encode(format!("{{\"random\":{random},\"expires\":{now},\"sign\":\"{sign}\"}}"))
     }
 
     /// Did this key make the token, and not too long ago?
     fn verify(&self, token: &[u8], now: i64) -> Result<(), &'static str> {
         #[derive(Deserialize)]
-        struct Token {
-            random: Number,
+        struct Token<'a> {
+            // What was signed is this number's text: another gateway may write `1.2345e-05` where
+            // this one would write `1.2345e-5`.
+            #[serde(borrow)]
+            random: &'a RawValue,
             expires: Number,
             sign: String,
         }
-        let text = STANDARD.decode(token).map_err(|_| "it is not base64")?;
-        let token: Token = serde_json::from_slice(&text).map_err(|_| "it cannot be read")?;
+        let text = BASE64.decode(token).map_err(|_| "it is not base64")?;
+        let token: Token<'_> = serde_json::from_slice(&text).map_err(|_| "it cannot be read")?;
         let made = token.expires.as_i64().ok_or("its time is none")?;
         if self.expires > 0 && now.saturating_sub(made) > self.expires {
             return Err("it has expired");
         }
-        let sign = self.sign(&token.random.to_string(), &made.to_string());
+        let random = token.random.get();
+        serde_json::from_str::<Number>(random).map_err(|_| "it cannot be read")?;
+        let sign = self.sign(random, &made.to_string());
         match same_secret(sign.as_bytes(), token.sign.as_bytes()) {
             true => Ok(()),
             false => Err("its signature is wrong"),
@@ -203,12 +209,18 @@ mod tests {
     #[test]
     fn a_token_is_good_for_its_key_and_its_time() {
         let token = csrf(60).token(1000, 1234);
-        let changed = STANDARD.encode(
-            String::from_utf8_lossy(&STANDARD.decode(&token).expect("it is base64"))
+        let changed = BASE64.encode(
+            String::from_utf8_lossy(&BASE64.decode(&token).expect("it is base64"))
                 .replace("\"expires\":1000", "\"expires\":1001"),
         );
         // Made by APISIX: t/plugin/csrf.t has it, with this key.
         let of_apisix = "eyJyYW5kb20iOjAuNDI5ODYzMTk3MTYxMzksInNpZ24iOiI0ODRlMDY4NTkxMWQ5NmJhMDc5YzQ1ZGI0OTE2NmZkYjQ0ODhjODVkNWQ0NmE1Y2FhM2UwMmFhZDliNjE5OTQ2IiwiZXhwaXJlcyI6MjY0MzExOTYyNH0=";
+        // As APISIX makes them of small random numbers: Lua writes the exponent with two digits.
+        let small = csrf(60).sign("1.2345e-05", "1000");
+        let small =
+            BASE64.encode(format!(r#"{{"random":1.2345e-05,"sign":"{small}","expires":1000}}"#));
+        let text = csrf(60).sign("\"1\"", "1000");
+        let text = BASE64.encode(format!(r#"{{"random":"1","sign":"{text}","expires":1000}}"#));
         let expired = Err("it has expired");
         let wrong = Err("its signature is wrong");
         for (token, expires, now, expected) in [
@@ -218,6 +230,9 @@ mod tests {
             (&token, 0, i64::MAX, Ok(())),
             (&token, -1, i64::MAX, Ok(())),
             (&changed, 60, 1000, wrong),
+            (&small, 60, 1000, Ok(())),
+            (token.trim_end_matches('='), 60, 1000, Ok(())),
+            (&text, 60, 1000, Err("it cannot be read")),
             (of_apisix, 60, 1000, Ok(())),
             (of_apisix, 60, 2_643_119_624 + 61, expired),
             ("!", 60, 1000, Err("it is not base64")),

@@ -35,6 +35,7 @@ mod node_status;
 mod opa;
 mod openfunction;
 mod openwhisk;
+mod padding;
 pub mod pcre;
 mod proxy_cache;
 mod proxy_mirror;

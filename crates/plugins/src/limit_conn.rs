@@ -146,7 +146,7 @@ impl LimitConn {
             None => Counters::Trial,
             Some(deps) if config.policy == "local" => Counters::Local(deps.state.get()),
             Some(deps) => Counters::Remote {
-                redis: deps.state.get::<Servers>().of(&value, &deps.background)?,
+                redis: deps.state.get::<Servers>().of(&value, deps)?,
                 key_ttl: config.key_ttl.unwrap_or(KEY_TTL_S).into(),
             },
         };
@@ -316,7 +316,7 @@ impl Drop for Place {
                 let (redis, key) = (redis.clone(), std::mem::take(key));
                 let ask = LEAVE.on(key, vec![std::mem::take(id)]);
                 redis.background().clone().spawn(async move {
-                    if let Err(error) = redis.ask_here(&ask).await {
+                    if let Err(error) = redis.ask_here(&ask, redis.deadline()).await {
                         error!(%error, "The Redis of limit-conn was not told of the end of a request; it counts until its key_ttl is over.");
                     }
                 });
@@ -354,7 +354,7 @@ async fn enter_there(
     let args = vec![limit.to_string(), key_ttl.to_string(), now.as_secs().to_string(), id.clone()];
     // Whether or not the answer comes in time, the place is given back.
     let mut place = Place::There { redis: redis.clone(), key: key.clone(), id };
-    let answer = redis.ask(ENTER.on(key, args)).await?;
+    let answer = redis.ask(ENTER.on(key, args), redis.deadline()).await?;
     let [accepted, count] = answer[..] else { return Err(RedisFailure::Strange) };
     if accepted.count() == 0 {
         place.was_not_taken();
@@ -365,11 +365,13 @@ async fn enter_there(
 }
 
 /// Enters a request into a set: limit, seconds until it is forgotten, seconds since 1970, its id.
-/// Answers whether there was room, and how many there are.
+/// Answers whether there was room, and how many there are. One that is in the set already (asked for
+/// again, after the first answer was lost on its way) keeps its place.
 static ENTER: Code = Code::new(ENTER_TEXT, || Script::new(ENTER_TEXT));
 const ENTER_TEXT: &str = "\
 redis.call('ZREMRANGEBYSCORE', KEYS[1], 0, ARGV[3])
 local under_way = redis.call('ZCARD', KEYS[1])
+if redis.call('ZSCORE', KEYS[1], ARGV[4]) then return {1, under_way} end
 if under_way >= tonumber(ARGV[1]) then return {0, under_way} end
 redis.call('ZADD', KEYS[1], tonumber(ARGV[3]) + tonumber(ARGV[2]), ARGV[4])
 redis.call('EXPIRE', KEYS[1], ARGV[2])
@@ -393,6 +395,7 @@ mod tests {
     use sluicegate_testkit::{Answer, InProcess, Origin, PluginTest, Redis as Server, wait};
 
     use super::*;
+    use crate::limit::redis::Word;
 
     #[test]
     fn the_schema_and_the_config_speak_of_the_same_fields() {
@@ -459,6 +462,80 @@ mod tests {
         }
         let free = || (get(gate.addr, "/").status == 200).then_some(());
         assert!(wait::within(wait::PATIENCE, free).is_some());
+    }
+
+    #[test]
+    fn what_a_redis_that_is_gone_cannot_count_is_let_through_where_that_is_allowed() {
+        let origin = Origin::text("through");
+        for (degrade, status) in [(false, 500), (true, 200)] {
+            let config = json!({
+                "conn": 1, "burst": 0, "default_conn_delay": 0.1, "key": "remote_addr",
+                "policy": "redis", "redis_host": "127.0.0.1", "redis_port": 1,
+                "allow_degradation": degrade,
+            });
+            let gate = gateway(&config, &origin);
+            assert_eq!([(); 2].map(|()| get(gate.addr, "/").status), [status; 2], "{degrade}");
+        }
+    }
+
+    #[test]
+    fn each_rule_that_finds_its_key_limits_by_itself() {
+        let origin = slow_origin();
+        let rule = |key: &str, conn: Value| json!({"key": key, "conn": conn, "burst": 0});
+        let config = json!({"default_conn_delay": 0.1, "rules": [
+            rule("$http_user", json!(1)),
+            rule("$http_team", json!("${http_x_conn ?? 2}")),
+        ]});
+        let gate = gateway(&config, &origin);
+        let ask = |headers: &[(&str, &str)]| {
+            let mut client = sluicegate_testkit::Client::connect(gate.addr);
+            client.send(sluicegate_testkit::client::request_bytes("GET", "/", headers, b""));
+            client.response().status
+        };
+        for (fields, statuses) in [
+            (vec![vec![("user", "a")], vec![("user", "a")]], [200, 503]),
+            (vec![vec![("user", "a")], vec![("user", "b")]], [200, 200]),
+            (vec![vec![("team", "t")]; 2], [200, 200]),
+            (vec![vec![("team", "t"), ("x-conn", "1")]; 2], [200, 503]),
+            // One of the two rules has room for one only.
+            (vec![vec![("team", "t"), ("user", "c")]; 2], [200, 503]),
+        ] {
+            let mut got: Vec<u16> = std::thread::scope(|scope| {
+                let asked: Vec<_> =
+                    fields.iter().map(|fields| scope.spawn(|| ask(fields))).collect();
+                asked.into_iter().map(|thread| thread.join().unwrap_or(0)).collect()
+            });
+            got.sort_unstable();
+            assert_eq!(got, statuses, "{fields:?}");
+            // Places are given back when answers are sent, which may be seen a little later.
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        assert_eq!(ask(&[]), 500, "no rule applies");
+    }
+
+    #[test]
+    fn a_request_that_asks_twice_has_one_place_on_a_redis() {
+        let Some(server) = Server::start(&[]) else { return };
+        let background = tokio::runtime::Runtime::new().expect("threads can be started");
+        let config = json!({"policy": "redis", "redis_host": "127.0.0.1",
+            "redis_port": server.addr(0).port()});
+        let redis = Servers::default().open(&config, background.handle(), None);
+        let redis = redis.expect("it is a configuration");
+        let ask = |code: &'static Code, args: &[&str]| {
+            let args = args.iter().map(|arg| (*arg).to_owned()).collect();
+            let ask = code.on(b"k".to_vec(), args);
+            let answer = background.block_on(redis.ask_here(&ask, redis.deadline()));
+            let answer = answer.expect("it answers");
+            answer.into_iter().map(Word::count).collect::<Vec<_>>()
+        };
+        let enter = |id: &str| ask(&ENTER, &["2", "3600", "1000", id]);
+        assert_eq!(enter("a"), [1, 1]);
+        assert_eq!(enter("a"), [1, 1], "the answer to the first try was lost");
+        assert_eq!(enter("b"), [1, 2]);
+        assert_eq!(enter("b"), [1, 2], "also where there is no more room");
+        assert_eq!(enter("c"), [0, 2]);
+        ask(&LEAVE, &["a"]);
+        assert_eq!(enter("c"), [1, 2]);
     }
 
     #[test]

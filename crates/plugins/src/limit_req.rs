@@ -88,9 +88,7 @@ impl Plugin for LimitReq {
         let counters = match ctx.deps {
             None => Counters::Trial,
             Some(deps) if config.policy == "local" => Counters::Local(deps.state.get()),
-            Some(deps) => {
-                Counters::Remote(deps.state.get::<Servers>().of(&value, &deps.background)?)
-            }
+            Some(deps) => Counters::Remote(deps.state.get::<Servers>().of(&value, deps)?),
         };
         Ok(Self {
             source: Source::compile(&config.key, &config.key_type),
@@ -109,7 +107,7 @@ impl Plugin for LimitReq {
         let turn = match &self.counters {
             Counters::Trial => return Ok(Flow::Continue),
             Counters::Local(buckets) => buckets.drop_in(&name, now_ns(), self.pace),
-            Counters::Remote(redis) => match self.pace.ask(redis, &name).await {
+            Counters::Remote(redis) => match self.pace.ask(redis, &name, wall_ms()).await {
                 Ok(turn) => turn,
                 Err(error) => {
                     error!(route = exchange.route_id(), %error, "The Redis of limit-req does not answer.");
@@ -179,16 +177,30 @@ impl Pace {
         Some((delay, empty_ns))
     }
 
-    async fn ask(self, redis: &Arc<Redis>, name: &[u8]) -> Result<Turn, RedisFailure> {
-        let now = sluicegate_gateway::core::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let keep_s = (self.burst / self.rate).ceil() + 1.0;
+    /// How long after it is empty a bucket still tells from a new one.
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "casts saturate")]
+    fn turn_ns(self) -> u64 {
+        (1e9 / self.rate).ceil() as u64
+    }
+
+    async fn ask(
+        self,
+        redis: &Arc<Redis>,
+        name: &[u8],
+        now_ms: u128,
+    ) -> Result<Turn, RedisFailure> {
+        // A bucket that is full is empty after `burst / rate`, and forgives one request more after
+        // `1 / rate`: forgotten before that, it would let one through too early.
+        // Differs: APISIX forgets it after `burst / rate`.
+        let keep_s = (((self.burst + 1.0) / self.rate).ceil() + 1.0).min(KEEP_MAX_S);
         let args = vec![
             (self.rate * 1000.0).to_string(),
             (self.burst * 1000.0).to_string(),
-            now.as_millis().to_string(),
+            now_ms.to_string(),
             keep_s.to_string(),
         ];
-        let answer = redis.ask(BUCKET.on([b"limit_req:", name].concat(), args)).await?;
+        let ask = BUCKET.on([b"limit_req:", name].concat(), args);
+        let answer = redis.ask(ask, redis.deadline()).await?;
         let [accepted, level] = answer[..] else { return Err(RedisFailure::Strange) };
         if accepted.count() == 0 {
             return Ok(None);
@@ -208,21 +220,28 @@ impl Buckets {
     }
 }
 
-/// One bucket: the moment at which it is empty.
+/// One bucket.
 #[derive(Default)]
-struct Bucket(AtomicU64);
+struct Bucket {
+    /// The moment at which it is empty.
+    empty_ns: AtomicU64,
+    /// For how long it then still counts: see [`Pace::turn_ns`].
+    turn_ns: AtomicU64,
+}
 
 impl Bucket {
     /// `None`: it is retired.
     fn drop_in(&self, now_ns: u64, pace: Pace) -> Option<Turn> {
-        let mut empty_ns = self.0.load(Ordering::Acquire);
+        // All requests of a bucket have one pace: another one has another name.
+        self.turn_ns.store(pace.turn_ns(), Ordering::Relaxed);
+        let mut empty_ns = self.empty_ns.load(Ordering::Acquire);
         loop {
             if empty_ns == RETIRED {
                 return None;
             }
             let Some((delay, then)) = pace.drop_in(empty_ns, now_ns) else { return Some(None) };
             let (set, get) = (Ordering::AcqRel, Ordering::Acquire);
-            match self.0.compare_exchange_weak(empty_ns, then.min(RETIRED - 1), set, get) {
+            match self.empty_ns.compare_exchange_weak(empty_ns, then.min(RETIRED - 1), set, get) {
                 Ok(_) => return Some(Some(delay)),
                 Err(current) => empty_ns = current,
             }
@@ -232,17 +251,23 @@ impl Bucket {
 
 impl Counter for Bucket {
     fn retire(&self, now_ms: u64, forced: bool) -> bool {
-        let empty_ns = self.0.load(Ordering::Acquire);
-        // One request more than empty is kept for as long as the slowest useful rates need.
-        let over = empty_ns / 1_000_000 + IDLE_MS < now_ms;
+        let empty_ns = self.empty_ns.load(Ordering::Acquire);
+        let turn_ns = self.turn_ns.load(Ordering::Relaxed);
+        let over = empty_ns.saturating_add(turn_ns) / 1_000_000 < now_ms;
         let (set, get) = (Ordering::AcqRel, Ordering::Relaxed);
-        (over || forced) && self.0.compare_exchange(empty_ns, RETIRED, set, get).is_ok()
+        (over || forced) && self.empty_ns.compare_exchange(empty_ns, RETIRED, set, get).is_ok()
     }
 
     fn remembered() -> &'static LocalKey<RefCell<Remembered<Self>>> {
         thread_local!(static REMEMBERED: RefCell<Remembered<Bucket>> = RefCell::default());
         &REMEMBERED
     }
+}
+
+/// Milliseconds since 1970 by the clock that gateways more or less agree on.
+fn wall_ms() -> u128 {
+    let now = sluicegate_gateway::core::now().duration_since(UNIX_EPOCH);
+    now.unwrap_or_default().as_millis()
 }
 
 /// As [`now_ms`], finer.
@@ -254,17 +279,21 @@ fn now_ns() -> u64 {
 
 /// Drops a request into a bucket: thousandths of requests it drains a second, and that it holds;
 /// milliseconds since 1970; seconds to keep it. Answers whether it fits, and the level with it.
+///
+/// Gateways' clocks may differ: time that seems to go back drains nothing, and does not turn the
+/// bucket's own moment back, which would drain it twice. (Differs: APISIX drains by it both ways.)
 static BUCKET: Code = Code::new(BUCKET_TEXT, || Script::new(BUCKET_TEXT));
 const BUCKET_TEXT: &str = "\
 local now = tonumber(ARGV[3])
 local kept = redis.call('HMGET', KEYS[1], 'excess', 'last')
 local level = 0
 if kept[1] and kept[2] then
-  local passed = math.abs(now - tonumber(kept[2])) / 1000
+  local passed = math.max(0, now - tonumber(kept[2])) / 1000
+  now = math.max(now, tonumber(kept[2]))
   level = math.max(0, tonumber(kept[1]) + 1000 - passed * tonumber(ARGV[1]))
   if level > tonumber(ARGV[2]) then return {0, tostring(level)} end
 end
-redis.call('HSET', KEYS[1], 'excess', tostring(level), 'last', ARGV[3])
+redis.call('HSET', KEYS[1], 'excess', tostring(level), 'last', string.format('%.0f', now))
 redis.call('EXPIRE', KEYS[1], ARGV[4])
 return {1, tostring(level)}";
 
@@ -273,8 +302,8 @@ const RETIRED: u64 = u64::MAX;
 const DELAY_MIN: Duration = Duration::from_millis(1);
 /// Longer than anybody waits for an answer.
 const DELAY_MAX: Duration = Duration::from_secs(3600);
-/// How long a bucket is kept that nobody drops anything into.
-const IDLE_MS: u64 = 60_000;
+/// The longest time a Redis is asked to keep a bucket: some thirty years.
+const KEEP_MAX_S: f64 = 1e9;
 
 #[cfg(test)]
 mod tests {
@@ -321,6 +350,70 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_bucket_is_kept_until_a_new_one_would_let_in_no_more() {
+        for (rate, burst, dropped) in [(0.01, 0.0, 1), (0.01, 2.0, 3), (10.0, 0.0, 1)] {
+            let (bucket, pace) = (Bucket::default(), Pace { rate, burst });
+            let at = |ms: u64| (1_000_000_000 + ms) * 1_000_000;
+            for _ in 0..dropped {
+                assert!(bucket.drop_in(at(0), pace).flatten().is_some(), "{rate} {burst}");
+            }
+            assert_eq!(bucket.drop_in(at(0), pace), Some(None), "{rate} {burst}: it is full");
+            // Empty after the burst, and with a whole request's room after one turn more.
+            let turns = f64::from(dropped) / rate * 1e3;
+            let over_ms = turns.ceil() as u64;
+            assert!(!bucket.retire(1_000_000_000 + over_ms - 2, false), "{rate} {burst}");
+            assert!(bucket.retire(1_000_000_000 + over_ms + 2, false), "{rate} {burst}");
+        }
+    }
+
+    /// Buckets on this Redis; `None`: there is no Redis.
+    fn there() -> Option<(Server, tokio::runtime::Runtime, Arc<Redis>)> {
+        let server = Server::start(&[])?;
+        let background = tokio::runtime::Runtime::new().expect("threads can be started");
+        let config = json!({"policy": "redis", "redis_host": "127.0.0.1",
+            "redis_port": server.addr(0).port()});
+        let redis = Servers::default().open(&config, background.handle(), None);
+        Some((server, background, redis.expect("it is a configuration")))
+    }
+
+    #[test]
+    fn a_redis_keeps_a_bucket_until_a_new_one_would_let_in_no_more() {
+        let Some((server, background, redis)) = there() else { return };
+        for (rate, burst, seconds) in
+            [(0.01, 0.0, 101), (0.01, 2.0, 301), (10.0, 0.0, 2), (1e-300, 0.0, 1_000_000_000)]
+        {
+            let (pace, name) = (Pace { rate, burst }, format!("{rate}-{burst}"));
+            let turn = background.block_on(pace.ask(&redis, name.as_bytes(), wall_ms()));
+            assert!(turn.is_ok_and(|turn| turn.is_some()), "{name}");
+            let ttl = server.command(0, &format!("TTL limit_req:{name}"));
+            let ttl: u64 = ttl.trim_start_matches(':').parse().expect("it is a number");
+            assert!((seconds - 1..=seconds).contains(&ttl), "{name}: {ttl}");
+        }
+    }
+
+    #[test]
+    fn gateways_whose_clocks_differ_drain_a_bucket_no_faster_than_time_passes() {
+        let Some((_server, background, redis)) = there() else { return };
+        // One a second and one beside it; the second gateway's clock is ten seconds behind.
+        let (pace, now) = (Pace { rate: 1.0, burst: 1.0 }, wall_ms());
+        let behind = now - 10_000;
+        for (at, clock, turn) in [
+            (0, now, true),
+            (1, behind, true),
+            (2, behind, false),
+            (3, now, false),
+            (4, behind + 20, false),
+            (5, now + 20, false),
+            (6, now + 1000, true),
+            (7, behind + 1000, false),
+            (8, now + 1000, false),
+        ] {
+            let got = background.block_on(pace.ask(&redis, b"skew", clock));
+            assert_eq!(got.expect("it answers").is_some(), turn, "request {at}");
+        }
+    }
+
     fn gateway(config: &Value, origin: &Origin) -> InProcess {
         let mut registry = Registry::default();
         registry.add::<LimitReq>();
@@ -345,6 +438,19 @@ mod tests {
         let began = Instant::now();
         assert_eq!([(); 2].map(|()| get(gate.addr, "/").status), [200, 200]);
         assert!(began.elapsed() >= Duration::from_millis(400), "{:?}", began.elapsed());
+    }
+
+    #[test]
+    fn what_a_redis_that_is_gone_cannot_count_is_let_through_where_that_is_allowed() {
+        let origin = Origin::text("through");
+        for (degrade, status) in [(false, 500), (true, 200)] {
+            let config = json!({
+                "rate": 0.01, "burst": 0, "key": "remote_addr", "policy": "redis",
+                "redis_host": "127.0.0.1", "redis_port": 1, "allow_degradation": degrade,
+            });
+            let gate = gateway(&config, &origin);
+            assert_eq!([(); 2].map(|()| get(gate.addr, "/").status), [status; 2], "{degrade}");
+        }
     }
 
     #[test]

@@ -7,7 +7,6 @@
 //! `filters` need the body whole; it is held up to `max_resp_body_size` bytes.
 
 use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http::StatusCode;
 use serde::Deserialize;
@@ -21,6 +20,7 @@ use tracing::{error, warn};
 
 use crate::coding::Decoder;
 use crate::headers::{HeaderOps, fields, names};
+use crate::padding::BASE64;
 use crate::pcre::{Captures, Pcre, Replacement};
 use crate::template::Template;
 
@@ -119,7 +119,7 @@ impl Plugin for ResponseRewrite {
         let body = match (config.body, config.body_base64) {
             (body, false) => body.map(Bytes::from),
             (Some(coded), true) if !coded.is_empty() => Some(
-                STANDARD
+                BASE64
                     .decode(coded)
                     .map_err(|_| ConfigError("invalid base64 content".to_owned()))?
                     .into(),
@@ -356,10 +356,13 @@ mod tests {
 
     #[test]
     fn a_body_may_be_binary_and_an_older_form_of_headers_sets() {
-        let ran =
-            test(json!({"body": "AAE=", "body_base64": true, "headers": {"X": 1, "Y": "y"}})).run();
-        assert_eq!(ran.response.body, [0, 1]);
-        assert_eq!((ran.response.header("x"), ran.response.header("y")), (Some("1"), Some("y")));
+        for body in ["AAE=", "AAE"] {
+            let config = json!({"body": body, "body_base64": true, "headers": {"X": 1, "Y": "y"}});
+            let ran = test(config).run();
+            assert_eq!(ran.response.body, [0, 1], "{body}");
+            let headers = (ran.response.header("x"), ran.response.header("y"));
+            assert_eq!(headers, (Some("1"), Some("y")));
+        }
         assert_eq!(test(json!({"body": ""})).origin_answer(Answer::text("x")).run().body(), "");
     }
 

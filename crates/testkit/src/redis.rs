@@ -10,6 +10,7 @@ use std::process::{Child, Command, Stdio};
 
 use tempfile::TempDir;
 
+use crate::certs::Pair;
 use crate::port::free_port;
 use crate::wait;
 
@@ -17,6 +18,7 @@ use crate::wait;
 #[derive(Debug)]
 pub struct Redis {
     _folder: TempDir,
+    _files: Option<TempDir>,
     servers: Vec<Server>,
 }
 
@@ -64,7 +66,64 @@ impl Redis {
         Some(redis)
     }
 
+    /// One server that also speaks TLS, with this certificate.
+    #[track_caller]
+    pub fn tls(pair: &Pair) -> Option<Self> {
+        let files = tempfile::tempdir().expect("a temporary folder can be made");
+        let write = |name: &str, text: &str| {
+            let path = files.path().join(name);
+            std::fs::write(&path, text).expect("files can be written");
+            path.display().to_string()
+        };
+        let (cert, key) = (write("cert.pem", &pair.cert), write("key.pem", &pair.key));
+        let mut redis = Self::with(1, |_, other| {
+            let words = ["--tls-port", &other.to_string(), "--tls-cert-file", &cert];
+            let more = ["--tls-key-file", &key, "--tls-ca-cert-file", &cert];
+            let last = ["--tls-auth-clients", "no"];
+            words.into_iter().chain(more).chain(last).map(str::to_owned).collect()
+        })?;
+        redis._files = Some(files);
+        Some(redis)
+    }
+
+    /// Where the server of [`Self::tls`] speaks TLS.
+    pub fn tls_port(&self) -> u16 {
+        let mut arguments = self.servers[0].arguments.iter();
+        let port = arguments.find(|word| *word == "--tls-port").and_then(|_| arguments.next());
+        port.and_then(|port| port.parse().ok()).expect("it was started with TLS")
+    }
+
+    /// A server, and behind it a sentinel that knows it as `mymaster`.
+    #[track_caller]
+    pub fn sentinel() -> Option<Self> {
+        let mut redis = Self::prepare(2, |_, _| Vec::new())?;
+        redis.launch(0);
+        let (master, own) = (redis.addr(0).port(), redis.addr(1).port());
+        let folder = redis._folder.path().display().to_string();
+        let text = format!(
+            "port {own}\nbind 127.0.0.1\ndir {folder}\nsentinel monitor mymaster 127.0.0.1 {master} 1\n"
+        );
+        let path = redis._folder.path().join("sentinel.conf");
+        std::fs::write(&path, text).expect("files can be written");
+        redis.servers[1].arguments = vec![path.display().to_string(), "--sentinel".to_owned()];
+        redis.launch(1);
+        wait::until("the sentinel to know the server", || {
+            let known = redis.command(1, "SENTINEL get-master-addr-by-name mymaster");
+            known.contains(&master.to_string()).then_some(())
+        });
+        Some(redis)
+    }
+
+    #[track_caller]
     fn with(servers: usize, arguments: impl Fn(usize, u16) -> Vec<String>) -> Option<Self> {
+        let mut redis = Self::prepare(servers, arguments)?;
+        for at in 0..redis.servers.len() {
+            redis.launch(at);
+        }
+        Some(redis)
+    }
+
+    fn prepare(servers: usize, arguments: impl Fn(usize, u16) -> Vec<String>) -> Option<Self> {
         if Command::new("redis-server").arg("--version").output().is_err() {
             let why = "no redis-server on the path (Debian's redis-server)";
             assert!(std::env::var_os("CI").is_none_or(|ci| ci != "true"), "{why}");
@@ -84,11 +143,7 @@ impl Redis {
             Server { addr, arguments: all, process: None }
         };
         let servers = (0..servers).map(server).collect();
-        let mut redis = Self { _folder: folder, servers };
-        for at in 0..redis.servers.len() {
-            redis.launch(at);
-        }
-        Some(redis)
+        Some(Self { _folder: folder, _files: None, servers })
     }
 
     /// Starts a server again, empty.

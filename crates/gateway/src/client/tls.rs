@@ -7,9 +7,10 @@ use std::sync::{Arc, Mutex};
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
+use rustls::sign::SingleCertAndKey;
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
 use super::TlsTarget;
 
@@ -30,6 +31,8 @@ pub struct TlsRequest {
 pub struct TlsClients {
     provider: Arc<CryptoProvider>,
     roots: Arc<RootCertStore>,
+    /// Where they come from; `None`: from the system.
+    trusted_pem: Option<Box<[u8]>>,
     /// Why there are no roots, if there are none.
     roots_error: Option<String>,
     made: Mutex<HashMap<TlsRequest, Arc<TlsTarget>>>,
@@ -63,11 +66,17 @@ impl TlsClients {
         Self {
             provider: Arc::new(rustls::crypto::ring::default_provider()),
             roots: Arc::new(roots),
+            trusted_pem: trusted_pem.map(Into::into),
             roots_error,
             made: Mutex::default(),
             warned: Mutex::default(),
             next_id: AtomicU64::new(1),
         }
+    }
+
+    /// The certificates that are trusted in the place of the system's.
+    pub fn trusted_pem(&self) -> Option<&[u8]> {
+        self.trusted_pem.as_deref()
     }
 
     /// Why certificates cannot be verified, if so.
@@ -105,12 +114,9 @@ impl TlsClients {
         let mut config = match &request.client {
             None => builder.with_no_client_auth(),
             Some((cert, key)) => {
-                let chain = parse_chain(cert)?;
-                let key = PrivateKeyDer::from_pem_slice(key.as_bytes())
-                    .map_err(|e| format!("the client key cannot be read: {e}"))?;
-                builder
-                    .with_client_auth_cert(chain, key)
-                    .map_err(|e| format!("the client certificate does not work: {e}"))?
+                let own = crate::tls::certified(cert, key)
+                    .map_err(|e| format!("the client certificate does not work: {e}"))?;
+                builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(own)))
             }
         };
         config.alpn_protocols =

@@ -259,7 +259,7 @@ fn take(core: &Rc<Core>, listen: &Rc<Listen>, tcp: TcpStream, peer: SocketAddr) 
 async fn shake(
     core: &Rc<Core>,
     tcp: TcpStream,
-    client_auth: &mut Option<Arc<ClientAuth>>,
+    client_auth: &mut Option<(Arc<ClientAuth>, Box<str>)>,
 ) -> io::Result<TlsStream<TcpStream>> {
     let server = &core.shared.tls_server;
     if !server.has_special() {
@@ -330,6 +330,8 @@ async fn serve(core: &Rc<Core>, listen: &Listen, mut tcp: TcpStream, peer: Socke
             return;
         }
     };
+    let (client_auth, client_auth_name) = client_auth.unzip();
+    let fallback = || core.shared.tls_server.fallback().map(Into::into);
     let (_, state) = session.get_ref();
     let speaks_h2 = state.alpn_protocol() == Some(b"h2");
     connection.tls = Some(TlsInfo {
@@ -349,6 +351,7 @@ async fn serve(core: &Rc<Core>, listen: &Listen, mut tcp: TcpStream, peer: Socke
             Some(ClientCertificate { der: chain.first()?.clone().into_owned(), failure })
         }),
         client_auth,
+        name: client_auth_name.or_else(|| state.server_name().map(Into::into)).or_else(fallback),
     });
     let stream = Stream::ServerTls(Box::new(session));
     let connection = Rc::new(connection);

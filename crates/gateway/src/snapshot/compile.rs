@@ -16,7 +16,7 @@ use sluicegate_model::kind::Kind;
 use sluicegate_model::service::Service as ServiceConfig;
 use sluicegate_model::ssl::Ssl;
 use sluicegate_model::upstream::Upstream as UpstreamConfig;
-use tracing::error;
+use tracing::{error, warn};
 
 use crate::chain::Chain;
 use crate::consumer::Consumers;
@@ -28,6 +28,7 @@ use crate::upstream::{Upstream, UpstreamDeps};
 use super::counters::Source;
 use super::links::{Links, Node};
 use super::references::{self, References, Refuse};
+use super::unknown::WARNED_MAX;
 use super::{PluginFacts, Route, Snapshot, UnknownPlugins};
 use consumer::{ConsumerEntry, CredentialEntries};
 
@@ -93,7 +94,7 @@ pub struct Compiler {
     known_consumers: Consumers,
     links: Links,
     router: Router<Arc<Route>>,
-    global: Box<[Arc<Chain>]>,
+    global: Arc<Chain>,
     /// What is in `certificates`.
     serving: BTreeMap<Arc<str>, Arc<TlsEntry>>,
     certificates: Arc<Certificates>,
@@ -145,7 +146,7 @@ impl Compiler {
             known_consumers: Consumers::default(),
             links: Links::default(),
             router: Router::builder(deps.router).build(),
-            global: Box::default(),
+            global: Arc::default(),
             serving: BTreeMap::new(),
             certificates: Arc::default(),
             no_plugins: Arc::default(),
@@ -292,7 +293,7 @@ impl Compiler {
             self.compile_global_rule(id);
         }
         if !rules.is_empty() {
-            self.global = self.global_rules.values().filter_map(|rule| rule.made.clone()).collect();
+            self.merge_global_rules();
         }
         for id in self.take(Kind::ConsumerGroups, &mut dirty) {
             self.compile_consumer_group(&id);
@@ -469,6 +470,34 @@ impl Compiler {
             }
         }
         self.note(Kind::GlobalRules, id, outcome);
+    }
+
+    /// Puts the plugins of all rules in the order of their priorities, as APISIX does.
+    ///
+    /// Differs: of a plugin that several rules have (the Admin API takes no second one, a store may
+    /// hold it), each runs, in the order of the rules' ids. APISIX runs none of them then, and lets
+    /// requests through that one rule alone would refuse.
+    fn merge_global_rules(&mut self) {
+        let made = |(id, rule): (_, &'_ Stored<Option<Arc<Chain>>>)| Some((id, rule.made.clone()?));
+        let rules: Vec<(&Arc<str>, Arc<Chain>)> =
+            self.global_rules.iter().filter_map(made).collect();
+        let mut first: BTreeMap<&str, &str> = BTreeMap::new();
+        for (id, chain) in &rules {
+            for name in chain.names() {
+                if let Some(other) = first.insert(name, id)
+                    && self.warned.len() < WARNED_MAX
+                    && self.warned.insert(format!("global rules {other} and {id}: {name}"))
+                {
+                    warn!(
+                        plugin = name,
+                        first = other,
+                        second = &***id,
+                        "Two global rules have the same plugin; both run, in the order of their ids."
+                    );
+                }
+            }
+        }
+        self.global = Arc::new(Chain::of_all(rules.iter().map(|(_, chain)| &**chain)));
     }
 
     /// Plugins in the order they run. Those of consumers and their groups are merged in when a

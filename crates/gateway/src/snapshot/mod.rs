@@ -30,8 +30,8 @@ pub struct Snapshot {
     pub revision: u64,
     /// Routes by what they match.
     pub router: Router<Arc<Route>>,
-    /// The plugins of each global rule; they run for every request.
-    pub global: Box<[Arc<Chain>]>,
+    /// The plugins of all global rules; they run for every request.
+    pub global: Arc<Chain>,
     /// Who may send requests.
     pub consumers: Consumers,
     /// Certificates by server name.
@@ -56,7 +56,7 @@ impl Default for Snapshot {
         Self {
             revision: 0,
             router: Router::builder(Default::default()).build(),
-            global: Box::default(),
+            global: Arc::default(),
             consumers: Consumers::default(),
             certificates: Arc::default(),
             plugins: Arc::default(),

@@ -52,8 +52,8 @@ impl UnknownPlugins {
     }
 }
 
-/// Names of plugins that are remembered as warned about; they come from the store.
-const WARNED_MAX: usize = 1024;
+/// What is remembered as warned about; the names come from the store.
+pub(super) const WARNED_MAX: usize = 1024;
 
 /// Plugins of APISIX that change nothing about a request or its answer.
 const OBSERVERS: [&str; 27] = [

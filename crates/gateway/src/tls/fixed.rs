@@ -28,7 +28,7 @@ pub struct FixedPem<'a> {
 pub fn fixed(settings: &TlsSettings, pem: FixedPem<'_>) -> Result<ServerConfig, FixedError> {
     let key = certified(pem.cert, pem.key).map_err(FixedError::Certificate)?;
     let mut used = provider::default_provider();
-    used.cipher_suites = cipher_suites(&settings.ciphers);
+    used.cipher_suites = cipher_suites(&settings.ciphers).map_err(FixedError::Certificate)?;
     let used = Arc::new(used);
     let clients: Arc<dyn ClientCertVerifier> = match pem.client_ca {
         None => Arc::new(NoClientAuth),

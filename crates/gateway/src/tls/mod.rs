@@ -2,6 +2,7 @@
 //! `ssls` resource serves the next handshake without a reload.
 
 mod client_auth;
+mod doubts;
 mod fixed;
 
 use std::collections::{BTreeMap, HashMap};
@@ -17,6 +18,8 @@ use rustls_pki_types::PrivateKeyDer;
 use rustls_pki_types::pem::PemObject;
 use sluicegate_model::ssl::Ssl;
 use tracing::warn;
+
+pub(crate) use doubts::doubt;
 
 pub use client_auth::{CertificateField, ClientAuth, ClientCertificate, ToldCertificate};
 pub use fixed::{FixedError, FixedPem, fixed};
@@ -46,6 +49,10 @@ impl TlsEntry {
             .map(|(cert, key)| certified(cert, key).map(Arc::new))
             .collect::<Result<Vec<_>, _>>()?;
         let serves = ssl.is_enabled() && ssl.kind != "client";
+        let certs = ssl.pairs().filter(|_| ssl.is_enabled()).map(|(cert, _)| cert);
+        for why in certs.filter_map(|cert| doubt(cert, serves)) {
+            warn!(ssl = id, %why, "A certificate will not be believed by everybody it is shown to.");
+        }
         let names = ssl.names().filter(|_| serves);
         let names = names.map(|name| name.trim_end_matches('.').to_ascii_lowercase()).collect();
         let versions = (!ssl.ssl_protocols.is_empty()).then(|| {
@@ -94,6 +101,17 @@ pub fn parse_key(key: &str) -> Result<Arc<dyn rustls::sign::SigningKey>, String>
 pub fn certified(cert: &str, key: &str) -> Result<CertifiedKey, String> {
     let chain = crate::client::parse_chain(cert)?;
     let certified = CertifiedKey::new(chain, parse_key(key)?);
+    // rustls shows a certificate of version 1, and cannot read it itself.
+    if let Some(own) = certified.cert.first()
+        && let Ok((_, cert)) = x509_parser::parse_x509_certificate(own)
+        && doubts::is_version_1(&cert)
+    {
+        let spki = certified.key.public_key();
+        return match spki.is_none_or(|spki| *spki == *cert.public_key().raw) {
+            true => Ok(certified),
+            false => Err("the certificate and the private key do not belong together".to_owned()),
+        };
+    }
     match certified.keys_match() {
         Ok(()) | Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => {
             Ok(certified)
@@ -282,38 +300,44 @@ impl TlsServer {
         self.config.load_full()
     }
 
+    /// The name of a handshake whose client asks for none.
+    pub(crate) fn fallback(&self) -> Option<String> {
+        self.resolver.fallback.load().as_ref().clone()
+    }
+
     /// Has any name a configuration of its own?
     pub(crate) fn has_special(&self) -> bool {
         self.resolver.certificates.load().special > 0
     }
 
     /// The configuration for a handshake that asks for this name, and which certificates it asks
-    /// the client for.
+    /// the client for: as clients of which name.
     ///
     /// # Errors
     /// The settings and the resource do not go together.
-    pub(crate) fn config_for(
-        &self,
-        name: Option<&str>,
-    ) -> Result<(Arc<ServerConfig>, Option<Arc<ClientAuth>>), String> {
+    pub(crate) fn config_for(&self, name: Option<&str>) -> Result<Handshake, String> {
         let certificates = self.resolver.certificates.load();
         let fallback = self.resolver.fallback.load();
         let asked = name.map(str::to_ascii_lowercase);
         let name = asked.as_deref().or(fallback.as_deref());
-        let Some(entry) = name.and_then(|name| certificates.special(name)) else {
-            return Ok((self.config(), None));
-        };
+        let special = name.and_then(|name| Some((name, certificates.special(name)?)));
+        let Some((name, entry)) = special else { return Ok((self.config(), None)) };
+        let client = || Some((entry.client.clone()?, Box::from(name)));
         let settings = self.settings.load();
         if let Some(made) = &*entry.config.load()
             && made.0 == settings.0
         {
-            return Ok((made.1.clone(), entry.client.clone()));
+            return Ok((made.1.clone(), client()));
         }
         let config = Arc::new(server_config(&settings.1, self.resolver.clone(), Some(entry))?);
         entry.config.store(Some(Arc::new((settings.0, config.clone()))));
-        Ok((config, entry.client.clone()))
+        Ok((config, client()))
     }
 }
+
+/// How a handshake goes on: its configuration, and which certificates are asked for, as what is
+/// served to clients of which name.
+pub(crate) type Handshake = (Arc<ServerConfig>, Option<(Arc<ClientAuth>, Box<str>)>);
 
 fn server_config(
     settings: &Settings,
@@ -321,7 +345,7 @@ fn server_config(
     special: Option<&TlsEntry>,
 ) -> Result<ServerConfig, String> {
     let mut provider_used = provider::default_provider();
-    provider_used.cipher_suites = cipher_suites(&settings.tls.ciphers);
+    provider_used.cipher_suites = cipher_suites(&settings.tls.ciphers)?;
     let (tls12, tls13) = special
         .and_then(|entry| entry.versions)
         .unwrap_or((settings.tls.tls12, settings.tls.tls13));
@@ -357,20 +381,25 @@ fn versions(tls12: bool, tls13: bool) -> Vec<&'static rustls::SupportedProtocolV
     versions.into_iter().filter(|(on, _)| *on).map(|(_, version)| version).collect()
 }
 
-/// The suites of TLS 1.3, and those of TLS 1.2 that `names` list in their order of preference.
-fn cipher_suites(names: &[String]) -> Vec<rustls::SupportedCipherSuite> {
+/// The suites of TLS 1.3, and those of TLS 1.2 that `names` list in their order of preference; all
+/// where it lists nothing.
+fn cipher_suites(names: &[String]) -> Result<Vec<rustls::SupportedCipherSuite>, String> {
     let all = provider::ALL_CIPHER_SUITES;
+    if names.is_empty() {
+        return Ok(all.to_vec());
+    }
     let of_12 = |name: &String| {
         let known = OPENSSL_NAMES.iter().find(|(openssl, _)| openssl.eq_ignore_ascii_case(name))?;
         all.iter().find(|suite| suite.suite() == known.1).copied()
     };
     let mut chosen: Vec<_> = names.iter().filter_map(of_12).collect();
+    // Never more than what is asked for.
     if chosen.is_empty() {
-        return all.to_vec();
+        return Err(format!("no cipher suite of TLS 1.2 is among {}", names.join(", ")));
     }
     let of_13 = all.iter().filter(|suite| suite.tls13().is_some());
     chosen.extend(of_13);
-    chosen
+    Ok(chosen)
 }
 
 /// What OpenSSL, and so config.yaml, calls the TLS 1.2 suites that rustls has.
@@ -443,16 +472,31 @@ mod tests {
     }
 
     #[test]
+    fn a_certificate_of_version_1_is_served_with_its_own_key_only() {
+        let (cert, key) =
+            (include_str!("testdata/v1.cert.pem"), include_str!("testdata/v1.key.pem"));
+        assert!(certified(cert, key).is_ok());
+        let other = rcgen::KeyPair::generate().unwrap().serialize_pem();
+        assert_eq!(
+            certified(cert, &other).unwrap_err(),
+            "the certificate and the private key do not belong together"
+        );
+    }
+
+    #[test]
     fn cipher_names_choose_the_suites_of_tls_1_2_only() {
         let names = |list: &[&str]| {
             let list: Vec<String> = list.iter().map(|n| (*n).to_owned()).collect();
-            let suites = cipher_suites(&list);
+            let suites = cipher_suites(&list).ok()?;
             let old = suites.iter().filter(|s| s.tls13().is_none()).count();
-            (old, suites.len() - old)
+            Some((old, suites.len() - old))
         };
-        let (all, new) = names(&[]);
+        let (all, new) = names(&[]).unwrap();
         assert!(all >= 6 && new >= 2);
-        assert_eq!(names(&["ECDHE-RSA-AES128-GCM-SHA256", "DHE-RSA-AES128-GCM-SHA256"]), (1, new));
-        assert_eq!(names(&["HIGH", "!aNULL"]), (all, new));
+        assert_eq!(
+            names(&["ECDHE-RSA-AES128-GCM-SHA256", "DHE-RSA-AES128-GCM-SHA256"]),
+            Some((1, new))
+        );
+        assert_eq!(names(&["DHE-RSA-AES128-GCM-SHA256"]), None, "not all of them");
     }
 }

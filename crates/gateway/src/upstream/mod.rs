@@ -13,6 +13,7 @@ use std::time::Duration;
 use ::http::StatusCode;
 use arc_swap::ArcSwap;
 use sluicegate_model::upstream as model;
+use tracing::warn;
 
 use crate::client::{CallError, Egress, Keepalive, Timeouts, TlsClients, TlsRequest, TlsTarget};
 use crate::expr::Vars;
@@ -229,6 +230,12 @@ impl Upstream {
         if scheme.is_tls() && upstream.client.is_some() {
             // A pair that does not work is found now, not by the first request.
             upstream.tls_target("localhost", &deps.tls)?;
+            if let Some((cert, _)) = upstream.client.as_deref()
+                && let Some(why) = crate::tls::doubt(cert, false)
+                && deps.tls.first_warning(&format!("{key}: {why}"))
+            {
+                warn!(upstream = key, %why, "A client certificate will not be believed by every server.");
+            }
         }
         Ok(upstream)
     }

@@ -247,3 +247,61 @@ const NAMES_UNSWEPT: usize = 32;
 /// A failed look-up is repeated after this, then after twice that, up to the last.
 pub(super) const RETRY_FIRST: Duration = Duration::from_millis(250);
 pub(super) const RETRY_LAST: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, UdpSocket};
+    use std::str::FromStr as _;
+
+    use hickory_resolver::proto::rr::Name as DnsName;
+
+    use super::*;
+
+    /// A DNS server that knows no name, and tells which it was asked for.
+    fn asked() -> (SocketAddr, std::sync::mpsc::Receiver<String>) {
+        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("loopback has a free port");
+        let addr = socket.local_addr().expect("it is bound");
+        let (told, names) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let mut query = [0; 512];
+            while let Ok((length, client)) = socket.recv_from(&mut query) {
+                let (mut name, mut at) = (String::new(), 12);
+                while query[at] > 0 {
+                    let end = at + 1 + usize::from(query[at]);
+                    name.push_str(&String::from_utf8_lossy(&query[at + 1..end]));
+                    name.push('.');
+                    at = end;
+                }
+                // An answer to one question: there is no such name.
+                query[2..12].copy_from_slice(&[0x81, 0x83, 0, 1, 0, 0, 0, 0, 0, 0]);
+                let _ = socket.send_to(&query[..length.min(at + 5)], client);
+                if told.send(name).is_err() {
+                    return;
+                }
+            }
+        });
+        (addr, names)
+    }
+
+    #[tokio::test]
+    async fn short_names_are_tried_under_the_systems_domains_where_that_is_on() {
+        for (search, under_a_domain) in [(true, true), (false, false)] {
+            let (server, names) = asked();
+            let domains = vec![DnsName::from_str("corp.test.").expect("it is a name")];
+            let system = ResolverConfig::from_parts(None, domains, Vec::new());
+            let resolver = build(
+                Some(&[server]),
+                Ok((system, ResolverOpts::default())),
+                search,
+                Duration::from_secs(2),
+                ResolveHosts::Never,
+            );
+            let resolver = resolver.expect("it can be built");
+            assert!(resolver.lookup_ip("db").await.is_err(), "nothing has a name here");
+            let asked: Vec<String> = names.try_iter().collect();
+            let found = asked.iter().any(|name| name == "db.corp.test.");
+            assert_eq!(found, under_a_domain, "{search}: {asked:?}");
+            assert!(asked.iter().any(|name| name == "db."), "{search}: {asked:?}");
+        }
+    }
+}

@@ -17,7 +17,6 @@ use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
 use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use sluicegate_gateway::consumer::Credential;
@@ -28,6 +27,7 @@ use sluicegate_gateway::plugin::{
 };
 
 use crate::auth::{Denied, Gate, GateConfig, find, typed};
+use crate::padding::BASE64;
 use verify::{Algorithm, Key, Time, Token};
 
 /// The plugin, compiled.
@@ -115,7 +115,7 @@ impl Plugin for JwtAuth {
             })?;
             let secret = match config.base64_secret {
                 false => Cow::Borrowed(secret.as_bytes()),
-                true => Cow::Owned(STANDARD.decode(&secret).map_err(|_| {
+                true => Cow::Owned(BASE64.decode(&secret).map_err(|_| {
                     let error = "base64_secret required but the secret is not in base64 format";
                     ConfigError(error.to_owned())
                 })?),

@@ -164,6 +164,7 @@ fn what_a_consumer_has_is_checked_when_it_is_written() {
         ),
         (json!({"secret": "s"}), Some("property \"key\" is required")),
         (json!({"key": "k", "secret": "YQ==", "base64_secret": true}), None),
+        (json!({"key": "k", "secret": "YQ", "base64_secret": true}), None),
         (
             json!({"key": "k", "secret": "a!", "base64_secret": true}),
             Some("base64_secret required but the secret is not in base64 format"),

@@ -14,14 +14,15 @@ use ::redis::cluster_async::ClusterConnection;
 use ::redis::sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType};
 use ::redis::{
     AsyncConnectionConfig, Client, Cmd, ConnectionAddr, IntoConnectionInfo, RedisConnectionInfo,
-    RedisError, Script, Value, aio::MultiplexedConnection,
+    RedisError, Script, TlsCertificates, Value, aio::MultiplexedConnection,
 };
 use serde::Deserialize;
 use serde_json::Value as Json;
 use sluicegate_gateway::plugin::ConfigError;
+use sluicegate_gateway::upstream::UpstreamDeps;
 use tokio::runtime::Handle;
 use tokio::sync::{Mutex as AsyncMutex, Semaphore};
-use tokio::time::timeout;
+use tokio::time::{timeout, timeout_at};
 
 /// The Redis servers of a gateway that are in use.
 #[derive(Default)]
@@ -29,14 +30,24 @@ pub(crate) struct Servers(Mutex<HashMap<String, Weak<Redis>>>);
 
 impl Servers {
     /// The server that a configuration names. Configurations that say the same share it.
-    pub(crate) fn of(&self, config: &Json, background: &Handle) -> Result<Arc<Redis>, ConfigError> {
+    pub(crate) fn of(&self, config: &Json, deps: &UpstreamDeps) -> Result<Arc<Redis>, ConfigError> {
+        self.open(config, &deps.background, deps.tls.trusted_pem())
+    }
+
+    /// As [`Self::of`], on this runtime and with these authorities.
+    pub(crate) fn open(
+        &self,
+        config: &Json,
+        background: &Handle,
+        trusted_pem: Option<&[u8]>,
+    ) -> Result<Arc<Redis>, ConfigError> {
         let (name, config) = RedisConfig::read(config)?;
         let mut servers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(redis) = servers.get(&name).and_then(Weak::upgrade) {
             return Ok(redis);
         }
         servers.retain(|_, redis| redis.strong_count() > 0);
-        let redis = Arc::new(Redis::new(config, background.clone())?);
+        let redis = Arc::new(Redis::new(config, background.clone(), trusted_pem)?);
         servers.insert(name, Arc::downgrade(&redis));
         Ok(redis)
     }
@@ -101,6 +112,10 @@ pub(crate) struct Call {
     args: Vec<String>,
 }
 
+/// When waiting for a Redis ends.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Deadline(Instant);
+
 /// What a Redis is asked.
 pub(crate) enum Ask {
     /// To run a script.
@@ -128,9 +143,14 @@ impl Code {
 }
 
 impl Redis {
-    fn new(config: RedisConfig, background: Handle) -> Result<Self, ConfigError> {
+    fn new(
+        config: RedisConfig,
+        background: Handle,
+        trusted_pem: Option<&[u8]>,
+    ) -> Result<Self, ConfigError> {
         let limit = config.limit();
-        let target = config.target(limit).map_err(|error| ConfigError(error.to_string()))?;
+        let target =
+            config.target(limit, trusted_pem).map_err(|error| ConfigError(error.to_string()))?;
         Ok(Self {
             background,
             target,
@@ -145,11 +165,20 @@ impl Redis {
         &self.background
     }
 
+    /// By when whatever is asked now is to be answered, in however many steps.
+    pub(crate) fn deadline(&self) -> Deadline {
+        Deadline(Instant::now() + self.limit)
+    }
+
     /// Asks from a request thread.
-    pub(crate) async fn ask(self: &Arc<Self>, ask: Ask) -> Result<Vec<Word>, RedisFailure> {
+    pub(crate) async fn ask(
+        self: &Arc<Self>,
+        ask: Ask,
+        by: Deadline,
+    ) -> Result<Vec<Word>, RedisFailure> {
         let redis = self.clone();
-        let task = self.background.spawn(async move { redis.ask_here(&ask).await });
-        match timeout(self.limit, task).await {
+        let task = self.background.spawn(async move { redis.ask_here(&ask, by).await });
+        match timeout_at(by.0.into(), task).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(_)) => Err(RedisFailure::Answer("the gateway is stopping".into())),
             Err(_) => Err(RedisFailure::Slow(self.limit)),
@@ -157,9 +186,13 @@ impl Redis {
     }
 
     /// Asks from the background runtime.
-    pub(crate) async fn ask_here(&self, ask: &Ask) -> Result<Vec<Word>, RedisFailure> {
+    pub(crate) async fn ask_here(
+        &self,
+        ask: &Ask,
+        by: Deadline,
+    ) -> Result<Vec<Word>, RedisFailure> {
         let Ok(_under_way) = self.under_way.try_acquire() else { return Err(RedisFailure::Busy) };
-        match timeout(self.limit, self.ask_twice(ask)).await {
+        match timeout_at(by.0.into(), self.ask_twice(ask)).await {
             Ok(answer) => answer,
             Err(_) => {
                 if let Ok(mut link) = self.link.try_lock() {
@@ -170,8 +203,9 @@ impl Redis {
         }
     }
 
-    /// Asks, and once more where the connection turns out to be closed. What the first try counted,
-    /// if it counted, is counted twice: a limit may come a request early, and never late.
+    /// Asks, and once more where the connection turns out to be closed. Where the first try counted
+    /// and only its answer was lost, `limit-count` and `limit-req` count the request twice: a limit
+    /// may come a request early, and never late. `limit-conn` finds the place it took.
     async fn ask_twice(&self, ask: &Ask) -> Result<Vec<Word>, RedisFailure> {
         let mut again = true;
         loop {
@@ -387,7 +421,12 @@ impl RedisConfig {
         Duration::from_millis(ms.clamp(1, TIMEOUT_MAX_MS))
     }
 
-    fn target(self, limit: Duration) -> Result<Target, RedisError> {
+    /// Certificates are verified by `trusted_pem`, or without it by the system's authorities.
+    fn target(self, limit: Duration, trusted_pem: Option<&[u8]>) -> Result<Target, RedisError> {
+        let trusted = |tls: bool, verify: bool| {
+            let pem = trusted_pem.filter(|_| tls && verify)?;
+            Some(TlsCertificates { client_tls: None, root_cert: Some(pem.to_vec()) })
+        };
         match self.policy.as_str() {
             "redis-cluster" => {
                 let (tls, verify) = (self.redis_cluster_ssl, self.redis_cluster_ssl_verify);
@@ -400,6 +439,9 @@ impl RedisConfig {
                     .connection_timeout(limit)
                     .response_timeout(limit)
                     .retries(CLUSTER_RETRIES);
+                if let Some(trusted) = trusted(tls, verify) {
+                    builder = builder.certs(trusted);
+                }
                 if let Some(password) = self.redis_password.filter(|p| !p.is_empty()) {
                     builder = builder.password(password);
                 }
@@ -441,10 +483,14 @@ impl RedisConfig {
                         login = login.set_username(username);
                     }
                 }
-                let info = addr(&host, port, self.redis_ssl, self.redis_ssl_verify)
+                let (tls, verify) = (self.redis_ssl, self.redis_ssl_verify);
+                let info = addr(&host, port, tls, verify)
                     .into_connection_info()?
                     .set_redis_settings(login);
-                Ok(Target::One(Box::new(Client::open(info)?)))
+                Ok(Target::One(Box::new(match trusted(tls, verify) {
+                    Some(trusted) => Client::build_with_tls(info, trusted)?,
+                    None => Client::open(info)?,
+                })))
             }
         }
     }

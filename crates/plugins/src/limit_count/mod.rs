@@ -18,6 +18,7 @@ use http::StatusCode;
 use serde_json::{Value, json};
 use sluicegate_gateway::exchange::{Exchange, Response};
 use sluicegate_gateway::plugin::{CompileCtx, ConfigError, Flow, Phases, Plugin, PluginError};
+use smallvec::SmallVec;
 use tracing::error;
 
 use self::config::{Config, GroupInUse};
@@ -145,7 +146,7 @@ impl LimitCount {
                 Counters::Local { windows: deps.state.get(), sliding: config.is_sliding() }
             }
             Some(deps) => {
-                let redis = deps.state.get::<Servers>().of(&value, &deps.background)?;
+                let redis = deps.state.get::<Servers>().of(&value, deps)?;
                 let delayed = config.delay().map(|interval| Delayed {
                     interval,
                     shares: deps.state.get(),
@@ -175,8 +176,16 @@ impl LimitCount {
     }
 
     async fn run(&self, exchange: &mut Exchange, name: &mut Vec<u8>) -> Flow {
+        let amounts = match self.amounts(exchange, name) {
+            Ok(amounts) => amounts,
+            Err((field, error)) => {
+                error!(route = exchange.route_id(), field, %error, "A limit of limit-count cannot be made out for a request.");
+                return self.without_limit(|| bare(StatusCode::INTERNAL_SERVER_ERROR));
+            }
+        };
         let mut applied = false;
-        for rule in &self.rules {
+        for (rule, amounts) in self.rules.iter().zip(amounts) {
+            let Some((limit, window_s)) = amounts else { continue };
             name.clear();
             if !self.optional {
                 self.name.write_or_addr(&rule.source, exchange, name);
@@ -184,13 +193,6 @@ impl LimitCount {
                 continue;
             }
             applied = true;
-            let (limit, window_s) = match rule.amounts(exchange) {
-                Ok(amounts) => amounts,
-                Err((field, error)) => {
-                    error!(route = exchange.route_id(), field, %error, "A limit of limit-count cannot be made out for a request.");
-                    return self.without_limit(|| bare(StatusCode::INTERNAL_SERVER_ERROR));
-                }
-            };
             let counted = match &self.counters {
                 Counters::Trial => continue,
                 Counters::Local { windows, sliding: false } => {
@@ -227,6 +229,23 @@ impl LimitCount {
         }
         error!(route = exchange.route_id(), "No rule of limit-count applies to a request.");
         self.without_limit(|| bare(StatusCode::INTERNAL_SERVER_ERROR))
+    }
+
+    /// Limit and window of each rule that applies to a request, or which of them cannot be made
+    /// out. All are made out before the first one counts.
+    fn amounts(
+        &self,
+        exchange: &Exchange,
+        name: &mut Vec<u8>,
+    ) -> Result<Amounts, (&'static str, AmountError)> {
+        let of = |rule: &Rule| {
+            name.clear();
+            match !self.optional || self.name.write(&rule.source, exchange, name) {
+                true => rule.amounts(exchange).map(Some),
+                false => Ok(None),
+            }
+        };
+        self.rules.iter().map(of).collect()
     }
 
     /// What becomes of a request that cannot be counted.
@@ -282,6 +301,12 @@ impl std::fmt::Write for Text<'_> {
         Ok(())
     }
 }
+
+/// Limit and window of each rule that applies to a request.
+type Amounts = SmallVec<[Option<(u64, u64)>; RULES_INLINE]>;
+
+/// Rules whose limits take no memory of their own.
+const RULES_INLINE: usize = 4;
 
 thread_local! {
     /// The memory names are written in: a request that waits keeps it, and others get their own.

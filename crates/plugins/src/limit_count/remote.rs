@@ -61,7 +61,8 @@ impl Remote {
         if self.sliding {
             return self.slide(name, limit).await;
         }
-        let left = read_fixed(&self.redis.ask(fixed(name, limit.1, 1)).await?, limit.0)?;
+        let ask = fixed(name, limit.1, 1);
+        let left = read_fixed(&self.redis.ask(ask, self.redis.deadline()).await?, limit.0)?;
         Ok(match left.beyond {
             false => Counted::Within { remaining: left.remaining, reset: left.reset },
             true => Counted::Beyond { reset: left.reset },
@@ -73,11 +74,11 @@ impl Remote {
         name: &[u8],
         (limit, window_s): (u64, u64),
     ) -> Result<Counted, RedisFailure> {
-        let at = Slot::now(window_s);
-        let before = self.redis.ask(Ask::Number(at.key(name, 1))).await?;
+        let (at, by) = (Slot::now(window_s), self.redis.deadline());
+        let before = self.redis.ask(Ask::Number(at.key(name, 1)), by).await?;
         let before = first(&before)?.count().min(limit);
         let asked = sliding(at.key(name, 0), 1, limit, at.share(before), window_s);
-        let answer = self.redis.ask(asked).await?;
+        let answer = self.redis.ask(asked, by).await?;
         let [accepted, count] = answer[..] else { return Err(RedisFailure::Strange) };
         let slid = Slid { accepted: accepted.count() == 1, count: count.count(), before };
         Ok(slid.counted(limit, at.window_ms, at.left_ms))
@@ -185,16 +186,17 @@ impl Flush {
 
     async fn tell(&self, used: u64) -> Result<Left, RedisFailure> {
         let (limit, window_s) = self.limit;
+        let by = self.redis.deadline();
         if !self.sliding {
-            let answer = self.redis.ask_here(&fixed(&self.name, window_s, used)).await?;
+            let answer = self.redis.ask_here(&fixed(&self.name, window_s, used), by).await?;
             return read_fixed(&answer, limit);
         }
         let at = Slot::now(window_s);
-        let before = self.redis.ask_here(&Ask::Number(at.key(&self.name, 1))).await?;
+        let before = self.redis.ask_here(&Ask::Number(at.key(&self.name, 1)), by).await?;
         let before = first(&before)?.count().min(limit);
         // These requests are through already: they count, whatever the limit says.
         let asked = sliding(at.key(&self.name, 0), used, u64::MAX >> 11, 0.0, window_s);
-        let answer = self.redis.ask_here(&asked).await?;
+        let answer = self.redis.ask_here(&asked, by).await?;
         let [_, count] = answer[..] else { return Err(RedisFailure::Strange) };
         let slid = Slid { accepted: true, count: count.count(), before };
         Ok(match slid.counted(limit, at.window_ms, at.left_ms) {

@@ -1,5 +1,7 @@
 //! What clients of a route with `limit-count` see.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use sluicegate_gateway::plugin::Registry;
 use sluicegate_model::kind::Kind;
 use sluicegate_testkit::client::{Client, Response};
@@ -161,6 +163,18 @@ fn each_rule_that_finds_its_key_limits_by_itself() {
         ("/a", &[]),
     ]);
     assert_eq!(got, [429, 200, 429, 200, 500]);
+}
+
+#[test]
+fn a_rule_that_cannot_be_made_out_leaves_the_counters_of_the_others_alone() {
+    let setup = Setup::one(json!({"rules": [
+        {"key": "$http_user", "count": 1, "time_window": 3600},
+        {"key": "$http_team", "count": "${http_x_count ?? 5}", "time_window": 3600},
+    ]}));
+    let with = |count: &'static str| [("user", "a"), ("team", "t"), ("x-count", count)];
+    assert_eq!(setup.get("/a", &with("ten")).status, 500);
+    assert_eq!(setup.get("/a", &with("5")).status, 200);
+    assert_eq!(setup.get("/a", &with("5")).status, 503);
 }
 
 #[test]
@@ -361,4 +375,69 @@ fn with_delayed_sync_gateways_learn_of_each_other_after_a_while() {
         std::thread::sleep(std::time::Duration::from_millis(600));
         assert_eq!((left(0).0, left(1).0), (503, 503), "{window_type}");
     }
+}
+
+#[test]
+fn two_questions_for_one_request_have_one_time_limit() {
+    let Some(redis) = Redis::start(&[]) else { return };
+    let (port, delay_ms) = slowly(redis.addr(0));
+    // A sliding window asks for the window before, then counts.
+    let mut config = remote(&redis, "redis", json!({"redis_timeout": 400}));
+    config["window_type"] = json!("sliding");
+    config["redis_port"] = json!(port);
+    let setup = Setup::one(config);
+    assert_eq!(setup.get("/a", &[]).status, 200);
+    delay_ms.store(300, Ordering::SeqCst);
+    assert_eq!(setup.get("/a", &[]).status, 500, "one answer is in time, two are not");
+    delay_ms.store(0, Ordering::SeqCst);
+    let back = wait::within(wait::PATIENCE, || (setup.get("/a", &[]).status == 200).then_some(()));
+    assert!(back.is_some());
+}
+
+/// A port behind which a server answers, each time as many milliseconds later as is set.
+fn slowly(server: std::net::SocketAddr) -> (u16, Arc<AtomicU64>) {
+    use std::io::{Read as _, Write as _};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let delay_ms: Arc<AtomicU64> = Arc::default();
+    let copy =
+        |mut from: std::net::TcpStream, mut to: std::net::TcpStream, delay: Arc<AtomicU64>| {
+            std::thread::spawn(move || {
+                let mut buffer = [0; 4096];
+                while let Ok(read @ 1..) = from.read(&mut buffer) {
+                    let pause = delay.load(Ordering::SeqCst);
+                    std::thread::sleep(std::time::Duration::from_millis(pause));
+                    if to.write_all(&buffer[..read]).is_err() {
+                        break;
+                    }
+                }
+                let _ = to.shutdown(std::net::Shutdown::Both);
+            });
+        };
+    let delay = delay_ms.clone();
+    std::thread::spawn(move || {
+        for client in listener.incoming().map_while(Result::ok) {
+            let Ok(server) = std::net::TcpStream::connect(server) else { continue };
+            copy(client.try_clone().unwrap(), server.try_clone().unwrap(), Arc::default());
+            copy(server, client, delay.clone());
+        }
+    });
+    (port, delay_ms)
+}
+
+#[test]
+fn a_sentinel_says_which_redis_counts() {
+    let Some(redis) = Redis::sentinel() else { return };
+    let config = json!({
+        "count": 3, "time_window": 86_400_000, "policy": "redis-sentinel",
+        "redis_sentinels": [{"host": "127.0.0.1", "port": redis.addr(1).port()}],
+        "redis_master_name": "mymaster",
+    });
+    let gateways = [Setup::one(config.clone()), Setup::one(config.clone())];
+    let statuses: Vec<u16> = (0..4).map(|at| gateways[at % 2].get("/a", &[]).status).collect();
+    assert_eq!(statuses, [200, 200, 200, 503]);
+    assert!(redis.command(0, "KEYS *").contains("plugin-limit-count:v1:/apisix/routes/a:"));
+    let mut other = config;
+    other["redis_master_name"] = json!("nobody");
+    assert_eq!(Setup::one(other).get("/a", &[]).status, 500, "the sentinel knows no such server");
 }

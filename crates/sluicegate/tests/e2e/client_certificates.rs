@@ -112,6 +112,48 @@ fn a_connection_made_for_another_name_does_not_get_round_the_certificate() {
 }
 
 #[test]
+fn clients_that_ask_for_no_name_are_those_of_the_fallback() {
+    let authority = Authority::new();
+    let gateway =
+        GatewayProcess::with(BINARY, json!({"apisix": {"ssl": {"fallback_sni": "a.test"}}}));
+    let origin = Origin::text("ok");
+    gateway.set_proxy("1", "/*", origin.addr);
+    let pair = certs::self_signed(&["a.test"]);
+    let client = json!({"ca": authority.pem(), "skip_mtls_uri_regex": ["^/open"]});
+    gateway.set(
+        "/ssls/a",
+        &json!({"cert": pair.cert, "key": pair.key, "sni": "a.test", "client": client}),
+    );
+    let files = tempfile::tempdir().expect("there is a place for files");
+    let good = authority.issue(&["client.test"]);
+    let (cert, key) = (files.path().join("cert"), files.path().join("key"));
+    std::fs::write(&cert, &good.cert).expect("files can be written");
+    std::fs::write(&key, &good.key).expect("files can be written");
+    let get = |host: &str, path: &str, shows: bool| {
+        // A client sends no name where it asks for an address.
+        let mut curl = Command::new("curl");
+        curl.args(["-sk", "-o", "/dev/null", "-w", "%{http_code}", "--max-time", "15"]);
+        curl.args(["-H", &format!("Host: {host}")]);
+        if shows {
+            curl.arg("--cert").arg(&cert).arg("--key").arg(&key);
+        }
+        let url = format!("https://127.0.0.1:{}{path}", gateway.https.port());
+        let output = curl.arg(url).output().expect("curl is installed");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    for (host, path, shows, status) in [
+        ("a.test", "/", true, "200"),
+        ("A.test", "/", true, "200"),
+        ("a.test", "/", false, "400"),
+        ("a.test", "/open", false, "200"),
+        ("b.test", "/", true, "200"),
+        ("b.test", "/", false, "400"),
+    ] {
+        assert_eq!(get(host, path, shows), status, "{host} {path} {shows}");
+    }
+}
+
+#[test]
 fn paths_that_need_no_certificate_are_served_without_one_and_with_a_wrong_one() {
     let (ours, other) = (Authority::new(), Authority::new());
     let client = json!({"ca": ours.pem(), "skip_mtls_uri_regex": ["^/open/[a-z]+$", "^/free"]});

@@ -74,6 +74,74 @@ fn each_way_to_tell_who_it_is_works_before_an_upstream_and_a_function() {
 }
 
 #[test]
+fn a_signature_tells_who_it_is_before_an_upstream_and_a_function() {
+    let (gate, origin) = gateway();
+    gate.set(
+        "/consumers/jack",
+        &json!({"username": "jack", "plugins": {
+            "hmac-auth": {"key_id": "jack-id", "secret_key": "jack-secret"},
+        }}),
+    );
+    let hmac = json!({"hmac-auth": {"clock_skew": 9_999_999_999_u64}});
+    for path in both(&gate, &origin, &hmac) {
+        // printf 'jack-id\ndate: …\n' | openssl dgst -sha256 -hmac jack-secret -binary | base64
+        let date = ("Date", "Tue, 19 Jan 2027 11:33:20 GMT");
+        let signed = |signature: &str| {
+            format!(
+                r#"Signature keyId="jack-id",algorithm="hmac-sha256",headers="date",signature="{signature}""#
+            )
+        };
+        let good = signed("VIL2Xw5uX24dEjmwEGwqI0Rl3pp1QKuP9RW2KifusTo=");
+        let bad = signed("AIL2Xw5uX24dEjmwEGwqI0Rl3pp1QKuP9RW2KifusTo=");
+        for (sent, status) in [
+            (vec![date, ("Authorization", &*good)], 200),
+            (vec![date, ("Authorization", &*bad)], 401),
+            (vec![("Date", "Tue, 19 Jan 2027 11:33:21 GMT"), ("Authorization", &*good)], 401),
+            (vec![date], 401),
+        ] {
+            let before = origin.requests().len();
+            let answer = request(gate.http, "GET", path, &sent, "");
+            assert_eq!(answer.status, status, "{path} {sent:?}: {}", answer.text());
+            let came = origin.requests().len() - before;
+            assert_eq!(came, usize::from(status == 200), "{path}");
+            if status == 200 {
+                assert_eq!(origin.last().all("x-consumer-username"), ["jack"], "{path}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_consumer_is_refused_before_an_upstream_and_a_function() {
+    let (gate, origin) = gateway();
+    for name in ["jack", "rose"] {
+        let plugins = json!({"key-auth": {"key": name}});
+        gate.set(&format!("/consumers/{name}"), &json!({"username": name, "plugins": plugins}));
+    }
+    let restricted = json!({"key-auth": {}, "consumer-restriction": {"whitelist": ["rose"]}});
+    for path in both(&gate, &origin, &restricted) {
+        let before = origin.requests().len();
+        let refused = ask(&gate, path, "jack");
+        let message = json!({"message": "The consumer_name is forbidden."});
+        assert_eq!((refused.status, refused.json()), (403, message), "{path}");
+        assert_eq!(origin.requests().len(), before, "{path}");
+        assert_eq!(ask(&gate, path, "rose").status, 200, "{path}");
+        assert_eq!(origin.last().header("x-consumer-username"), Some("rose"), "{path}");
+    }
+}
+
+/// Routes `/upstream` and `/function` with these plugins, in front of `origin` as what they say;
+/// their paths.
+fn both(gate: &GatewayProcess, origin: &Origin, plugins: &Value) -> [&'static str; 2] {
+    let route = json!({"uri": "/upstream", "plugins": plugins, "upstream": upstream(origin)});
+    gate.set("/routes/upstream", &route);
+    let mut plugins = plugins.clone();
+    plugins["aws-lambda"] = json!({"function_uri": origin.url("/")});
+    gate.set("/routes/function", &json!({"uri": "/function", "plugins": plugins}));
+    ["/upstream", "/function"]
+}
+
+#[test]
 fn a_consumers_plugins_come_before_its_groups_and_those_before_the_routes() {
     let (gate, origin) = gateway();
     let limit = |count: u32| json!({"count": count, "time_window": 3600, "rejected_code": 429});

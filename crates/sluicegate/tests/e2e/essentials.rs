@@ -195,6 +195,100 @@ fn each_plugin_works_before_a_function_as_before_an_upstream() {
 }
 
 #[test]
+fn real_ip_changes_the_address_before_a_function_as_before_an_upstream() {
+    let origin = Origin::text("ok");
+    let gateway = GatewayProcess::start(BINARY);
+    let plugins = json!({
+        "real-ip": {"source": "http_x_far"},
+        "ip-restriction": {"blacklist": ["192.0.2.0/24"]},
+        "response-rewrite": {"headers": {"set": {"X-From": "$remote_addr"}}},
+    });
+    for path in both(&gateway, &origin, &plugins) {
+        for (far, status, from) in [
+            ("192.0.2.1", 403, "192.0.2.1"),
+            ("198.51.100.7", 200, "198.51.100.7"),
+            ("", 200, "127.0.0.1"),
+        ] {
+            let fields = [("X-Far", far)];
+            let fields = if far.is_empty() { &fields[..0] } else { &fields[..] };
+            let answer = client::request(gateway.http, "GET", path, fields, "");
+            assert_eq!((answer.status, answer.header("x-from")), (status, Some(from)), "{path}");
+        }
+    }
+}
+
+#[test]
+fn meta_changes_the_order_of_plugins_and_what_refusals_say() {
+    let origin = Origin::text("ok");
+    let gateway = GatewayProcess::start(BINARY);
+    let limit = |meta: Value| json!({"count": 5, "time_window": 3600, "_meta": meta});
+    let restrict = |meta: Value| json!({"blacklist": ["127.0.0.1"], "_meta": meta});
+    let message = json!({"message": "Your IP address is not allowed"});
+    let own = json!({"code": 7, "why": "not you"});
+    for (limit, restrict, counted, said) in [
+        (limit(json!({})), restrict(json!({})), false, &message),
+        (limit(json!({"priority": 3001})), restrict(json!({})), true, &message),
+        (limit(json!({})), restrict(json!({"priority": 1001})), true, &message),
+        (limit(json!({})), restrict(json!({"error_response": own})), false, &own),
+    ] {
+        let plugins = json!({"limit-count": limit, "ip-restriction": restrict});
+        for path in both(&gateway, &origin, &plugins) {
+            let answer = client::get(gateway.http, path);
+            assert_eq!((answer.status, &answer.json()), (403, said), "{path} {plugins}");
+            let limited = answer.header("x-ratelimit-limit").is_some();
+            assert_eq!(limited, counted, "{path} {plugins}");
+        }
+    }
+    // A text is the body as it is, and an answer that refuses nothing is left alone.
+    let text = json!({"ip-restriction": restrict(json!({"error_response": "go away"}))});
+    let fine = json!({"mocking": {"response_example": "fine", "_meta": {"error_response": "no"}}});
+    for path in both(&gateway, &origin, &text) {
+        assert_eq!(client::get(gateway.http, path).text(), "go away", "{path}");
+    }
+    for path in both(&gateway, &origin, &fine) {
+        assert_eq!(client::get(gateway.http, path).text(), "fine", "{path}");
+    }
+}
+
+#[test]
+fn plugins_of_several_global_rules_run_by_priority() {
+    let origin = Origin::text("ok");
+    let gateway = GatewayProcess::start(BINARY);
+    let limit = json!({"count": 2, "time_window": 3600, "rejected_code": 429});
+    // By their ids the rule that limits comes first.
+    gateway.set("/global_rules/1", &json!({"plugins": {"limit-count": limit}}));
+    let restrict =
+        json!({"blacklist": ["127.0.0.1"], "_meta": {"filter": [["arg_bad", "==", "1"]]}});
+    gateway.set("/global_rules/2", &json!({"plugins": {"ip-restriction": restrict}}));
+    let [upstream, function] = both(&gateway, &origin, &json!({}));
+    for (target, status, left) in [
+        (format!("{upstream}?bad=1"), 403, None),
+        (format!("{function}?bad=1"), 403, None),
+        (upstream.to_owned(), 200, Some("1")),
+        (function.to_owned(), 200, Some("0")),
+        (upstream.to_owned(), 429, Some("0")),
+        ("/none".to_owned(), 429, Some("0")),
+        ("/none?bad=1".to_owned(), 403, None),
+    ] {
+        let answer = client::get(gateway.http, &target);
+        let header = answer.header("x-ratelimit-remaining");
+        assert_eq!((answer.status, header), (status, left), "{target}");
+    }
+}
+
+/// Routes `/upstream` and `/function` with these plugins, in front of `origin` as what they say;
+/// their paths.
+fn both(gateway: &GatewayProcess, origin: &Origin, plugins: &Value) -> [&'static str; 2] {
+    let upstream = json!({"type": "roundrobin", "nodes": {origin.addr.to_string(): 1}});
+    let route = json!({"uri": "/upstream", "plugins": plugins, "upstream": upstream});
+    gateway.set("/routes/upstream", &route);
+    let mut plugins = plugins.clone();
+    plugins["aws-lambda"] = json!({"function_uri": origin.url("/fn")});
+    gateway.set("/routes/function", &json!({"uri": "/function", "plugins": plugins}));
+    ["/upstream", "/function"]
+}
+
+#[test]
 fn plugins_of_a_route_work_together() {
     let origin = Origin::start(|_| {
         Answer::status(200).header("Content-Type", "text/html").body("hello hello hello hello")

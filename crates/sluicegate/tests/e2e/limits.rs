@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 use sluicegate_testkit::client::{Client, Response, get};
-use sluicegate_testkit::{Answer, GatewayProcess, Origin, Redis, wait};
+use sluicegate_testkit::{Answer, GatewayProcess, Origin, Redis, certs, wait};
 
 #[test]
 fn limit_count_counts_alike_before_an_upstream_and_a_function() {
@@ -145,6 +145,97 @@ fn limit_req_limit_conn_and_workflow_answer_alike_before_an_upstream_and_a_funct
             assert_eq!(got, statuses, "{plugin} {path}");
         }
     }
+}
+
+#[test]
+fn limit_conn_and_the_limits_of_workflow_refuse_before_an_upstream_and_a_function() {
+    let gate = GatewayProcess::start(crate::BINARY);
+    let origin = slow_origin();
+    let conn = json!({"conn": 1, "burst": 0, "default_conn_delay": 0.1, "key": "remote_addr", "rejected_code": 429});
+    let count = json!({"count": 1, "time_window": 3600, "rejected_code": 429});
+    let acting = |plugin: &str, config: &Value| json!({"rules": [{"actions": [[plugin, config]]}]});
+    for (plugin, config) in [
+        ("limit-conn", conn.clone()),
+        ("workflow", acting("limit-conn", &conn)),
+        ("workflow", acting("limit-count", &count)),
+    ] {
+        for path in both(&gate, &origin, plugin, &config) {
+            let before = origin.requests().len();
+            assert_eq!(at_once(&[&gate], path, 3), [200, 429, 429], "{plugin} {config} {path}");
+            assert_eq!(origin.requests().len() - before, 1, "{plugin} {config} {path}");
+        }
+    }
+}
+
+#[test]
+fn three_gateways_share_limit_req_and_limit_conn_through_redis() {
+    let Some(redis) = Redis::start(&[]) else { return };
+    let origin = slow_origin();
+    let gates = [(); 3].map(|()| GatewayProcess::start(crate::BINARY));
+    let with_redis = |mut config: Value| {
+        config["policy"] = json!("redis");
+        config["redis_host"] = json!("127.0.0.1");
+        config["redis_port"] = json!(redis.addr(0).port());
+        config
+    };
+    let req = json!({"rate": 0.001, "burst": 4, "nodelay": true, "key": "remote_addr", "rejected_code": 429});
+    let conn = json!({"conn": 4, "burst": 1, "default_conn_delay": 0.001, "key": "remote_addr", "rejected_code": 429});
+    for (plugin, config) in [("limit-req", with_redis(req)), ("limit-conn", with_redis(conn))] {
+        for path in gates.each_ref().map(|gate| both(gate, &origin, plugin, &config))[0] {
+            let statuses = at_once(&gates.each_ref(), path, 12);
+            let through = statuses.iter().filter(|status| **status == 200).count();
+            let refused = statuses.iter().filter(|status| **status == 429).count();
+            assert_eq!((through, refused), (5, 7), "{plugin} {path}");
+        }
+    }
+}
+
+#[test]
+fn a_redis_behind_tls_is_verified_by_the_trusted_certificates() {
+    let authority = certs::Authority::new();
+    let Some(redis) = Redis::tls(&authority.issue(&["127.0.0.1"])) else { return };
+    let files = tempfile::tempdir().expect("there is a place for files");
+    let pem = files.path().join("trusted.pem");
+    std::fs::write(&pem, authority.pem()).expect("files can be written");
+    let trusting = json!({"apisix": {"ssl": {"ssl_trusted_certificate": pem}}});
+    let trusting = GatewayProcess::with(crate::BINARY, trusting);
+    let other = GatewayProcess::start(crate::BINARY);
+    let origin = Origin::text("through");
+    for (gate, verify, status) in
+        [(&trusting, true, 200), (&trusting, false, 200), (&other, true, 500), (&other, false, 200)]
+    {
+        let limit = json!({
+            "count": 10, "time_window": 3600, "policy": "redis", "redis_host": "127.0.0.1",
+            "redis_port": redis.tls_port(), "redis_ssl": true, "redis_ssl_verify": verify,
+        });
+        for path in both(gate, &origin, "limit-count", &limit) {
+            assert_eq!(get(gate.http, path).status, status, "{verify} {path}");
+        }
+    }
+    let plain = json!({
+        "count": 10, "time_window": 3600, "policy": "redis", "redis_host": "127.0.0.1",
+        "redis_port": redis.tls_port(),
+    });
+    let path = both(&other, &origin, "limit-count", &plain)[0];
+    assert_eq!(get(other.http, path).status, 500, "this port speaks TLS and nothing else");
+}
+
+fn slow_origin() -> Origin {
+    Origin::start(|_| Answer::text("through").after(std::time::Duration::from_millis(1500)))
+}
+
+/// The statuses of so many requests at once, sorted.
+fn at_once(gates: &[&GatewayProcess], path: &str, count: usize) -> Vec<u16> {
+    let mut statuses: Vec<u16> = std::thread::scope(|scope| {
+        let ask = |at: usize| {
+            let addr = gates[at % gates.len()].http;
+            scope.spawn(move || get(addr, path).status)
+        };
+        let asked: Vec<_> = (0..count).map(ask).collect();
+        asked.into_iter().map(|thread| thread.join().unwrap_or(0)).collect()
+    });
+    statuses.sort_unstable();
+    statuses
 }
 
 #[test]

@@ -67,6 +67,32 @@ fn a_changed_certificate_serves_the_next_handshake() {
 }
 
 #[test]
+fn an_old_certificate_is_served_and_warned_about_by_its_resource() {
+    let gateway = GatewayProcess::start(BINARY);
+    // Of X.509 version 1, and with a name in its subject only.
+    let (cert, key) = (
+        include_str!("../../../gateway/src/tls/testdata/v1.cert.pem"),
+        include_str!("../../../gateway/src/tls/testdata/v1.key.pem"),
+    );
+    let old = Pair { cert: cert.to_owned(), key: key.to_owned() };
+    gateway.set("/ssls/old", &ssl(&old, json!(["old.test"])));
+    assert_eq!(served(&gateway, Some("old.test")), Some(old.der()));
+    let line = gateway.wait_for_error_line("it is of X.509 version 1");
+    assert!(line.contains("ssl=old"), "{line}");
+    // Towards an upstream it is the upstream that is named.
+    let tls = json!({"client_cert": cert, "client_key": key});
+    let nodes = json!({"127.0.0.1:1": 1});
+    let upstream = json!({"type": "roundrobin", "scheme": "https", "nodes": nodes, "tls": tls});
+    gateway.set("/upstreams/u", &upstream);
+    let line = gateway.wait_for_error_line("will not be believed by every server");
+    assert!(line.contains("upstream=/upstreams/u"), "{line}");
+    let new = certs::self_signed(&["new.test"]);
+    gateway.set("/ssls/new", &ssl(&new, json!(["new.test"])));
+    assert_eq!(served(&gateway, Some("new.test")), Some(new.der()));
+    assert!(!gateway.error_log().contains("ssl=new"), "{}", gateway.error_log());
+}
+
+#[test]
 fn alpn_chooses_http2_where_it_is_on() {
     for (enable_http2, offered, chosen) in [
         (true, &["h2", "http/1.1"][..], Some("h2")),

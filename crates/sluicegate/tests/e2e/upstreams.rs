@@ -1,6 +1,7 @@
 //! Which node gets a request: health checks by probes and by answers, and the balancers that look
 //! at the request or at the nodes' load.
 
+use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
@@ -9,6 +10,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use sluicegate_testkit::certs::self_signed;
 use sluicegate_testkit::client::{Client, get, request};
+use sluicegate_testkit::dns::{Data, Dns};
 use sluicegate_testkit::{Answer, GatewayProcess, Origin, wait};
 
 #[test]
@@ -194,6 +196,95 @@ fn probes_over_tls_verify_the_certificate_if_asked_to() {
         );
         get(gate.http, &format!("/{id}"));
         wait_for_status(control, &format!("routes/{id}"), node.addr, status);
+    }
+}
+
+#[test]
+fn the_host_of_probes_comes_before_every_other_name() {
+    let dns = Dns::start(&[("node.test", 300, Data::A([127, 0, 0, 1]))]);
+    let (gate, _) = gateway(json!({"dns_resolver": [dns.addr.to_string()]}));
+    for (id, extra, active, host) in [
+        ("1", json!({}), json!({"host": "probe.test"}), "probe.test"),
+        ("2", json!({}), json!({}), "node.test"),
+        (
+            "3",
+            json!({"pass_host": "rewrite", "upstream_host": "own.test"}),
+            json!({"host": "probe.test"}),
+            "probe.test",
+        ),
+        ("4", json!({"pass_host": "rewrite", "upstream_host": "own.test"}), json!({}), "own.test"),
+    ] {
+        let origin = Origin::text("ok");
+        let mut active = active;
+        active["http_path"] = json!("/ready");
+        active["healthy"] = json!({"interval": 1});
+        let mut upstream = json!({
+            "type": "roundrobin",
+            "nodes": [{"host": "node.test", "port": origin.addr.port(), "weight": 1}],
+            "checks": {"active": active},
+        });
+        upstream.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        let path = format!("/{id}");
+        gate.set(&format!("/routes/{id}"), &json!({"uri": path, "upstream": upstream}));
+        wait::until("the name to resolve", || (get(gate.http, &path).status == 200).then_some(()));
+        let probe = wait::until("a probe", || {
+            origin.requests().into_iter().find(|asked| asked.path() == "/ready")
+        });
+        assert_eq!(probe.header("host"), Some(host), "{extra}");
+    }
+}
+
+#[test]
+fn a_name_with_ipv6_addresses_only_is_served_where_ipv6_is_enabled() {
+    let Ok(listener) = TcpListener::bind("[::1]:0") else {
+        println!("skipped: this machine has no IPv6 loopback");
+        return;
+    };
+    let port = listener.local_addr().expect("it is bound").port();
+    std::thread::spawn(move || {
+        for mut client in listener.incoming().map_while(Result::ok) {
+            let mut head = [0; 4096];
+            let _ = client.read(&mut head);
+            let answer = "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nConnection: close\r\n\r\nsix";
+            let _ = client.write_all(answer.as_bytes());
+        }
+    });
+    let dns = Dns::start(&[
+        ("six.test", 300, Data::Aaaa(std::net::Ipv6Addr::LOCALHOST)),
+        ("both.test", 300, Data::Aaaa(std::net::Ipv6Addr::LOCALHOST)),
+        ("both.test", 300, Data::A([127, 0, 0, 1])),
+    ]);
+    for (enabled, name, answer) in
+        [(true, "six.test", Some("six")), (false, "six.test", None), (true, "both.test", None)]
+    {
+        let settings = json!({"dns_resolver": [dns.addr.to_string()], "enable_ipv6": enabled});
+        let (gate, _) = gateway(settings);
+        let nodes = json!([{"host": name, "port": port, "weight": 1}]);
+        let upstream = json!({"type": "roundrobin", "nodes": nodes});
+        gate.set("/routes/1", &json!({"uri": "/*", "upstream": upstream}));
+        // IPv4 is preferred, and nobody listens on that port there.
+        let got = get(gate.http, "/");
+        let text = (got.status == 200).then(|| got.text());
+        assert_eq!(text.as_deref(), answer, "{enabled} {name}: {}", got.status);
+        assert!(answer.is_some() || got.status >= 500, "{enabled} {name}: {}", got.status);
+    }
+}
+
+#[test]
+fn answers_of_dns_are_used_for_as_long_as_is_configured_whatever_their_ttl() {
+    let one = Origin::text("one");
+    for (valid, ttl, follows) in [(1, 300, true), (300, 1, false)] {
+        let dns = Dns::start(&[("node.test", ttl, Data::A([127, 0, 0, 1]))]);
+        let settings = json!({"dns_resolver": [dns.addr.to_string()], "dns_resolver_valid": valid});
+        let (gate, _) = gateway(settings);
+        let nodes = json!([{"host": "node.test", "port": one.addr.port(), "weight": 1}]);
+        let upstream = json!({"type": "roundrobin", "nodes": nodes});
+        gate.set("/routes/1", &json!({"uri": "/*", "upstream": upstream}));
+        wait::until("the name to resolve", || (get(gate.http, "/").status == 200).then_some(()));
+        let first = dns.asked().len();
+        let again =
+            wait::within(Duration::from_secs(4), || (dns.asked().len() > first).then_some(()));
+        assert_eq!(again.is_some(), follows, "valid {valid} s, TTL {ttl} s");
     }
 }
 

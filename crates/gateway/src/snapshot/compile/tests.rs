@@ -281,12 +281,34 @@ fn disabled_routes_do_not_match_and_lua_is_refused() {
 fn global_rules_come_and_go_and_a_bad_one_keeps_its_good_version() {
     let mut bench = Bench::new();
     bench.put(Kind::GlobalRules, "g", json!({"plugins": {"picky": {}}}));
-    assert_eq!(bench.snapshot.global.len(), 1);
+    assert_eq!(bench.snapshot.global.names().count(), 1);
     bench.put(Kind::GlobalRules, "g", json!({"plugins": {"picky": {"bad": 1}}}));
-    assert_eq!((bench.snapshot.global.len(), bench.compiler.reports().len()), (1, 1));
+    assert_eq!((bench.snapshot.global.names().count(), bench.compiler.reports().len()), (1, 1));
     assert_eq!(bench.compiler.known(), [(Kind::GlobalRules, "g".to_owned())]);
     bench.delete(Kind::GlobalRules, "g");
-    assert_eq!((bench.snapshot.global.len(), bench.compiler.reports().len()), (0, 0));
+    assert_eq!((bench.snapshot.global.names().count(), bench.compiler.reports().len()), (0, 0));
+}
+
+#[test]
+fn plugins_of_all_global_rules_run_in_the_order_of_their_priorities() {
+    let mut bench = Bench::new();
+    let names = |bench: &Bench| bench.snapshot.global.names().collect::<Vec<_>>();
+    bench.put(Kind::GlobalRules, "1", json!({"plugins": {"picky": {}}}));
+    bench.put(Kind::GlobalRules, "2", json!({"plugins": {"door": {}}}));
+    assert_eq!(names(&bench), ["door", "picky"], "the second rule's comes first");
+    bench.put(Kind::GlobalRules, "1", json!({"plugins": {"picky": {"_meta": {"priority": 9}}}}));
+    assert_eq!(names(&bench), ["picky", "door"]);
+    // What a store may hold and the Admin API does not take.
+    compiled();
+    bench.put(Kind::GlobalRules, "3", json!({"plugins": {"picky": {"n": 3}, "door": {}}}));
+    assert_eq!(names(&bench), ["picky", "door", "door", "picky"], "none of them is lost");
+    assert_eq!(compiled(), ["global rule 3 3 none"], "each is compiled for its own rule");
+    // A rule that refuses does so before anything else.
+    bench.put(Kind::GlobalRules, "3", json!({"plugins": {"no-such-auth": {}}}));
+    assert_eq!(names(&bench), ["refuse", "picky", "door"]);
+    bench.delete(Kind::GlobalRules, "3");
+    bench.delete(Kind::GlobalRules, "1");
+    assert_eq!(names(&bench), ["door"]);
 }
 
 #[test]
@@ -430,12 +452,12 @@ fn unknown_plugins_answer_503_unless_they_only_observe_or_are_off() {
     bench.put(Kind::Routes, "a", route(json!({"no-such-auth": {}})));
     assert_eq!(bench.hit("/a"), "503", "nor does the version without the plugin serve");
     bench.put(Kind::GlobalRules, "g", json!({"plugins": {"no-such-auth": {}}}));
-    assert!(bench.snapshot.global[0].runs(Phases::REWRITE), "it answers every request");
+    assert!(bench.snapshot.global.runs(Phases::REWRITE), "it answers every request");
 
     let deps = Deps { unknown_plugins: UnknownPlugins::Skip, ..bench.compiler.deps.clone() };
     bench.snapshot = bench.compiler.rebuild(deps, []);
     assert_eq!(bench.hit("/a"), "127.0.0.1:1");
-    assert!(!bench.snapshot.global[0].runs(Phases::REWRITE));
+    assert!(!bench.snapshot.global.runs(Phases::REWRITE));
     assert!(bench.compiler.reports().is_empty());
 }
 
@@ -611,9 +633,9 @@ fn a_reference_that_is_left_is_refused_wherever_it_stands() {
     assert_eq!(bench.hit("/a"), "127.0.0.1:1");
     // A rule for all requests refuses them all, and keeps no version before.
     bench.put(Kind::GlobalRules, "g", json!({"plugins": {"picky": {}}}));
-    assert!(!bench.snapshot.global[0].refuses());
+    assert!(!bench.snapshot.global.refuses());
     bench.put(Kind::GlobalRules, "g", json!({"plugins": {"picky": {"x": "$secret://v/1/a/b"}}}));
-    assert!(bench.snapshot.global[0].refuses());
+    assert!(bench.snapshot.global.refuses());
     let ssl = json!({"cert": "$env://C", "key": "$env://K", "sni": "a.test"});
     bench.put(Kind::Ssls, "1", ssl);
     let reports = bench.compiler.reports();

@@ -50,7 +50,8 @@ async fn attempt(
     // Head and body of a probe are one write: nothing could wait.
     let _ = tcp.set_nodelay(true);
     let id = &target.id;
-    let host = id.host_header.as_deref().unwrap_or(&id.hostname);
+    // Differs: in APISIX a node's name and `upstream_host` come before what is configured for probes.
+    let host = active.host.as_deref().or(id.host_header.as_deref()).unwrap_or(&id.hostname);
     match active.kind {
         ProbeKind::Tcp => Ok(None),
         ProbeKind::Http => ask(active, host, tcp).await.map(Some),
