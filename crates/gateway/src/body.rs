@@ -29,6 +29,11 @@ pub trait Source {
     fn take_trailers(&mut self) -> Option<Headers> {
         None
     }
+    /// Is the time for the whole of it over? For a reader that takes no bytes now, so that it hears
+    /// of it all the same.
+    fn poll_overdue(&mut self, _cx: &mut Context<'_>) -> Poll<BodyError> {
+        Poll::Pending
+    }
 }
 
 /// A body.
@@ -56,16 +61,23 @@ pub enum BodyError {
     #[error("no body bytes for {0:?}")]
     TimedOut(std::time::Duration),
     /// It did not end within the time for all of it.
-    #[error("the body did not end within {0:?}")]
-    Overdue(std::time::Duration),
+    #[error("`{name}` of {limit:?} ended before the body did")]
+    Overdue {
+        /// The limit's name in configurations.
+        name: &'static str,
+        /// The limit.
+        limit: std::time::Duration,
+    },
     /// What the body is made from is broken; who makes it has logged why.
     #[error("{0}")]
     Broken(String),
     /// More bytes than allowed.
-    #[error("the body is larger than {limit} bytes")]
+    #[error("{}", too_large(*.limit, *.size))]
     TooLarge {
         /// The limit, in bytes.
         limit: u64,
+        /// What it has, where it says so.
+        size: Option<u64>,
     },
     /// All buffered bodies together are over their limit.
     #[error(
@@ -81,6 +93,13 @@ pub enum BodyError {
     /// The HTTP/2 stream failed.
     #[error(transparent)]
     H2(#[from] h2::Error),
+}
+
+fn too_large(limit: u64, size: Option<u64>) -> String {
+    match size {
+        Some(size) => format!("the body has {size} bytes, and {limit} are the most"),
+        None => format!("the body is larger than {limit} bytes"),
+    }
 }
 
 impl Body {
@@ -146,6 +165,14 @@ impl Body {
         }
     }
 
+    /// See [`Source::poll_overdue`].
+    pub fn poll_overdue(&mut self, cx: &mut Context<'_>) -> Poll<BodyError> {
+        match self {
+            Self::Stream(source) => source.poll_overdue(cx),
+            _ => Poll::Pending,
+        }
+    }
+
     /// Is it known that no byte will come?
     pub fn is_empty(&self) -> bool {
         self.remaining() == Some(0)
@@ -167,8 +194,8 @@ impl Body {
 
     /// Reads the whole body into memory, at most `limit` bytes.
     pub async fn read_limited(&mut self, limit: u64) -> Result<Bytes, BodyError> {
-        let too_large = BodyError::TooLarge { limit };
         let expected = self.remaining();
+        let too_large = BodyError::TooLarge { limit, size: expected };
         if expected.is_some_and(|n| n > limit) {
             return Err(too_large);
         }
@@ -263,6 +290,10 @@ impl<O: Overhear> Source for Overheard<O> {
     fn take_trailers(&mut self) -> Option<Headers> {
         self.trailers.take().or_else(|| self.body.take_trailers())
     }
+
+    fn poll_overdue(&mut self, cx: &mut Context<'_>) -> Poll<BodyError> {
+        self.body.poll_overdue(cx)
+    }
 }
 
 /// Part of the room there is for bodies held whole, given back when dropped.
@@ -273,7 +304,7 @@ pub struct Room {
 
 impl Room {
     /// Takes `bytes` of `limit` bytes, of which `used` counts those taken.
-    fn take(used: &Arc<AtomicU64>, bytes: u64, limit: u64) -> Result<Self, BodyError> {
+    pub(crate) fn take(used: &Arc<AtomicU64>, bytes: u64, limit: u64) -> Result<Self, BodyError> {
         let before = used.fetch_add(bytes, Ordering::Relaxed);
         let room = Self { used: used.clone(), bytes };
         if before.saturating_add(bytes) > limit {
@@ -281,6 +312,23 @@ impl Room {
         } else {
             Ok(room)
         }
+    }
+}
+
+impl Room {
+    /// Takes or gives back what makes it `bytes`. Without room for them it stays as it is.
+    pub(crate) fn resize(&mut self, bytes: u64, limit: u64) -> Result<(), BodyError> {
+        match bytes.checked_sub(self.bytes) {
+            Some(more) => {
+                let mut more = Self::take(&self.used, more, limit)?;
+                self.bytes += std::mem::take(&mut more.bytes);
+            }
+            None => {
+                self.used.fetch_sub(self.bytes - bytes, Ordering::Relaxed);
+                self.bytes = bytes;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -300,8 +348,9 @@ impl Body {
         used: &Arc<AtomicU64>,
         total: u64,
     ) -> Result<(Bytes, Option<Room>), BodyError> {
-        if self.remaining().is_some_and(|n| n > limit) {
-            return Err(BodyError::TooLarge { limit });
+        let size = self.remaining();
+        if size.is_some_and(|n| n > limit) {
+            return Err(BodyError::TooLarge { limit, size });
         }
         if let Self::Bytes(bytes) = self {
             let room = Room::take(used, bytes.len() as u64, total)?;
@@ -311,7 +360,7 @@ impl Body {
         // What was read of a body that is too large is of no use to anybody: its room is free
         // before the answer goes out.
         *self = Self::Empty;
-        whole.ok_or(BodyError::TooLarge { limit })
+        whole.ok_or(BodyError::TooLarge { limit, size })
     }
 
     /// Reads the whole body as [`Body::hold`] does, and leaves it to be read once more.
@@ -351,10 +400,7 @@ impl Body {
                 *self = Self::stream(PutBack { read: whole.freeze(), rest, _room: room });
                 return Ok(None);
             }
-            if len > room.bytes {
-                let mut more = Room::take(used, len - room.bytes, total)?;
-                room.bytes += std::mem::take(&mut more.bytes);
-            }
+            room.resize(len, total)?;
             whole.extend_from_slice(&self.data()[..n]);
             self.consume(n);
         }
@@ -416,7 +462,10 @@ mod tests {
         let second = hold(50).await.expect("what was refused took nothing");
         drop((first, second));
         assert_eq!(used.load(Ordering::Relaxed), 0);
-        assert!(matches!(hold(101).await, Err(BodyError::TooLarge { limit: 100 })));
+        assert!(matches!(
+            hold(101).await,
+            Err(BodyError::TooLarge { limit: 100, size: Some(101) })
+        ));
     }
 
     /// Bytes in pieces, their number unknown before.

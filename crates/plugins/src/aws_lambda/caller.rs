@@ -172,12 +172,18 @@ async fn first_difference_to(
 /// AWS's id of a request, or nothing.
 pub(super) fn request_id(received: &Received) -> &str {
     let headers = &received.headers;
-    headers
-        .get_str("x-amzn-requestid")
-        .or_else(|| headers.get_str("x-amz-apigw-id"))
-        .unwrap_or_default()
+    headers.get_str(REQUEST_ID).or_else(|| headers.get_str("x-amz-apigw-id")).unwrap_or_default()
 }
 
+/// Passes AWS's id on to the client, whatever becomes of the answer.
+pub(super) fn tell_request_id(exchange: &mut Exchange, received: &Received) {
+    if let Some(id) = received.headers.get(REQUEST_ID) {
+        exchange.response_headers.set(REQUEST_ID, id);
+    }
+}
+
+/// The field with AWS's id of a request.
+pub(super) const REQUEST_ID: &str = "x-amzn-requestid";
 /// The largest body of a refusal that is looked at.
 const REFUSAL_BYTES_MAX: u64 = 64 << 10;
 /// How long the body of a refusal may take to come.

@@ -3,44 +3,46 @@
 use std::borrow::Cow;
 use std::time::UNIX_EPOCH;
 
-use serde_json::Value;
+use http::StatusCode;
+use serde_json::{Value, json};
 use sluicegate_aws::event::{ClientCertificate, EventEncoder, EventRequest, EventTooLarge};
-use sluicegate_gateway::exchange::Exchange;
+use sluicegate_gateway::ForwardedFields;
+use sluicegate_gateway::exchange::{Exchange, Response};
 use sluicegate_gateway::http::headers::Known;
 use sluicegate_gateway::uri;
 use smallvec::SmallVec;
+use tracing::warn;
 
 use crate::JwtClaims;
 
-/// Writes the event of a request with this body. `keep` tells which of the client's fields with
-/// `x-amz-` in front stay.
+/// Writes the event of a request with this body. `drops` tells which of the client's fields are left
+/// out beside those of one connection. What tells of the client is as an upstream would get it.
 pub(super) fn encode(
     encoder: &EventEncoder,
     exchange: &Exchange,
     body: &[u8],
     trace_id: Option<&str>,
-    keep: impl Fn(&str) -> bool,
+    drops: impl Fn(&str) -> bool,
     limit: usize,
 ) -> Result<Vec<u8>, EventTooLarge> {
     let request = &exchange.request;
     let (path, query) = target(exchange);
-    let raw_path = match exchange.upstream.uri {
-        Some(_) => path.clone(),
-        None => String::from_utf8_lossy(request.path()),
-    };
     let query = query.map_or(Cow::Borrowed(""), String::from_utf8_lossy);
     let for_connection = request.headers.known(Known::Connection).is_some();
-    let headers: SmallVec<[(&str, &[u8]); 32]> = request
+    let forwarded = ForwardedFields::of(exchange);
+    let mut headers: SmallVec<[(&str, &[u8]); 32]> = request
         .headers
         .iter_known()
         .filter_map(|(known, name, value)| {
             let name = std::str::from_utf8(name).ok()?;
             let dropped = known.is_hop_by_hop()
                 || for_connection && request.headers.connection_has(name)
-                || is_amz(name) && !keep(name);
+                || forwarded.replaces(known)
+                || drops(name);
             (!dropped).then_some((name, value))
         })
         .collect();
+    headers.extend(forwarded.iter());
     let own: SmallVec<[(&str, &str); 1]> =
         trace_id.map(|id| ("x-amzn-trace-id", id)).into_iter().collect();
     let parameters = parameters(exchange);
@@ -58,15 +60,13 @@ pub(super) fn encode(
     let client_ip = exchange.remote_addr.to_string();
     let event = EventRequest {
         method: request.method.as_str(),
-        raw_path: &raw_path,
         path: &path,
         query: &query,
         headers: &headers,
         own_headers: &own,
         body,
+        chunked: is_chunked(exchange),
         protocol: request.version.as_str(),
-        scheme: exchange.connection.scheme(),
-        port: exchange.connection.local.port(),
         host: &host,
         client_ip: &client_ip,
         user_agent: request.headers.get_str("user-agent"),
@@ -125,12 +125,36 @@ fn parameters(exchange: &Exchange) -> SmallVec<[(&str, Cow<'_, str>); 4]> {
     all.collect()
 }
 
-/// Whether a field is one that AWS reads: `x-amz-…`.
-pub(super) fn is_amz(name: &str) -> bool {
-    name.get(..AMZ.len()).is_some_and(|start| start.eq_ignore_ascii_case(AMZ))
+/// Did the client send its body with a transfer encoding?
+fn is_chunked(exchange: &Exchange) -> bool {
+    let mut encodings = exchange.request.headers.all_known(Known::TransferEncoding);
+    encodings.any(|encoding| !encoding.trim_ascii().eq_ignore_ascii_case(b"identity"))
 }
 
-const AMZ: &str = "x-amz-";
+/// The event is over the limit, and nothing was sent.
+pub(super) fn too_large(exchange: &Exchange, error: &EventTooLarge) -> Response {
+    warn!(route = exchange.route_id(), %error, "A function was not called.");
+    let EventTooLarge { size, limit } = error;
+    let text = format!("The event would have {size} bytes, and the limit is {limit} bytes");
+    Response::message(StatusCode::PAYLOAD_TOO_LARGE, &json!({"error_msg": text}))
+}
+
+/// Whether a field is one that AWS reads: `x-amz-…`; or one that vouches for somebody, see
+/// [`vouches`].
+pub(super) fn is_amz(name: &str) -> bool {
+    starts_with(name, "x-amz-") || vouches(name)
+}
+
+/// Whether a field is one of those in which a load balancer of AWS tells whom it has verified:
+/// functions believe them.
+pub(super) fn vouches(name: &str) -> bool {
+    starts_with(name, "x-amzn-")
+        && (starts_with(&name[7..], "oidc-") || starts_with(&name[7..], "mtls-"))
+}
+
+fn starts_with(name: &str, prefix: &str) -> bool {
+    name.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix))
+}
 
 /// `X-Amzn-Trace-Id`: the client's own, the one that its W3C `traceparent` stands for, or a new one.
 pub(super) fn trace_id(exchange: &Exchange) -> String {
@@ -225,6 +249,9 @@ mod tests {
             ("x-amz-date", true),
             ("X-Amz-Meta", true),
             ("x-amzn-trace-id", false),
+            ("X-Amzn-Oidc-Data", true),
+            ("x-amzn-mtls-clientcert", true),
+            ("x-amzn-", false),
             ("x-am", false),
         ] {
             assert_eq!(is_amz(name), is, "{name}");

@@ -13,6 +13,7 @@ use sluicegate_aws::event::EventRequest;
 use sluicegate_aws::lambda::{Answer, ApiCall, Target, classify};
 use sluicegate_aws::sigv4::{first_difference, printed_canonical_request, signed_time};
 use sluicegate_fetch::{Endpoint, Limits, exchange};
+use sluicegate_gateway::expr::{self, VarName, Vars};
 use sluicegate_gateway::http::headers::Headers;
 use sluicegate_gateway::invoker::Call;
 use sluicegate_gateway::plugin::{CompileCtx, Plugin as _};
@@ -141,22 +142,52 @@ impl<'a> Asked<'a> {
         Ok(Self { method, path, query, rest, route_uri, headers, body })
     }
 
+    /// The client's fields that get into an event, and those of the gateway: the request is one of
+    /// this machine's own.
+    pub(super) fn kept(&self, keep: impl Fn(&str) -> bool) -> Vec<(&str, &[u8])> {
+        let told: [(&str, &[u8]); 4] = [
+            ("X-Real-IP", LOOPBACK.as_bytes()),
+            ("X-Forwarded-For", LOOPBACK.as_bytes()),
+            ("X-Forwarded-Proto", b"http"),
+            ("X-Forwarded-Port", b"80"),
+        ];
+        let client = self.headers.iter().copied();
+        client
+            .filter(|(name, _)| {
+                keep(name) && !told.iter().any(|own| own.0.eq_ignore_ascii_case(name))
+            })
+            .chain(told)
+            .collect()
+    }
+
     /// As an event's encoder takes it.
-    pub(super) fn event<'b>(&'b self, parameters: &'b [(&'b str, &'b str)]) -> EventRequest<'b> {
+    pub(super) fn event<'b>(
+        &'b self,
+        headers: &'b [(&'b str, &'b [u8])],
+        parameters: &'b [(&'b str, &'b str)],
+    ) -> EventRequest<'b> {
         EventRequest {
             method: self.method.as_str(),
-            raw_path: self.path,
             path: self.path,
             query: self.query.unwrap_or_default(),
-            headers: &self.headers,
+            headers,
             body: self.body,
             host: "localhost",
-            client_ip: "127.0.0.1",
+            client_ip: LOOPBACK,
             request_id: "explain",
             route_pattern: self.route_uri,
             path_parameters: parameters,
             ..EventRequest::default()
         }
+    }
+
+    /// What a parameter of the route's pattern stands for; `*`: what the pattern ends in.
+    pub(super) fn parameter(&self, name: &str) -> Option<&str> {
+        if name == "*" {
+            return self.rest;
+        }
+        let mut parts = self.route_uri?.split('/').zip(self.path.split('/'));
+        parts.find(|(part, _)| part.strip_prefix(':') == Some(name)).map(|(_, value)| value)
     }
 
     /// The client's fields, those of one connection left out.
@@ -169,6 +200,24 @@ impl<'a> Asked<'a> {
         headers.remove("Content-Length");
         headers.remove_hop_by_hop();
         headers
+    }
+}
+
+/// What can be said of a request that did not come: its fields, its query, its path.
+impl Vars for Asked<'_> {
+    fn var<'a>(&'a self, name: &VarName) -> Option<expr::Value<'a>> {
+        let value = match name {
+            VarName::Http(name) => {
+                self.headers.iter().find(|(own, _)| own.eq_ignore_ascii_case(name))?.1
+            }
+            VarName::Arg(name) => {
+                let mut pairs = self.query?.split('&').filter_map(|pair| pair.split_once('='));
+                pairs.find(|(own, _)| **own == **name)?.1.as_bytes()
+            }
+            VarName::UriParam(name) => self.parameter(name)?.as_bytes(),
+            _ => return None,
+        };
+        Some(expr::Value::Str(value.into()))
     }
 }
 
@@ -322,6 +371,8 @@ fn masked(key: &str) -> String {
 }
 
 const TOKEN: &str = "x-amz-security-token:";
+/// Where a request that is asked about comes from.
+const LOOPBACK: &str = "127.0.0.1";
 /// Characters of a body that are shown.
 const BODY_SHOWN: usize = 4096;
 /// How long a dry run may take.

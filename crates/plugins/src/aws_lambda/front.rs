@@ -2,17 +2,18 @@
 
 use http::Method;
 use sluicegate_aws::Secret;
-use sluicegate_aws::event::EventEncoder;
+use sluicegate_aws::event::{EventEncoder, EventTooLarge};
 use sluicegate_aws::response::{Reply, ResponseFormat, unwrap};
 use sluicegate_gateway::body::Body;
 use sluicegate_gateway::client::Received;
 use sluicegate_gateway::exchange::{Exchange, Response};
+use sluicegate_gateway::http::headers::Headers;
 use sluicegate_gateway::invoker::{self, Call, FunctionInvoker};
 use sluicegate_gateway::plugin::{CompileCtx, ConfigError, PluginError};
 use tracing::error;
 
-use super::caller::{Answered, Caller, request_id};
-use super::config::Config;
+use super::caller::{Answered, Caller, request_id, tell_request_id};
+use super::config::{Config, EVENT_BYTES_TOP};
 use super::event;
 use super::explain::{self, Asked};
 use super::identity::Signing;
@@ -89,8 +90,13 @@ impl Front {
     pub(super) async fn call(&self, exchange: &mut Exchange) -> Result<Response, PluginError> {
         let mut call = self.caller.invoker.prepare(exchange).await?;
         if let Some(encoder) = &self.event {
-            put_event(encoder, exchange, &mut call);
+            match encoded(encoder, exchange, &call) {
+                Ok(event) => call.replace_body(exchange, event.into())?,
+                Err(error) => return Ok(event::too_large(exchange, &error)),
+            }
+            call.method = Method::POST;
         }
+        self.adapt(&mut call.headers);
         let sign = self.put_keys(&mut call);
         let Answered { received, refusal } = self.caller.send(exchange, call, sign).await?;
         if refusal.is_some() {
@@ -119,17 +125,31 @@ impl Front {
         if let Some(encoder) = &self.event {
             let mut event = Vec::new();
             let parameters: Vec<_> = asked.rest.map(|rest| ("proxy", rest)).into_iter().collect();
-            // Without a limit nothing is too large.
-            if encoder.encode(&asked.event(&parameters), usize::MAX, &mut event).is_ok() {
+            let fields = asked.kept(|name| !event::vouches(name));
+            let request = asked.event(&fields, &parameters);
+            // An event that is over the limit is shown as the client's body.
+            if encoder.encode(&request, EVENT_BYTES_TOP, &mut event).is_ok() {
                 body = event;
             }
             method = Method::POST;
-            headers.remove("Content-Encoding");
-            headers.set("Content-Type", b"application/json");
         }
+        self.adapt(&mut headers);
         let mut call = invoker.call(method, path, query, headers, explain::held(body));
         let sign = self.put_keys(&mut call);
         (call, sign)
+    }
+
+    /// Makes the client's fields fit for what goes out, and for an answer that is to be read.
+    fn adapt(&self, headers: &mut Headers) {
+        if self.event.is_some() {
+            headers.remove("Content-Encoding");
+            headers.set("Content-Type", b"application/json");
+            headers.retain(|_, name, _| !std::str::from_utf8(name).is_ok_and(event::vouches));
+        }
+        if self.response != ResponseFormat::Raw {
+            // A compressed answer could not be unwrapped.
+            headers.remove("Accept-Encoding");
+        }
     }
 
     /// Adds the API key, and tells whether the call is to be signed: what the client brings itself
@@ -157,6 +177,7 @@ impl Front {
         exchange: &mut Exchange,
         mut received: Received,
     ) -> Result<Response, PluginError> {
+        tell_request_id(exchange, &received);
         let invoker = &self.caller.invoker;
         let payload = invoker.hold_answer(exchange, &mut received.body, ANSWER_BYTES_MAX).await?;
         let Reply { head, body } = unwrap(self.response, payload).map_err(|error| {
@@ -166,6 +187,7 @@ impl Front {
         })?;
         let mut response = invoker::response(received);
         response.status = http::StatusCode::from_u16(head.status).unwrap_or(response.status);
+        response.reason = head.reason.map(Into::into);
         response.headers.remove("Content-Length");
         response.headers.remove("Content-Type");
         for (name, value) in &head.headers {
@@ -176,16 +198,14 @@ impl Front {
     }
 }
 
-/// Puts an event in the place of the client's body.
-fn put_event(encoder: &EventEncoder, exchange: &Exchange, call: &mut Call) {
-    let trace_id = call.headers.get_str("x-amzn-trace-id").map(str::to_owned);
-    let event =
-        event::encode(encoder, exchange, &call.body, trace_id.as_deref(), |_| true, usize::MAX);
-    // Without a limit nothing is too large.
-    call.body = event.unwrap_or_default().into();
-    call.method = Method::POST;
-    call.headers.remove("Content-Encoding");
-    call.headers.set("Content-Type", b"application/json");
+/// The event that takes the place of the client's body.
+fn encoded(
+    encoder: &EventEncoder,
+    exchange: &Exchange,
+    call: &Call,
+) -> Result<Vec<u8>, EventTooLarge> {
+    let trace_id = call.headers.get_str("x-amzn-trace-id");
+    event::encode(encoder, exchange, &call.body, trace_id, event::vouches, EVENT_BYTES_TOP)
 }
 
 /// The function failed, and its caller is told so as it stands: the URL is one of the Invoke API.

@@ -17,6 +17,9 @@ use sluicegate_testkit::{InProcess, Judge, PluginTest};
 
 use super::*;
 
+mod answers;
+mod events;
+
 #[test]
 fn the_schema_and_the_config_speak_of_the_same_fields() {
     PluginTest::<AwsLambda>::check_schema(&json!({"function_uri": "http://fn.test/"}));
@@ -177,7 +180,7 @@ fn what_does_not_go_together_is_refused_with_the_reason() {
         ),
         (
             function(json!({"client_context": {"a": "x".repeat(3000)}})),
-            "`client_context` has 3008 bytes as JSON, and Lambda takes 2687",
+            "`client_context` has 3008 bytes as JSON, and Lambda takes 2685",
         ),
     ] {
         let error = crate::tests::refusal::<AwsLambda>(&config);
@@ -233,7 +236,8 @@ fn paths_of_events_keep_their_escapes_in_every_format() {
     for (format, paths, value) in [
         ("apigw_v1", &["/path", "/requestContext/path"][..], "/fn/7%2F8%20x"),
         ("apigw_v2", &["/requestContext/http/path"], "/fn/7%2F8%20x"),
-        ("apigw_v2", &["/rawPath"], "/a/../fn/7%2F8%20x"),
+        ("apigw_v2", &["/rawPath"], "/fn/7%2F8%20x"),
+        ("envoy", &["/raw_path"], "/fn/7%2F8%20x?a=b"),
         ("alb", &["/path"], "/fn/7%2F8%20x"),
         ("apigw_v1", &["/pathParameters/proxy"], "7/8 x"),
     ] {
@@ -726,10 +730,10 @@ impl Lambda {
 
     /// A gateway whose only route has that configuration.
     fn route(&self, uri: &str, options: Value) -> InProcess {
-        let config = self.config(options);
+        let plugins = json!({"aws-lambda": self.config(options)});
         let mut registry = Registry::default();
         registry.add::<AwsLambda>();
-        let route = json!({"id": "1", "uri": uri, "plugins": {"aws-lambda": config}});
+        let route = json!({"id": "1", "uri": uri, "plugins": plugins});
         InProcess::start(registry, vec![(Kind::Routes, "1", route)])
     }
 
@@ -739,6 +743,15 @@ impl Lambda {
             calls => panic!("{} calls", calls.len()),
         }
     }
+}
+
+/// A gateway whose only route has these plugins; `more` adds those that go with ours.
+fn route_with(plugins: Value, more: impl FnOnce(&mut Registry)) -> InProcess {
+    let mut registry = Registry::default();
+    registry.add::<AwsLambda>();
+    more(&mut registry);
+    let route = json!({"id": "1", "uri": "/*", "plugins": plugins});
+    InProcess::start(registry, vec![(Kind::Routes, "1", route)])
 }
 
 fn unix_now() -> u64 {

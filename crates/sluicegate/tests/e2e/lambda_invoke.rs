@@ -486,7 +486,7 @@ fn without_aws(gateway: &mut GatewayProcess) {
     }
 }
 
-fn keys(session_token: Option<&str>) -> Value {
+pub(crate) fn keys(session_token: Option<&str>) -> Value {
     let mut iam = json!({"accesskey": ACCESS_KEY, "secretkey": SECRET_KEY});
     if let Some(token) = session_token {
         iam["session_token"] = json!(token);
@@ -495,13 +495,13 @@ fn keys(session_token: Option<&str>) -> Value {
 }
 
 /// An Invoke API with the samples and three functions more.
-struct Lambda {
+pub(crate) struct Lambda {
     api: InvokeApi,
     _runtime: tokio::runtime::Runtime,
 }
 
 impl Lambda {
-    fn start(session_token: Option<&str>) -> Self {
+    pub(crate) fn start(session_token: Option<&str>) -> Self {
         let mut functions = samples();
         let stream = |chunks: &[&[u8]], pause, end: StreamEnd| {
             let chunks = chunks.iter().map(|chunk| chunk.to_vec()).collect();
@@ -542,7 +542,7 @@ impl Lambda {
     }
 
     /// The plugin's configuration for one of the functions.
-    fn config(&self, name: &str, iam: Value) -> Value {
+    pub(crate) fn config(&self, name: &str, iam: Value) -> Value {
         let endpoint = format!("http://{}", self.api.addr());
         json!({
             "function": {"name": name, "region": REGION, "endpoint": endpoint},
