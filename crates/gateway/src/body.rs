@@ -7,10 +7,12 @@ use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 
 use crate::http::headers::Headers;
+use crate::io::within;
 
 /// Where a streamed body comes from.
 pub trait Source {
@@ -59,14 +61,14 @@ pub enum BodyError {
     Ended,
     /// Nothing came for this long.
     #[error("no body bytes for {0:?}")]
-    TimedOut(std::time::Duration),
+    TimedOut(Duration),
     /// It did not end within the time for all of it.
     #[error("`{name}` of {limit:?} ended before the body did")]
     Overdue {
         /// The limit's name in configurations.
         name: &'static str,
         /// The limit.
-        limit: std::time::Duration,
+        limit: Duration,
     },
     /// What the body is made from is broken; who makes it has logged why.
     #[error("{0}")]
@@ -397,7 +399,7 @@ impl Body {
             let len = whole.len() as u64 + n as u64;
             if len > limit {
                 let rest = std::mem::take(self);
-                *self = Self::stream(PutBack { read: whole.freeze(), rest, _room: room });
+                *self = Self::stream(PutBack { read: whole.freeze(), rest, _room: Some(room) });
                 return Ok(None);
             }
             room.resize(len, total)?;
@@ -407,11 +409,67 @@ impl Body {
     }
 }
 
+impl Body {
+    /// The first bytes of the body, which stays to be read: all of it, or as much as comes within
+    /// `wait` and passes `limit` first.
+    pub async fn peek_start(&mut self, limit: usize, wait: Duration) -> Bytes {
+        if let Self::Bytes(bytes) = self {
+            return bytes.clone();
+        }
+        let mut read = BytesMut::new();
+        let ended = within(wait, async {
+            while read.len() <= limit {
+                match self.fill().await {
+                    Ok(0) => return Some(None),
+                    Ok(n) => {
+                        read.extend_from_slice(&self.data()[..n]);
+                        self.consume(n);
+                    }
+                    Err(error) => return Some(Some(error)),
+                }
+            }
+            None
+        })
+        .await
+        .flatten();
+        let read = read.freeze();
+        let rest = match ended {
+            Some(None) => {
+                *self = Self::from_bytes(read.clone());
+                return read;
+            }
+            Some(Some(error)) => Self::stream(Failed(Some(error))),
+            None => std::mem::take(self),
+        };
+        *self = Self::stream(PutBack { read: read.clone(), rest, _room: None });
+        read
+    }
+}
+
+/// The end of a body that broke.
+struct Failed(Option<BodyError>);
+
+impl Source for Failed {
+    fn poll_fill(&mut self, _: &mut Context<'_>) -> Poll<Result<usize, BodyError>> {
+        Poll::Ready(Err(self.0.take().unwrap_or(BodyError::Ended)))
+    }
+
+    fn data(&self) -> &[u8] {
+        &[]
+    }
+
+    fn consume(&mut self, _: usize) {}
+
+    fn remaining(&self) -> Option<u64> {
+        None
+    }
+}
+
 /// A body of which a part was read and then put back in front of the rest.
 struct PutBack {
     read: Bytes,
     rest: Body,
-    _room: Room,
+    _room: Option<Room>,
 }
 
 impl Source for PutBack {
@@ -517,6 +575,49 @@ mod tests {
         }
         assert!(matches!(streamed().peek(8, &used, 7).await, Err(BodyError::NoRoom { limit: 7 })));
         assert_eq!(used.load(Ordering::Relaxed), 0);
+    }
+
+    /// Pieces, and then what there is after them.
+    struct Then(Pieces, Option<fn() -> Poll<Result<usize, BodyError>>>);
+
+    impl Source for Then {
+        fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, BodyError>> {
+            match (self.0.poll_fill(cx), self.1) {
+                (Poll::Ready(Ok(0)), Some(then)) => then(),
+                (other, _) => other,
+            }
+        }
+
+        fn data(&self) -> &[u8] {
+            self.0.data()
+        }
+
+        fn consume(&mut self, n: usize) {
+            self.0.consume(n);
+        }
+
+        fn remaining(&self) -> Option<u64> {
+            None
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_start_of_a_body_is_seen_in_time_and_the_body_is_all_there_afterwards() {
+        let of = |then| Body::stream(Then(Pieces(vec!["abc".into(), "def".into()]), then));
+        let second = Duration::from_secs(1);
+        for (limit, seen) in [(100, "abcdef"), (3, "abcdef"), (2, "abc"), (0, "abc")] {
+            let mut body = of(None);
+            assert_eq!(body.peek_start(limit, second).await, seen, "limit {limit}");
+            assert_eq!(body.read_limited(6).await.expect("it is short"), "abcdef", "{limit}");
+        }
+        // One that goes on later, and one that broke: what came is seen.
+        let mut body = of(Some(|| Poll::Pending));
+        assert_eq!(body.peek_start(100, second).await, "abcdef");
+        assert_eq!(body.fill().await.expect("it was read"), 6);
+        let mut body = of(Some(|| Poll::Ready(Err(BodyError::Ended))));
+        assert_eq!(body.peek_start(100, second).await, "abcdef");
+        assert!(matches!(body.read_limited(100).await, Err(BodyError::Ended)));
+        assert_eq!(Body::Empty.peek_start(100, second).await, "");
     }
 
     #[tokio::test]

@@ -34,4 +34,4 @@ pub mod uri;
 mod vars;
 
 pub use forwarded::{ForwardedFields, OwnForwarded};
-pub use vars::{OtherVars, WithResponse};
+pub use vars::{OtherVars, WithResponse, argument};

@@ -14,7 +14,7 @@ use tracing::error;
 
 use super::caller::{Answered, Caller, request_id, tell_request_id};
 use super::config::{Config, EVENT_BYTES_TOP};
-use super::event;
+use super::event::{self, Seen};
 use super::explain::{self, Asked};
 use super::identity::Signing;
 use super::refusals::refusals;
@@ -49,9 +49,11 @@ impl Front {
         if authorization.apikey.as_ref().is_some_and(|key| key.contains(char::is_control)) {
             return Err(ConfigError("`authorization.apikey` has control characters".into()));
         }
+        let invoker =
+            FunctionInvoker::at("function_uri", function_uri, &config.options, limits, ctx)?;
         let signing = authorization.iam.map(|iam| {
             let (region, service) = (iam.aws_region.clone(), iam.service.clone());
-            Signing::compile(iam, &region, &service, ctx)
+            Signing::compile(iam, &region, &service, invoker.authority(), ctx)
         });
         let signing = signing.transpose()?;
         for (name, is_set) in [
@@ -65,18 +67,7 @@ impl Front {
             }
         }
         Ok(Self {
-            caller: Caller {
-                invoker: FunctionInvoker::at(
-                    "function_uri",
-                    function_uri,
-                    &config.options,
-                    limits,
-                    ctx,
-                )?,
-                signing,
-                is_api: false,
-                refusals: refusals(ctx),
-            },
+            caller: Caller { invoker, signing, is_api: false, refusals: refusals(ctx) },
             apikey: authorization.apikey.map(Secret::from),
             apikey_with_iam: authorization.apikey_with_iam,
             override_authorization: authorization.override_authorization,
@@ -90,7 +81,7 @@ impl Front {
     pub(super) async fn call(&self, exchange: &mut Exchange) -> Result<Response, PluginError> {
         let mut call = self.caller.invoker.prepare(exchange).await?;
         if let Some(encoder) = &self.event {
-            match encoded(encoder, exchange, &call) {
+            match encoded(encoder, &Seen::of(exchange), &call) {
                 Ok(event) => call.replace_body(exchange, event.into())?,
                 Err(error) => return Ok(event::too_large(exchange, &error)),
             }
@@ -119,22 +110,17 @@ impl Front {
     /// The call that a request would become, and whether it would be signed.
     pub(super) fn call_for(&self, asked: &Asked<'_>) -> (Call, bool) {
         let invoker = &self.caller.invoker;
-        let (path, query) = invoker.place(asked.rest, asked.query.map(str::as_bytes));
-        let mut headers = asked.fields();
-        let (mut method, mut body) = (asked.method.clone(), asked.body.to_vec());
+        let (path, query) = invoker.place(asked.rest.as_deref(), asked.query.map(str::as_bytes));
+        let body = explain::held(asked.body.to_vec());
+        let mut call = invoker.call(asked.method.clone(), path, query, asked.fields(), body);
         if let Some(encoder) = &self.event {
-            let mut event = Vec::new();
-            let parameters: Vec<_> = asked.rest.map(|rest| ("proxy", rest)).into_iter().collect();
-            let fields = asked.kept(|name| !event::vouches(name));
-            let request = asked.event(&fields, &parameters);
             // An event that is over the limit is shown as the client's body.
-            if encoder.encode(&request, EVENT_BYTES_TOP, &mut event).is_ok() {
-                body = event;
+            if let Ok(event) = encoded(encoder, &asked.seen(), &call) {
+                call.body = event.into();
             }
-            method = Method::POST;
+            call.method = Method::POST;
         }
-        self.adapt(&mut headers);
-        let mut call = invoker.call(method, path, query, headers, explain::held(body));
+        self.adapt(&mut call.headers);
         let sign = self.put_keys(&mut call);
         (call, sign)
     }
@@ -152,24 +138,29 @@ impl Front {
         }
     }
 
+    /// Whether the client's request is put into an event.
+    pub(super) fn makes_events(&self) -> bool {
+        self.event.is_some()
+    }
+
     /// Adds the API key, and tells whether the call is to be signed: what the client brings itself
     /// comes first, as in APISIX, unless the configuration says otherwise.
     fn put_keys(&self, call: &mut Call) -> bool {
         if self.strip_client_apikey {
             call.headers.remove("x-api-key");
         }
+        let key = self.apikey.as_ref().filter(|_| !call.headers.contains("x-api-key"));
+        if let Some(apikey) = key {
+            call.headers.append("x-api-key", apikey.expose().as_bytes());
+        }
+        if self.caller.signing.is_none() || key.is_some() && !self.apikey_with_iam {
+            return false;
+        }
+        // Only a signature takes the place of what the client brings.
         if self.override_authorization {
             call.headers.remove("authorization");
         }
-        if let Some(apikey) = &self.apikey
-            && !call.headers.contains("x-api-key")
-        {
-            call.headers.append("x-api-key", apikey.expose().as_bytes());
-            if !self.apikey_with_iam {
-                return false;
-            }
-        }
-        self.caller.signing.is_some() && !call.headers.contains("authorization")
+        !call.headers.contains("authorization")
     }
 
     async fn unwrapped(
@@ -199,13 +190,9 @@ impl Front {
 }
 
 /// The event that takes the place of the client's body.
-fn encoded(
-    encoder: &EventEncoder,
-    exchange: &Exchange,
-    call: &Call,
-) -> Result<Vec<u8>, EventTooLarge> {
+fn encoded(encoder: &EventEncoder, seen: &Seen<'_>, call: &Call) -> Result<Vec<u8>, EventTooLarge> {
     let trace_id = call.headers.get_str("x-amzn-trace-id");
-    event::encode(encoder, exchange, &call.body, trace_id, event::vouches, EVENT_BYTES_TOP)
+    event::encode(encoder, seen, &call.body, trace_id, event::vouches, EVENT_BYTES_TOP)
 }
 
 /// The function failed, and its caller is told so as it stands: the URL is one of the Invoke API.

@@ -11,7 +11,7 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http::{Method, StatusCode};
 use serde_json::json;
-use sluicegate_aws::event::EventEncoder;
+use sluicegate_aws::event::{EventEncoder, EventTooLarge};
 use sluicegate_aws::lambda::{
     AllowedFunctions, ApiCall, ErrorKind, Failure, FunctionRef, function_error,
 };
@@ -19,6 +19,7 @@ use sluicegate_aws::response::{Reply, ReplyHead, ResponseFormat, unwrap};
 use sluicegate_gateway::body::{Body, BodyError};
 use sluicegate_gateway::client::Received;
 use sluicegate_gateway::exchange::{Exchange, Origin, Response};
+use sluicegate_gateway::expr::Vars;
 use sluicegate_gateway::http::headers::Headers;
 use sluicegate_gateway::invoker::{self, Call, FunctionInvoker};
 use sluicegate_gateway::plugin::{CompileCtx, ConfigError, PluginError};
@@ -26,7 +27,7 @@ use tracing::{error, info};
 
 use super::caller::{Answered, Caller, REQUEST_ID, request_id, tell_request_id};
 use super::config::{AsyncReply, Config, FunctionConfig, Invocation};
-use super::event;
+use super::event::{self, Seen};
 use super::explain::{self, Asked};
 use super::identity::{Signing, default_region};
 use super::refusals::refusals;
@@ -158,7 +159,13 @@ impl Invoke {
                     limits,
                     ctx,
                 )?,
-                signing: Some(Signing::compile(iam, function.region(), "lambda", ctx)?),
+                signing: Some(Signing::compile(
+                    iam,
+                    function.region(),
+                    "lambda",
+                    &function.endpoint().authority(),
+                    ctx,
+                )?),
                 is_api: true,
                 refusals: refusals(ctx),
             },
@@ -197,17 +204,10 @@ impl Invoke {
                 return told.ok_or(error);
             }
         };
-        let trace_id = event::trace_id(exchange);
+        let trace_id =
+            event::trace_id(&exchange.request.headers, exchange.started_at, exchange.request_id());
         if let Some(encoder) = &self.event {
-            let event = event::encode(
-                encoder,
-                exchange,
-                &body.bytes,
-                Some(&trace_id),
-                |name| self.drops(name),
-                self.event_max,
-            );
-            match event {
+            match self.event(encoder, &Seen::of(exchange), &body.bytes, &trace_id) {
                 Ok(event) => body.replace(exchange, event.into())?,
                 Err(error) => return Ok(event::too_large(exchange, &error)),
             }
@@ -215,7 +215,8 @@ impl Invoke {
         let api = self.api();
         let path = function.path(api).to_owned();
         let query = function.query().map(str::to_owned);
-        let headers = self.headers(exchange, &trace_id);
+        let mut headers = exchange.core.pool.headers();
+        self.add_headers(&exchange.request.headers, exchange, &trace_id, &mut headers);
         let call = invoker.call(Method::POST, path, query, headers, body);
         let Answered { received, refusal } = self.caller.send(exchange, call, true).await?;
         tell_request_id(exchange, &received);
@@ -237,26 +238,21 @@ impl Invoke {
 
     /// The call that a request would become, and the function's name.
     pub(super) fn call_for(&self, asked: &Asked<'_>) -> Result<(Call, String), String> {
-        let mut event = asked.body.to_vec();
-        if let Some(encoder) = &self.event {
-            event.clear();
-            let parameters: Vec<_> = asked.rest.map(|rest| ("proxy", rest)).into_iter().collect();
-            let fields = asked.kept(|name| !self.drops(name));
-            let request = asked.event(&fields, &parameters);
-            let encoded = encoder.encode(&request, self.event_max, &mut event);
-            encoded.map_err(|error| error.to_string())?;
-        }
+        let trace_id = asked.trace_id();
+        let body = match &self.event {
+            None => asked.body.to_vec(),
+            Some(encoder) => self
+                .event(encoder, &asked.seen(), asked.body, &trace_id)
+                .map_err(|error| error.to_string())?,
+        };
         let mut headers = Headers::new();
-        self.add_headers(&mut headers);
-        if let Some(tenant) = &self.tenant_id {
-            let id = tenant.resolve(asked);
-            // What only a real request has is left out, and not sent half.
-            if id.found == tenant.vars().count() {
-                add_tenant(&id.text, &mut headers);
-            }
+        self.add_headers(&asked.headers, asked, &trace_id, &mut headers);
+        // What only a real request has is left out, and not sent half.
+        if let Some(tenant) = &self.tenant_id
+            && tenant.resolve(asked).found < tenant.vars().count()
+        {
+            headers.remove("X-Amz-Tenant-Id");
         }
-        let asked_for = asked.headers.iter().map(|(name, value)| (name.as_bytes(), *value));
-        self.add_forwarded(asked_for, &mut headers);
         let api = self.api();
         let function = self.function_for(asked)?;
         let call = self.caller.invoker.call(
@@ -264,9 +260,14 @@ impl Invoke {
             function.path(api).to_owned(),
             function.query().map(str::to_owned),
             headers,
-            explain::held(event),
+            explain::held(body),
         );
         Ok((call, function.name().to_owned()))
+    }
+
+    /// Whether the client's request is put into an event.
+    pub(super) fn makes_events(&self) -> bool {
+        self.event.is_some()
     }
 
     /// The path of another call of the API.
@@ -278,7 +279,9 @@ impl Invoke {
         let Some(NamedBy { parameter, allowed }) = &self.named_by else {
             return Ok(self.function.clone());
         };
-        let name = asked.parameter(parameter).unwrap_or_default();
+        let key = if parameter == "*" { "proxy" } else { parameter };
+        let found = asked.parameters.iter().find(|(name, _)| *name == key);
+        let name = found.map(|(_, value)| &**value).unwrap_or_default();
         if !allowed.allows(name) {
             return Err(format!(
                 "the request names the function {name:?}, which is not in `function.allowed_functions`: it gets 404 (give a `uri` that names one)"
@@ -329,37 +332,25 @@ impl Invoke {
         event::is_amz(name) && !self.forwards(name)
     }
 
-    /// The fields of a call.
-    fn headers(&self, exchange: &Exchange, trace_id: &str) -> Headers {
-        let mut headers = exchange.core.pool.headers();
-        self.add_headers(&mut headers);
-        if let Some(tenant) = &self.tenant_id {
-            add_tenant(&tenant.resolve(exchange).text, &mut headers);
-        }
-        headers.append("X-Amzn-Trace-Id", trace_id.as_bytes());
-        self.add_forwarded(exchange.request.headers.iter(), &mut headers);
-        headers
+    fn event(
+        &self,
+        encoder: &EventEncoder,
+        seen: &Seen<'_>,
+        body: &[u8],
+        trace_id: &str,
+    ) -> Result<Vec<u8>, EventTooLarge> {
+        let drops = |name: &str| self.drops(name);
+        event::encode(encoder, seen, body, Some(trace_id), drops, self.event_max)
     }
 
-    /// The client's own fields that go to AWS.
-    fn add_forwarded<'a>(
+    /// The fields of a call that a client with these fields makes.
+    fn add_headers(
         &self,
-        client: impl Iterator<Item = (&'a [u8], &'a [u8])>,
+        client: &Headers,
+        vars: &dyn Vars,
+        trace_id: &str,
         headers: &mut Headers,
     ) {
-        if self.forward.is_empty() {
-            return;
-        }
-        for (name, value) in client {
-            let Ok(name) = std::str::from_utf8(name) else { continue };
-            if self.forwards(name) && !headers.contains(name) {
-                headers.append(name, value);
-            }
-        }
-    }
-
-    /// The fields that every call has.
-    fn add_headers(&self, headers: &mut Headers) {
         headers.append("Content-Type", b"application/json");
         let kind: &[u8] = match self.invocation {
             Invocation::Sync | Invocation::Stream => b"RequestResponse",
@@ -372,6 +363,21 @@ impl Invoke {
         }
         if let Some(context) = &self.client_context {
             headers.append("X-Amz-Client-Context", context.as_bytes());
+        }
+        if let Some(tenant) = &self.tenant_id {
+            let id = tenant.resolve(vars).text;
+            if !id.is_empty() {
+                headers.append("X-Amz-Tenant-Id", &id);
+            }
+        }
+        headers.append("X-Amzn-Trace-Id", trace_id.as_bytes());
+        if !self.forward.is_empty() {
+            for (name, value) in client.iter() {
+                let Ok(name) = std::str::from_utf8(name) else { continue };
+                if self.forwards(name) && !headers.contains(name) {
+                    headers.append(name, value);
+                }
+            }
         }
     }
 
@@ -584,12 +590,6 @@ fn body_too_large(error: &BodyError) -> Option<Response> {
         _ => return None,
     };
     Some(Response::message(StatusCode::PAYLOAD_TOO_LARGE, &json!({"error_msg": text})))
-}
-
-fn add_tenant(id: &[u8], headers: &mut Headers) {
-    if !id.is_empty() {
-        headers.append("X-Amz-Tenant-Id", id);
-    }
 }
 
 /// A list of header names that AWS reads, in lower case, none of them in `not`.
