@@ -63,7 +63,7 @@ async fn control(State(state): State<Arc<ControlState>>, request: Request) -> Re
     let path: Vec<&str> = path.iter().map(String::as_str).collect();
     let browser = for_browsers(request.headers());
     let answer = match (request.method().as_str(), path.as_slice()) {
-        ("POST", ["v1", "aws-lambda", "explain"]) => state.explain(request.into_body()).await,
+        ("POST", ["v1", "aws-lambda", "explain"]) => state.explain(request).await,
         _ => state.answer(request.method(), &path).await,
     };
     let mut shown = None;

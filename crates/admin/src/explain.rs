@@ -1,11 +1,12 @@
 //! `POST /v1/aws-lambda/explain`: what the gateway would send for a request, of one route or of a
 //! configuration that stands in the question.
 
-use std::{future::Future, pin::Pin, sync::Arc};
+use std::{future::Future, net::IpAddr, pin::Pin, sync::Arc};
 
 use axum::{
-    body::{Body, to_bytes},
-    http::StatusCode,
+    body::to_bytes,
+    extract::Request,
+    http::{HeaderMap, StatusCode, header, uri::Authority},
 };
 use serde_json::{Map, Value, json};
 use sluicegate_model::Kind;
@@ -25,6 +26,8 @@ pub struct Question {
     pub config: Value,
     /// The pattern of its route.
     pub route_uri: Option<String>,
+    /// The configuration stands in the question: nobody who may write routes has allowed it.
+    pub is_given: bool,
     /// The request, as the client of the Control API described it.
     pub request: Value,
 }
@@ -33,13 +36,14 @@ pub struct Question {
 pub type Explained = Pin<Box<dyn Future<Output = Result<Value, String>> + Send>>;
 
 impl ControlState {
-    /// Answers the question in `body`.
-    pub(crate) async fn explain(&self, body: Body) -> Result<Answer, Answer> {
+    /// Answers the question in a request's body.
+    pub(crate) async fn explain(&self, request: Request) -> Result<Answer, Answer> {
+        check_sender(request.headers())?;
         let explain = self
             .explain
             .as_ref()
             .ok_or_else(|| Answer::error(StatusCode::NOT_FOUND, "this gateway explains nothing"))?;
-        let body = to_bytes(body, QUESTION_BYTES_MAX).await;
+        let body = to_bytes(request.into_body(), QUESTION_BYTES_MAX).await;
         let body = body.map_err(|_| Answer::refused("the question is larger than 1 MiB"))?;
         let asked: Value = serde_json::from_slice(&body)
             .map_err(|error| Answer::refused(format!("the question is no JSON: {error}")))?;
@@ -48,6 +52,7 @@ impl ControlState {
         };
         let given = asked.shift_remove("config");
         let route = asked.shift_remove("route_id");
+        let is_given = given.is_some();
         let (config, route_uri) = match (given, route) {
             (Some(config), None) => (config, None),
             (None, Some(id)) => {
@@ -63,7 +68,7 @@ impl ControlState {
                 ));
             }
         };
-        let question = Question { config, route_uri, request: Value::Object(asked) };
+        let question = Question { config, route_uri, is_given, request: Value::Object(asked) };
         match explain(question).await {
             Ok(told) => Ok(Answer::json(StatusCode::OK, told)),
             Err(why) => Err(Answer::refused(why)),
@@ -121,6 +126,33 @@ impl ControlState {
         self.catalog.load().decrypt_resource(&self.keyring, kind, &mut value);
         Ok(if value.is_object() { value } else { json!({}) })
     }
+}
+
+/// The Control API asks for no key, and a question has calls signed and sent. So a web page must not get
+/// a browser on this machine to ask one: not from its own origin, nor, by a name that it has lead
+/// here, from ours.
+fn check_sender(headers: &HeaderMap) -> Result<(), Answer> {
+    let text = |name| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    if headers.contains_key(header::ORIGIN) {
+        let why = "a browser sends `Origin`, and web pages are not answered";
+        return Err(Answer::error(StatusCode::FORBIDDEN, why));
+    }
+    let host = text(header::HOST).parse::<Authority>();
+    let is_ours = host.is_ok_and(|host| {
+        let host = host.host();
+        let bare = host.trim_start_matches('[').trim_end_matches(']');
+        host.eq_ignore_ascii_case("localhost") || bare.parse::<IpAddr>().is_ok()
+    });
+    if !is_ours {
+        let why = "`Host` must be localhost or an address: other names may be anybody's";
+        return Err(Answer::error(StatusCode::FORBIDDEN, why));
+    }
+    let content = text(header::CONTENT_TYPE).split(';').next().unwrap_or_default().trim();
+    if !content.eq_ignore_ascii_case("application/json") {
+        let why = "the question is JSON: send it with `Content-Type: application/json`";
+        return Err(Answer::error(StatusCode::UNSUPPORTED_MEDIA_TYPE, why));
+    }
+    Ok(())
 }
 
 const PLUGIN: &str = "aws-lambda";

@@ -51,7 +51,6 @@ fn main() {
             let encoder = EventEncoder::compile(settings).expect("there are no lists");
             let request = EventRequest {
                 method: "POST",
-                raw_path: "/default/fn",
                 path: "/default/fn",
                 query: "name=APISIX&b=2&a=1+2",
                 headers: &headers,

@@ -17,6 +17,7 @@ pub mod credentials;
 pub mod event;
 pub mod eventstream;
 pub mod lambda;
+mod partition;
 pub mod response;
 pub mod secret;
 pub mod sigv4;

@@ -23,22 +23,23 @@ const HEADERS: &[(&str, &[u8])] = &[
     ("Cookie", b"a=1; b=2"),
     ("cookie", b"c=\"3\""),
     ("Content-Type", b"application/json; charset=utf-8"),
-    ("X-Forwarded-For", b"6.6.6.6"),
+    ("X-Forwarded-For", b"6.6.6.6, 192.0.2.7"),
+    ("X-Forwarded-Proto", b"https"),
+    ("X-Forwarded-Port", b"8443"),
+    ("X-Real-IP", b"192.0.2.7"),
     ("x-amzn-trace-id", b"Root=client"),
 ];
 
 fn full<'a>(claims: &'a Value) -> EventRequest<'a> {
     EventRequest {
         method: "POST",
-        raw_path: "/a/../users/7%2F8/x",
         path: "/users/7%2F8/x",
         query: "b=2&a=1%202&a=x+y&flag&b=%C3%A9",
         headers: HEADERS,
         own_headers: &[("x-amzn-trace-id", "Root=1-abc"), ("traceparent", "00-1-2-01")],
         body: b"{\"say\":\"\\\"hi\\\"\xc3\xa9\"}",
+        chunked: false,
         protocol: "HTTP/1.1",
-        scheme: "https",
-        port: 8443,
         host: "api.example.test",
         client_ip: "192.0.2.7",
         user_agent: Some("curl/8.7"),
@@ -93,7 +94,7 @@ fn a_payload_of_version_2_has_every_field() {
     let expected = json!({
         "version": "2.0",
         "routeKey": "POST /users/{id}/{rest+}",
-        "rawPath": "/a/../users/7%2F8/x",
+        "rawPath": "/users/7%2F8/x",
         "rawQueryString": "b=2&a=1%202&a=x+y&flag&b=%C3%A9",
         "cookies": ["a=1", "b=2", "c=\"3\""],
         "headers": {
@@ -107,6 +108,7 @@ fn a_payload_of_version_2_has_every_field() {
             "x-forwarded-port": "8443",
             "x-forwarded-proto": "https",
             "x-many": "one,two, three",
+            "x-real-ip": "192.0.2.7",
         },
         "queryStringParameters": {"a": "1 2,x y", "b": "2,é", "flag": ""},
         "requestContext": {
@@ -188,9 +190,10 @@ fn a_payload_of_version_1_has_every_field() {
             "traceparent": "00-1-2-01",
             "User-Agent": "curl/8.7",
             "x-amzn-trace-id": "Root=1-abc",
-            "x-forwarded-for": "192.0.2.7",
-            "x-forwarded-port": "8443",
-            "x-forwarded-proto": "https",
+            "X-Forwarded-For": "192.0.2.7",
+            "X-Forwarded-Port": "8443",
+            "X-Forwarded-Proto": "https",
+            "X-Real-IP": "192.0.2.7",
             "X-Many": "two, three",
         },
         "multiValueHeaders": {
@@ -201,9 +204,10 @@ fn a_payload_of_version_1_has_every_field() {
             "traceparent": ["00-1-2-01"],
             "User-Agent": ["curl/8.7"],
             "x-amzn-trace-id": ["Root=1-abc"],
-            "x-forwarded-for": ["192.0.2.7"],
-            "x-forwarded-port": ["8443"],
-            "x-forwarded-proto": ["https"],
+            "X-Forwarded-For": ["192.0.2.7"],
+            "X-Forwarded-Port": ["8443"],
+            "X-Forwarded-Proto": ["https"],
+            "X-Real-IP": ["192.0.2.7"],
             "X-Many": ["one", "two, three"],
         },
         "queryStringParameters": {"a": "x y", "b": "é", "flag": ""},
@@ -295,13 +299,16 @@ fn an_alb_event_has_single_or_multiple_values() {
 fn an_envoy_event_has_every_field() {
     let claims = claims();
     let event = json_of(settings(EventFormat::Envoy), &full(&claims));
-    assert_eq!(event["raw_path"], "/a/../users/7%2F8/x?b=2&a=1%202&a=x+y&flag&b=%C3%A9");
+    assert_eq!(event["raw_path"], "/users/7%2F8/x?b=2&a=1%202&a=x+y&flag&b=%C3%A9");
     assert_eq!(event["method"], "POST");
     assert_eq!(event["headers"]["cookie"], "a=1; b=2,c=\"3\"");
-    assert_eq!(event["headers"]["x-forwarded-for"], "6.6.6.6", "headers are the client's");
+    assert_eq!(event["headers"]["x-forwarded-for"], "6.6.6.6, 192.0.2.7", "as it is passed on");
     assert_eq!(event["headers"]["x-amzn-trace-id"], "Root=1-abc", "but for the gateway's own");
     assert_eq!(event["query_string_parameters"], json!({"a": "1%202", "b": "2", "flag": ""}));
     assert_eq!(event["is_base64_encoded"], false);
+    let chunked = EventRequest { chunked: true, ..full(&claims) };
+    let event = json_of(settings(EventFormat::Envoy), &chunked);
+    assert_eq!(event["is_base64_encoded"], true);
     let bare = json_of(settings(EventFormat::Envoy), &EventRequest::default());
     assert_eq!(
         bare,
@@ -340,6 +347,7 @@ fn a_kong_event_holds_what_is_forwarded() {
         headers: match media {
             b"form" => &[("content-type", b"application/x-www-form-urlencoded")],
             b"json" => &[("content-type", b"application/json")],
+            b"" => &[],
             _ => &[("content-type", b"image/png")],
         },
         query,
@@ -350,6 +358,20 @@ fn a_kong_event_holds_what_is_forwarded() {
     assert_eq!(binary["request_body"], STANDARD.encode(b"\x89PNG"));
     assert_eq!(binary["request_body_base64"], true);
     assert_eq!(binary["request_body_args"], json!({}));
+    for (media, body, sent, base64, arguments) in [
+        (&b"json"[..], &b"[1, 2]"[..], "[1, 2]", None, Some(json!([1, 2]))),
+        (b"json", b"[1", "[1", None, None),
+        (b"json", b"7", "7", None, None),
+        // A body that nobody named the type of.
+        (b"", b"hi", "aGk=", Some(true), Some(json!({}))),
+        (b"", b"", "", None, Some(json!({}))),
+    ] {
+        let event = json_of(kong(all), &typed(media, "", body));
+        assert_eq!(event["request_body"], sent);
+        let told = event.get("request_body_base64").map(|told| told == true);
+        assert_eq!(told, base64, "{event}");
+        assert_eq!(event.get("request_body_args"), arguments.as_ref(), "{event}");
+    }
 
     for (request, merged) in [
         (
@@ -360,7 +382,11 @@ fn a_kong_event_holds_what_is_forwarded() {
             typed(b"form", "a=1&b=2&f", b"b=3&b=4&c=x+y"),
             json!({"a": "1", "f": true, "b": ["3", "4"], "c": "x y"}),
         ),
-        (typed(b"json", "a=1", b"[1]"), json!({"a": "1"})),
+        // In Lua an array is a table like any other.
+        (typed(b"json", "", b" [1, {\"x\":2}]\n"), json!([1, {"x": 2}])),
+        (typed(b"json", "a=1&2=q&03=r", b"[1,2]"), json!({"03": "r", "a": "1", "1": 1, "2": 2})),
+        (typed(b"json", "", b"[]"), json!({})),
+        (typed(b"json", "a=1", b"7"), json!({"a": "1"})),
         (typed(b"json", "a=1", b"{\"b\":1} x"), json!({"a": "1"})),
         (typed(b"png", "a=1", b"x"), json!({"a": "1"})),
     ] {
@@ -385,7 +411,7 @@ fn the_official_types_read_what_is_written() {
 
     let v2: ApiGatewayV2httpRequest =
         serde_json::from_slice(&encode(with(EventFormat::ApigwV2), &request)).unwrap();
-    assert_eq!(v2.raw_path.as_deref(), Some("/a/../users/7%2F8/x"));
+    assert_eq!(v2.raw_path.as_deref(), Some("/users/7%2F8/x"));
     assert_eq!(v2.cookies.as_ref().unwrap().len(), 3);
     assert_eq!(v2.headers["x-many"], "one,two, three");
     assert_eq!(v2.query_string_parameters.all("b"), Some(vec!["2", "é"]));
@@ -456,6 +482,24 @@ fn an_event_at_the_limit_passes_and_one_past_it_is_named_and_not_written() {
         assert_eq!(out, b"before");
         encoder.encode(&request, size, &mut out).unwrap();
         assert_eq!(out.len(), 6 + size);
+
+        // What the configuration puts in counts as what the client sends.
+        let long = || Some("\u{1}".repeat(2048));
+        let wordy = EventSettings {
+            account_id: long(),
+            api_id: long(),
+            stage: long(),
+            stage_variables: vec![("a".to_owned(), "\u{1}".repeat(2048))],
+            target_group_arn: long(),
+            ..settings(format)
+        };
+        let encoder = EventEncoder::compile(wordy).unwrap();
+        let request = EventRequest { body: b"xx", ..EventRequest::default() };
+        let size = encoder.encoded_size(&request);
+        for limit in [size - 1, size / 2] {
+            let error = encoder.encode(&request, limit, &mut out).unwrap_err();
+            assert_eq!(error, EventTooLarge { size, limit }, "{format:?}");
+        }
     }
     let error = EventTooLarge { size: 7, limit: 6 };
     assert_eq!(error.to_string(), "the event would have 7 bytes, and 6 are the most");
@@ -509,7 +553,6 @@ proptest! {
             headers: &list,
             query: &query,
             path: &path,
-            raw_path: &path,
             body: &body,
             ..EventRequest::default()
         };
@@ -527,7 +570,7 @@ proptest! {
         prop_assert_eq!(decoded_body(&v1, "isBase64Encoded"), &body[..]);
         prop_assert_eq!(&v1["path"], &path);
         for (name, values) in v1["multiValueHeaders"].as_object().unwrap() {
-            if !name.starts_with("x-forwarded") {
+            if name != "X-Forwarded-For" {
                 prop_assert_eq!(values, &json!(by_name[&name.to_lowercase()]));
             }
         }

@@ -7,10 +7,12 @@ use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 
 use crate::http::headers::Headers;
+use crate::io::within;
 
 /// Where a streamed body comes from.
 pub trait Source {
@@ -28,6 +30,11 @@ pub trait Source {
     /// The fields after the body, once it has ended.
     fn take_trailers(&mut self) -> Option<Headers> {
         None
+    }
+    /// Is the time for the whole of it over? For a reader that takes no bytes now, so that it hears
+    /// of it all the same.
+    fn poll_overdue(&mut self, _cx: &mut Context<'_>) -> Poll<BodyError> {
+        Poll::Pending
     }
 }
 
@@ -54,18 +61,25 @@ pub enum BodyError {
     Ended,
     /// Nothing came for this long.
     #[error("no body bytes for {0:?}")]
-    TimedOut(std::time::Duration),
+    TimedOut(Duration),
     /// It did not end within the time for all of it.
-    #[error("the body did not end within {0:?}")]
-    Overdue(std::time::Duration),
+    #[error("`{name}` of {limit:?} ended before the body did")]
+    Overdue {
+        /// The limit's name in configurations.
+        name: &'static str,
+        /// The limit.
+        limit: Duration,
+    },
     /// What the body is made from is broken; who makes it has logged why.
     #[error("{0}")]
     Broken(String),
     /// More bytes than allowed.
-    #[error("the body is larger than {limit} bytes")]
+    #[error("{}", too_large(*.limit, *.size))]
     TooLarge {
         /// The limit, in bytes.
         limit: u64,
+        /// What it has, where it says so.
+        size: Option<u64>,
     },
     /// All buffered bodies together are over their limit.
     #[error(
@@ -81,6 +95,13 @@ pub enum BodyError {
     /// The HTTP/2 stream failed.
     #[error(transparent)]
     H2(#[from] h2::Error),
+}
+
+fn too_large(limit: u64, size: Option<u64>) -> String {
+    match size {
+        Some(size) => format!("the body has {size} bytes, and {limit} are the most"),
+        None => format!("the body is larger than {limit} bytes"),
+    }
 }
 
 impl Body {
@@ -146,6 +167,14 @@ impl Body {
         }
     }
 
+    /// See [`Source::poll_overdue`].
+    pub fn poll_overdue(&mut self, cx: &mut Context<'_>) -> Poll<BodyError> {
+        match self {
+            Self::Stream(source) => source.poll_overdue(cx),
+            _ => Poll::Pending,
+        }
+    }
+
     /// Is it known that no byte will come?
     pub fn is_empty(&self) -> bool {
         self.remaining() == Some(0)
@@ -167,8 +196,8 @@ impl Body {
 
     /// Reads the whole body into memory, at most `limit` bytes.
     pub async fn read_limited(&mut self, limit: u64) -> Result<Bytes, BodyError> {
-        let too_large = BodyError::TooLarge { limit };
         let expected = self.remaining();
+        let too_large = BodyError::TooLarge { limit, size: expected };
         if expected.is_some_and(|n| n > limit) {
             return Err(too_large);
         }
@@ -263,6 +292,10 @@ impl<O: Overhear> Source for Overheard<O> {
     fn take_trailers(&mut self) -> Option<Headers> {
         self.trailers.take().or_else(|| self.body.take_trailers())
     }
+
+    fn poll_overdue(&mut self, cx: &mut Context<'_>) -> Poll<BodyError> {
+        self.body.poll_overdue(cx)
+    }
 }
 
 /// Part of the room there is for bodies held whole, given back when dropped.
@@ -273,7 +306,7 @@ pub struct Room {
 
 impl Room {
     /// Takes `bytes` of `limit` bytes, of which `used` counts those taken.
-    fn take(used: &Arc<AtomicU64>, bytes: u64, limit: u64) -> Result<Self, BodyError> {
+    pub(crate) fn take(used: &Arc<AtomicU64>, bytes: u64, limit: u64) -> Result<Self, BodyError> {
         let before = used.fetch_add(bytes, Ordering::Relaxed);
         let room = Self { used: used.clone(), bytes };
         if before.saturating_add(bytes) > limit {
@@ -281,6 +314,23 @@ impl Room {
         } else {
             Ok(room)
         }
+    }
+}
+
+impl Room {
+    /// Takes or gives back what makes it `bytes`. Without room for them it stays as it is.
+    pub(crate) fn resize(&mut self, bytes: u64, limit: u64) -> Result<(), BodyError> {
+        match bytes.checked_sub(self.bytes) {
+            Some(more) => {
+                let mut more = Self::take(&self.used, more, limit)?;
+                self.bytes += std::mem::take(&mut more.bytes);
+            }
+            None => {
+                self.used.fetch_sub(self.bytes - bytes, Ordering::Relaxed);
+                self.bytes = bytes;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -300,8 +350,9 @@ impl Body {
         used: &Arc<AtomicU64>,
         total: u64,
     ) -> Result<(Bytes, Option<Room>), BodyError> {
-        if self.remaining().is_some_and(|n| n > limit) {
-            return Err(BodyError::TooLarge { limit });
+        let size = self.remaining();
+        if size.is_some_and(|n| n > limit) {
+            return Err(BodyError::TooLarge { limit, size });
         }
         if let Self::Bytes(bytes) = self {
             let room = Room::take(used, bytes.len() as u64, total)?;
@@ -311,7 +362,7 @@ impl Body {
         // What was read of a body that is too large is of no use to anybody: its room is free
         // before the answer goes out.
         *self = Self::Empty;
-        whole.ok_or(BodyError::TooLarge { limit })
+        whole.ok_or(BodyError::TooLarge { limit, size })
     }
 
     /// Reads the whole body as [`Body::hold`] does, and leaves it to be read once more.
@@ -348,16 +399,69 @@ impl Body {
             let len = whole.len() as u64 + n as u64;
             if len > limit {
                 let rest = std::mem::take(self);
-                *self = Self::stream(PutBack { read: whole.freeze(), rest, _room: room });
+                *self = Self::stream(PutBack { read: whole.freeze(), rest, _room: Some(room) });
                 return Ok(None);
             }
-            if len > room.bytes {
-                let mut more = Room::take(used, len - room.bytes, total)?;
-                room.bytes += std::mem::take(&mut more.bytes);
-            }
+            room.resize(len, total)?;
             whole.extend_from_slice(&self.data()[..n]);
             self.consume(n);
         }
+    }
+}
+
+impl Body {
+    /// The first bytes of the body, which stays to be read: all of it, or as much as comes within
+    /// `wait` and passes `limit` first.
+    pub async fn peek_start(&mut self, limit: usize, wait: Duration) -> Bytes {
+        if let Self::Bytes(bytes) = self {
+            return bytes.clone();
+        }
+        let mut read = BytesMut::new();
+        let ended = within(wait, async {
+            while read.len() <= limit {
+                match self.fill().await {
+                    Ok(0) => return Some(None),
+                    Ok(n) => {
+                        read.extend_from_slice(&self.data()[..n]);
+                        self.consume(n);
+                    }
+                    Err(error) => return Some(Some(error)),
+                }
+            }
+            None
+        })
+        .await
+        .flatten();
+        let read = read.freeze();
+        let rest = match ended {
+            Some(None) => {
+                *self = Self::from_bytes(read.clone());
+                return read;
+            }
+            Some(Some(error)) => Self::stream(Failed(Some(error))),
+            None => std::mem::take(self),
+        };
+        *self = Self::stream(PutBack { read: read.clone(), rest, _room: None });
+        read
+    }
+}
+
+/// The end of a body that broke.
+struct Failed(Option<BodyError>);
+
+impl Source for Failed {
+    fn poll_fill(&mut self, _: &mut Context<'_>) -> Poll<Result<usize, BodyError>> {
+        Poll::Ready(Err(self.0.take().unwrap_or(BodyError::Ended)))
+    }
+
+    fn data(&self) -> &[u8] {
+        &[]
+    }
+
+    fn consume(&mut self, _: usize) {}
+
+    fn remaining(&self) -> Option<u64> {
+        None
     }
 }
 
@@ -365,7 +469,7 @@ impl Body {
 struct PutBack {
     read: Bytes,
     rest: Body,
-    _room: Room,
+    _room: Option<Room>,
 }
 
 impl Source for PutBack {
@@ -416,7 +520,10 @@ mod tests {
         let second = hold(50).await.expect("what was refused took nothing");
         drop((first, second));
         assert_eq!(used.load(Ordering::Relaxed), 0);
-        assert!(matches!(hold(101).await, Err(BodyError::TooLarge { limit: 100 })));
+        assert!(matches!(
+            hold(101).await,
+            Err(BodyError::TooLarge { limit: 100, size: Some(101) })
+        ));
     }
 
     /// Bytes in pieces, their number unknown before.
@@ -468,6 +575,49 @@ mod tests {
         }
         assert!(matches!(streamed().peek(8, &used, 7).await, Err(BodyError::NoRoom { limit: 7 })));
         assert_eq!(used.load(Ordering::Relaxed), 0);
+    }
+
+    /// Pieces, and then what there is after them.
+    struct Then(Pieces, Option<fn() -> Poll<Result<usize, BodyError>>>);
+
+    impl Source for Then {
+        fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, BodyError>> {
+            match (self.0.poll_fill(cx), self.1) {
+                (Poll::Ready(Ok(0)), Some(then)) => then(),
+                (other, _) => other,
+            }
+        }
+
+        fn data(&self) -> &[u8] {
+            self.0.data()
+        }
+
+        fn consume(&mut self, n: usize) {
+            self.0.consume(n);
+        }
+
+        fn remaining(&self) -> Option<u64> {
+            None
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_start_of_a_body_is_seen_in_time_and_the_body_is_all_there_afterwards() {
+        let of = |then| Body::stream(Then(Pieces(vec!["abc".into(), "def".into()]), then));
+        let second = Duration::from_secs(1);
+        for (limit, seen) in [(100, "abcdef"), (3, "abcdef"), (2, "abc"), (0, "abc")] {
+            let mut body = of(None);
+            assert_eq!(body.peek_start(limit, second).await, seen, "limit {limit}");
+            assert_eq!(body.read_limited(6).await.expect("it is short"), "abcdef", "{limit}");
+        }
+        // One that goes on later, and one that broke: what came is seen.
+        let mut body = of(Some(|| Poll::Pending));
+        assert_eq!(body.peek_start(100, second).await, "abcdef");
+        assert_eq!(body.fill().await.expect("it was read"), 6);
+        let mut body = of(Some(|| Poll::Ready(Err(BodyError::Ended))));
+        assert_eq!(body.peek_start(100, second).await, "abcdef");
+        assert!(matches!(body.read_limited(100).await, Err(BodyError::Ended)));
+        assert_eq!(Body::Empty.peek_start(100, second).await, "");
     }
 
     #[tokio::test]

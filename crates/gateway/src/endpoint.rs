@@ -242,10 +242,13 @@ impl Endpoint {
         ask: &Ask<'_>,
         record: &mut UpstreamRecord,
     ) -> Result<Received, CallError> {
+        record.connect_time = None;
         let (target, limit) = self.target(core).await?;
         record.addrs.push(target.addr);
         let mut fresh = false;
         loop {
+            // Until there is a connection, nothing of this try was sent.
+            record.connect_time = None;
             let conn = client::acquire(core, &target, limit, fresh).await?;
             record.connect_time = Some(conn.connect_time);
             let mut head = core.take_head();

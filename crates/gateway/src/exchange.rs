@@ -411,6 +411,8 @@ pub enum Origin {
 pub struct Response {
     /// The status.
     pub status: StatusCode,
+    /// In HTTP/1, the text behind the status where it is not the usual one: no control characters.
+    pub reason: Option<Box<str>>,
     /// The header fields.
     pub headers: Headers,
     /// The body.
@@ -441,6 +443,7 @@ impl Response {
     pub fn new(status: StatusCode) -> Self {
         Self {
             status,
+            reason: None,
             headers: Headers::new(),
             body: Body::Empty,
             origin: Origin::Gateway,

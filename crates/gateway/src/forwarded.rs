@@ -110,18 +110,24 @@ impl Forwarded {
         dropped.then_some(None)
     }
 
-    /// Writes the fields of a proxied request.
-    pub(crate) fn write_proxied(self, exchange: &Exchange, out: &mut Vec<u8>) {
-        let address = exchange.remote_addr_text();
-        write_line(out, b"X-Real-IP", &address);
-        out.extend_from_slice(b"X-Forwarded-For: ");
+    /// Writes what `X-Forwarded-For` says: what the client was believed, then its address.
+    fn write_chain(self, exchange: &Exchange, address: &[u8], out: &mut Vec<u8>) {
         if self.keep_for {
             for value in exchange.request.headers.all_known(Known::XForwardedFor) {
                 out.extend_from_slice(value);
                 out.extend_from_slice(b", ");
             }
         }
-        out.extend_from_slice(&address);
+        out.extend_from_slice(address);
+    }
+
+    /// Writes the fields of a proxied request.
+    pub(crate) fn write_proxied(self, exchange: &Exchange, out: &mut Vec<u8>) {
+        let address = exchange.remote_addr_text();
+        write_line(out, X_REAL_IP.as_bytes(), &address);
+        out.extend_from_slice(X_FORWARDED_FOR.as_bytes());
+        out.extend_from_slice(b": ");
+        self.write_chain(exchange, &address, out);
         out.extend_from_slice(b"\r\n");
         let mut port = itoa::Buffer::new();
         for (name, value) in self.seen(exchange, &mut port) {
@@ -166,6 +172,42 @@ impl Forwarded {
         }
     }
 }
+
+/// What an upstream would be told about the client, for plugins that tell it in another form.
+pub struct ForwardedFields {
+    rule: Forwarded,
+    list: SmallVec<[(&'static str, SmallVec<[u8; 40]>); 5]>,
+}
+
+impl ForwardedFields {
+    /// Those of a request.
+    pub fn of(exchange: &Exchange) -> Self {
+        let rule = Forwarded::of(exchange);
+        let address = exchange.remote_addr_text();
+        let mut chain = Vec::new();
+        rule.write_chain(exchange, &address, &mut chain);
+        let mut list = SmallVec::new();
+        list.push((X_REAL_IP, SmallVec::from_slice(&address)));
+        list.push((X_FORWARDED_FOR, chain.into()));
+        let mut port = itoa::Buffer::new();
+        let seen = rule.seen(exchange, &mut port);
+        list.extend(seen.into_iter().map(|(name, value)| (name, SmallVec::from_slice(value))));
+        Self { rule, list }
+    }
+
+    /// Is a client's field left out, since one of these stands for it or nobody believes it?
+    pub fn replaces(&self, known: Known) -> bool {
+        self.rule.replaces(known)
+    }
+
+    /// Names and values.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        self.list.iter().map(|(name, value)| (*name, value.as_slice()))
+    }
+}
+
+const X_REAL_IP: &str = "X-Real-IP";
+const X_FORWARDED_FOR: &str = "X-Forwarded-For";
 
 /// The port a `Host` names: where the client connected, as it sees it. Behind a mapped port that is
 /// not the one we listen on.

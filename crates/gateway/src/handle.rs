@@ -38,8 +38,12 @@ pub async fn handle(exchange: &mut Exchange) -> Response {
         }
     }
     exchange.status = response.status.as_u16();
+    let status = response.status;
     for chain in chains(exchange, Phases::HEADER_FILTER) {
         chain.header_filter(exchange, &mut response);
+    }
+    if response.status != status {
+        response.reason = None;
     }
     if !exchange.encodings.is_empty() && has_body(exchange.client_method(), response.status) {
         let offers = std::mem::take(&mut exchange.encodings);

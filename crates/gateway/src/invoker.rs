@@ -5,7 +5,7 @@
 //! answer is streamed back as it arrives. Follows APISIX 3.18's generic function upstream;
 //! where that is wrong, `Differs:` says so.
 
-use std::future::Future as _;
+use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -80,6 +80,18 @@ pub struct HeldBody {
     room: Option<Room>,
 }
 
+impl HeldBody {
+    /// Puts other bytes in the place of the client's, which count as held from now on.
+    ///
+    /// # Errors
+    /// There is no room for them; it is logged.
+    pub fn replace(&mut self, exchange: &Exchange, bytes: Bytes) -> Result<(), PluginError> {
+        hold_again(exchange, &mut self.room, bytes.len())?;
+        self.bytes = bytes;
+        Ok(())
+    }
+}
+
 /// A body that no client sent, for trials.
 impl From<Bytes> for HeldBody {
     fn from(bytes: Bytes) -> Self {
@@ -99,7 +111,7 @@ pub struct Call {
     pub headers: Headers,
     /// The whole body.
     pub body: Bytes,
-    _room: Option<Room>,
+    room: Option<Room>,
     /// When [`CallLimits::total`] ends.
     deadline: Option<Instant>,
 }
@@ -123,6 +135,8 @@ pub enum InvokeError {
         name: &'static str,
         /// The limit.
         limit: Duration,
+        /// There was a connection, so the call may have been sent.
+        connected: bool,
     },
 }
 
@@ -232,19 +246,15 @@ impl FunctionInvoker {
     /// Reads the request's body whole, at most `limit` bytes of it.
     ///
     /// # Errors
-    /// What the client gets; it is logged.
+    /// It did not arrive, or is too large; see [`not_held`].
     pub async fn hold_body(
         &self,
         exchange: &mut Exchange,
         limit: u64,
-    ) -> Result<HeldBody, PluginError> {
-        match hold(exchange, limit).await {
-            Ok((bytes, room)) => {
-                mirror::depart(exchange, Some(&bytes), None);
-                Ok(HeldBody { bytes, room })
-            }
-            Err(error) => Err(not_called(exchange, &error.into())),
-        }
+    ) -> Result<HeldBody, BodyError> {
+        let (bytes, room) = hold(exchange, limit).await?;
+        mirror::depart(exchange, Some(&bytes), None);
+        Ok(HeldBody { bytes, room })
     }
 
     /// Reads an answer's body whole, at most `limit` bytes of it. It counts as held until the
@@ -267,18 +277,45 @@ impl FunctionInvoker {
                 }
                 Ok(bytes)
             }
-            Err(error) => {
-                exchange.core.counters.function_errors.add(1);
-                let status = match &error {
-                    BodyError::NoRoom { .. } => StatusCode::SERVICE_UNAVAILABLE,
-                    BodyError::TimedOut(_) if self.limits.is_none() => {
-                        StatusCode::SERVICE_UNAVAILABLE
-                    }
-                    BodyError::TimedOut(_) | BodyError::Overdue(_) => StatusCode::GATEWAY_TIMEOUT,
-                    _ => StatusCode::BAD_GATEWAY,
-                };
-                error!(route = exchange.route_id(), function = %self.authority(), %error, status = status.as_u16(), "A function's answer did not arrive whole.");
-                Err(PluginError { status, cause: error.to_string() })
+            Err(error) => Err(self.not_whole(exchange, &error)),
+        }
+    }
+
+    /// What the client gets when an answer breaks off before any of it was sent on: 502, or 503 or
+    /// 504 for one that took too long. It is logged and counted.
+    pub fn not_whole(&self, exchange: &Exchange, error: &BodyError) -> PluginError {
+        exchange.core.counters.function_errors.add(1);
+        let status = match error {
+            BodyError::NoRoom { .. } => StatusCode::SERVICE_UNAVAILABLE,
+            BodyError::TimedOut(_) if self.limits.is_none() => StatusCode::SERVICE_UNAVAILABLE,
+            BodyError::TimedOut(_) | BodyError::Overdue { .. } => StatusCode::GATEWAY_TIMEOUT,
+            _ => StatusCode::BAD_GATEWAY,
+        };
+        error!(route = exchange.route_id(), function = %self.authority(), %error, status = status.as_u16(), "A function's answer did not arrive whole.");
+        PluginError { status, cause: error.to_string() }
+    }
+
+    /// Waits for what an answer begins with, behind its head: [`CallLimits::first_byte`] goes on until
+    /// it is there. For answers whose head tells nothing of the function.
+    ///
+    /// # Errors
+    /// What the client gets; it is logged.
+    pub async fn beginning<T>(
+        &self,
+        exchange: &mut Exchange,
+        method: &Method,
+        beginning: impl Future<Output = T>,
+    ) -> Result<T, PluginError> {
+        let limit = self.limits.and_then(|limits| limits.first_byte);
+        let Some((limit, began)) = limit.zip(exchange.upstream.began) else {
+            return Ok(beginning.await);
+        };
+        let wait = (began + limit).saturating_duration_since(Instant::now());
+        match within(wait, beginning).await {
+            Some(begun) => Ok(begun),
+            None => {
+                let error = InvokeError::Expired { name: "first_byte", limit, connected: true };
+                Err(self.failed(exchange, method, &error))
             }
         }
     }
@@ -293,7 +330,7 @@ impl FunctionInvoker {
         body: HeldBody,
     ) -> Call {
         let HeldBody { bytes, room } = body;
-        Call { method, path, query, headers, body: bytes, _room: room, deadline: self.deadline() }
+        Call { method, path, query, headers, body: bytes, room, deadline: self.deadline() }
     }
 
     /// Where the function is: scheme, host and port.
@@ -358,7 +395,7 @@ impl FunctionInvoker {
         forward.add_for_function(exchange, &mut headers);
         let method = request.method.clone();
         let deadline = self.deadline();
-        Ok(Call { method, path, query, headers, body, _room: room, deadline })
+        Ok(Call { method, path, query, headers, body, room, deadline })
     }
 
     /// Sends the call. Its answer passes through; a failure is 503, or 504 where a limit of
@@ -393,22 +430,25 @@ impl FunctionInvoker {
                 exchange.upstream.header_time = Some(exchange.core.look() - began);
                 Ok(received)
             }
-            Err(error) => {
-                let counters = &exchange.core.counters;
-                counters.function_errors.add(1);
-                let ambiguous = !is_before_sending(&error) && !call.method.is_safe();
-                if ambiguous {
-                    counters.function_ambiguous.add(1);
-                }
-                exchange.upstream.response_time = Some(began.elapsed());
-                exchange.upstream.status = Some(match &error {
-                    InvokeError::Call(call) => call.status().as_u16(),
-                    other => other.status().as_u16(),
-                });
-                error!(route = exchange.route_id(), function = %self.authority(), %error, may_have_run = ambiguous, "A function did not answer.");
-                Err(PluginError { status: error.status(), cause: error.to_string() })
-            }
+            Err(error) => Err(self.failed(exchange, &call.method, &error)),
         }
+    }
+
+    /// Logs and counts a call that brought no answer.
+    fn failed(&self, exchange: &mut Exchange, method: &Method, error: &InvokeError) -> PluginError {
+        let counters = &exchange.core.counters;
+        counters.function_errors.add(1);
+        let ambiguous = !is_before_sending(error) && !method.is_safe();
+        if ambiguous {
+            counters.function_ambiguous.add(1);
+        }
+        exchange.upstream.response_time = exchange.upstream.began.map(|began| began.elapsed());
+        exchange.upstream.status = Some(match error {
+            InvokeError::Call(call) => call.status().as_u16(),
+            other => other.status().as_u16(),
+        });
+        error!(route = exchange.route_id(), function = %self.authority(), %error, may_have_run = ambiguous, "A function did not answer.");
+        PluginError { status: error.status(), cause: error.to_string() }
     }
 
     async fn try_invoke(
@@ -432,21 +472,18 @@ impl FunctionInvoker {
             "total" => limits.total.unwrap_or(wait),
             _ => wait,
         };
-        let mut received = match Box::pin(within(wait, answer)).await {
+        let answered = Box::pin(within(wait, answer)).await;
+        let mut received = match answered {
             Some(Ok(received)) => received,
-            Some(Err(error))
-                if error.is_before_sending() && error.status() == StatusCode::GATEWAY_TIMEOUT =>
-            {
-                return Err(InvokeError::Expired { name: "connect", limit: limits.connect });
-            }
-            Some(Err(CallError::Egress(error))) => {
-                return Err(match error.expired() {
-                    Some(limit) => InvokeError::Expired { name: "connect", limit },
-                    None => CallError::Egress(error).into(),
-                });
+            Some(Err(error)) if error.is_late_to_connect() => {
+                let limit = limits.connect;
+                return Err(InvokeError::Expired { name: "connect", limit, connected: false });
             }
             Some(Err(error)) => return Err(error.into()),
-            None => return Err(InvokeError::Expired { name, limit }),
+            None => {
+                let connected = exchange.upstream.connect_time.is_some();
+                return Err(InvokeError::Expired { name, limit, connected });
+            }
         };
         if let Some(at) = call.deadline
             && !received.body.is_empty()
@@ -467,10 +504,31 @@ impl FunctionInvoker {
     }
 }
 
+/// Counts a body that took the place of another.
+fn hold_again(
+    exchange: &Exchange,
+    room: &mut Option<Room>,
+    bytes: usize,
+) -> Result<(), PluginError> {
+    let (bytes, limit) = (bytes as u64, exchange.settings.buffered_body_bytes);
+    let held = match room {
+        Some(room) => room.resize(bytes, limit),
+        None => Room::take(&exchange.core.shared.buffered, bytes, limit).map(|taken| {
+            *room = Some(taken);
+        }),
+    };
+    held.map_err(|error| not_called(exchange, &error.into()))
+}
+
 async fn hold(exchange: &mut Exchange, limit: u64) -> Result<(Bytes, Option<Room>), BodyError> {
     let used = exchange.core.shared.buffered.clone();
     let total = exchange.settings.buffered_body_bytes;
     exchange.request.body.hold(limit, &used, total).await
+}
+
+/// What the client gets when its body cannot be held. It is logged.
+pub fn not_held(exchange: &Exchange, error: BodyError) -> PluginError {
+    not_called(exchange, &error.into())
 }
 
 fn not_called(exchange: &Exchange, error: &InvokeError) -> PluginError {
@@ -482,7 +540,7 @@ fn not_called(exchange: &Exchange, error: &InvokeError) -> PluginError {
 fn is_before_sending(error: &InvokeError) -> bool {
     match error {
         InvokeError::Call(error) => error.is_before_sending(),
-        InvokeError::Expired { name, .. } => *name == "connect",
+        InvokeError::Expired { connected, .. } => !connected,
         InvokeError::Body(_) | InvokeError::Path => true,
     }
 }
@@ -506,11 +564,10 @@ struct Until {
 
 impl Source for Until {
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, BodyError>> {
-        match self.body.poll_fill(cx) {
-            Poll::Pending if self.at.as_mut().poll(cx).is_ready() => {
-                Poll::Ready(Err(BodyError::Overdue(self.limit)))
-            }
-            poll => poll,
+        // First of all: a body whose bytes are always at hand has to end in time, too.
+        match self.poll_overdue(cx) {
+            Poll::Ready(error) => Poll::Ready(Err(error)),
+            Poll::Pending => self.body.poll_fill(cx),
         }
     }
 
@@ -529,12 +586,27 @@ impl Source for Until {
     fn take_trailers(&mut self) -> Option<Headers> {
         self.body.take_trailers()
     }
+
+    fn poll_overdue(&mut self, cx: &mut Context<'_>) -> Poll<BodyError> {
+        let overdue = BodyError::Overdue { name: "timeouts.total", limit: self.limit };
+        self.at.as_mut().poll(cx).map(|()| overdue)
+    }
 }
 
 /// With [`CallLimits`], the longest that nothing may come: as long as a Lambda function may run.
 const SILENCE_MAX: Duration = Duration::from_secs(900);
 
 impl Call {
+    /// See [`HeldBody::replace`].
+    ///
+    /// # Errors
+    /// There is no room for them; it is logged.
+    pub fn replace_body(&mut self, exchange: &Exchange, bytes: Bytes) -> Result<(), PluginError> {
+        hold_again(exchange, &mut self.room, bytes.len())?;
+        self.body = bytes;
+        Ok(())
+    }
+
     /// The call as an endpoint takes it.
     fn ask(&self) -> Ask<'_> {
         Ask {

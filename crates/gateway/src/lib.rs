@@ -33,5 +33,5 @@ pub mod upstream;
 pub mod uri;
 mod vars;
 
-pub use forwarded::OwnForwarded;
-pub use vars::{OtherVars, WithResponse};
+pub use forwarded::{ForwardedFields, OwnForwarded};
+pub use vars::{OtherVars, WithResponse, argument};

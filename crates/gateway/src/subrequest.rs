@@ -91,7 +91,7 @@ async fn read(exchange: &mut Exchange, body: &mut Body, limit: u64) -> Result<By
         body.consume(n);
         filter_piece(exchange, &mut piece, n == 0);
         if (whole.len() + piece.len()) as u64 > limit {
-            return Err(BodyError::TooLarge { limit });
+            return Err(BodyError::TooLarge { limit, size: None });
         }
         whole.extend_from_slice(&piece);
         if n == 0 {

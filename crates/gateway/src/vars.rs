@@ -145,7 +145,7 @@ fn header<'a>(headers: &'a Headers, name: &str) -> Option<Value<'a>> {
 }
 
 /// The first argument of a name, decoded; an argument without `=` is there and empty.
-pub(crate) fn argument<'a>(query: &'a [u8], name: &[u8]) -> Option<Value<'a>> {
+pub fn argument<'a>(query: &'a [u8], name: &[u8]) -> Option<Value<'a>> {
     query.split(|b| *b == b'&').filter(|part| !part.is_empty()).find_map(|part| {
         let (key, value) = match memchr::memchr(b'=', part) {
             Some(at) => (&part[..at], &part[at + 1..]),

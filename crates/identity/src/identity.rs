@@ -6,13 +6,15 @@ use std::sync::Arc;
 use sluicegate_aws::credentials::{Issued, Provider, Role, Skew, Surroundings, assume_role, load};
 use sluicegate_aws::sigv4::Credentials;
 
+use crate::hash::Hash;
 use crate::identities::{IdentityStatus, Shared};
-use crate::kept::{Common, Held, Kept, Source};
+use crate::kept::{Common, Held, Kept, Known, Source};
 
 /// Somebody that calls to AWS are signed for. Shared by all routes that configure the same; its
 /// task ends when the last of them drops it.
 pub struct Identity {
     kept: Kept<Aws>,
+    skews: Known<Skew>,
 }
 
 impl Identity {
@@ -21,11 +23,11 @@ impl Identity {
             Ask::Provider(Provider::Static(credentials)) => Some(credentials.clone()),
             _ => None,
         };
-        let kept = Kept::new(name, Aws { ask, skew: Skew::new(), shared });
+        let kept = Kept::new(name, Aws { ask, sts_skew: Skew::new(), shared });
         if let Some(credentials) = fixed {
             kept.put(Issued { credentials, expires: None, origin: "static" });
         }
-        Self { kept }
+        Self { kept, skews: Known::default() }
     }
 
     /// Begins to fetch, if that has not begun. Without it, the first request does.
@@ -61,9 +63,25 @@ impl Identity {
         self.kept.after_rejection(version).await
     }
 
-    /// The difference between AWS's clock and ours, as far as calls of this identity learnt it.
-    pub fn skew(&self) -> &Skew {
-        &self.kept.source().skew
+    /// As [`Identity::after_rejection`], for a call that is not to be sent again: waits for nothing.
+    pub fn reject(&self, version: u64) {
+        if !self.is_fixed() {
+            self.kept.reject(version);
+        }
+    }
+
+    /// The difference between the clock of `authority` and ours, as far as calls of this identity to it
+    /// learnt it. All routes to one authority share it, and only they: when credentials end is
+    /// judged by the clock here and by what STS says of it.
+    pub fn skew(&self, authority: &str) -> Arc<Skew> {
+        let mut hash = Hash::new();
+        hash.text(authority);
+        self.skews.get(hash.finish(), Skew::new)
+    }
+
+    /// The difference between STS's clock and ours, as far as fetching credentials learnt it.
+    pub fn sts_skew(&self) -> &Skew {
+        &self.kept.source().sts_skew
     }
 
     /// What it is, in words for logs and explanations; no secrets.
@@ -139,7 +157,7 @@ pub(crate) enum Ask {
 
 struct Aws {
     ask: Ask,
-    skew: Skew,
+    sts_skew: Skew,
     shared: Arc<Shared>,
 }
 
@@ -149,7 +167,7 @@ impl Aws {
             outside: &*self.shared.outside,
             sources: &self.shared.sources,
             now: self.common().clock.now(),
-            skew: &self.skew,
+            skew: &self.sts_skew,
         }
     }
 }
@@ -163,7 +181,7 @@ impl Source for Aws {
     }
 
     fn skewed(&self, now: u64) -> u64 {
-        self.skew.apply(now)
+        self.sts_skew.apply(now)
     }
 
     async fn ask(&self) -> Result<Issued, String> {

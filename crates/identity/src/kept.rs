@@ -148,27 +148,31 @@ impl<S: Source> Kept<S> {
     /// Somebody refused the thing of `version`. Has it fetched anew, unless that happened within
     /// [`REJECTED_INTERVAL_SECS`], waits for the outcome and returns a newer one, if there is any.
     pub(crate) async fn after_rejection(&self, version: u64) -> Option<Arc<S::Held>> {
+        let mut attempts = self.state.attempts.subscribe();
+        if self.reject(version) {
+            let _ = timeout(FIRST_WAIT_MAX, attempts.changed()).await;
+        }
+        self.state.newer_than(version)
+    }
+
+    /// Somebody refused the thing of `version`. Has it fetched anew, unless that happened within
+    /// [`REJECTED_INTERVAL_SECS`]; whether a newer one may come of it.
+    pub(crate) fn reject(&self, version: u64) -> bool {
         let state = &self.state;
-        let mut attempts = state.attempts.subscribe();
-        let newer = || state.valid(state.clock()).filter(|current| current.version() != version);
-        if let Some(newer) = newer() {
-            return Some(newer);
+        if state.newer_than(version).is_some() {
+            return false;
         }
         let now = state.now();
         let before = state.rejected_at.load(Ordering::Relaxed);
         if now < before.saturating_add(REJECTED_INTERVAL_SECS) {
             // Somebody else's rejection has it fetched already.
-            if state.rejected.load(Ordering::Relaxed) != version {
-                return None;
-            }
-        } else {
-            state.rejected_at.store(now, Ordering::Relaxed);
-            state.rejected.store(version, Ordering::Relaxed);
-            self.warm();
-            state.wake.notify_one();
+            return state.rejected.load(Ordering::Relaxed) == version;
         }
-        let _ = timeout(FIRST_WAIT_MAX, attempts.changed()).await;
-        newer()
+        state.rejected_at.store(now, Ordering::Relaxed);
+        state.rejected.store(version, Ordering::Relaxed);
+        self.warm();
+        state.wake.notify_one();
+        true
     }
 
     /// What is held, valid or not.
@@ -231,6 +235,11 @@ impl<S: Source> State<S> {
         let current = self.current.load_full()?;
         let ended = |end: u64| self.source.skewed(now).saturating_add(EXPIRY_MARGIN_SECS) >= end;
         if current.expires().is_some_and(ended) { None } else { Some(current) }
+    }
+
+    /// What there is, unless it has ended or is that of `version`.
+    fn newer_than(&self, version: u64) -> Option<Arc<S::Held>> {
+        self.valid(self.clock()).filter(|current| current.version() != version)
     }
 
     async fn wait(&self, limit: Duration) -> Result<Arc<S::Held>, String> {

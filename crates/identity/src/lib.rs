@@ -20,13 +20,15 @@
 //! let identity = identities.identity(spec)?;
 //! let signing = IdentitySigner::new(identity, region, "lambda")?;
 //! signing.identity().warm();                           // when the route goes live
+//! let skew = signing.identity().skew(authority);       // of this identity at that host
 //! // For a request:
 //! let signer = signing.signer(now).await?;             // else 503; the error's text to the log
-//! signer.sign(signing.identity().skew().apply(now), request, &mut signed);
+//! let offset = skew.offset_secs();
+//! signer.sign(now.saturating_add_signed(offset), request, &mut signed);
 //! // When AWS answers ExpiredToken or UnrecognizedClient:
 //! if let Some(newer) = signing.after_rejection(signer.version()).await { /* once more */ }
 //! // When AWS says that the time of the signature is wrong:
-//! if signing.identity().skew().learn(date_of_the_answer, now) { /* once more */ }
+//! if skew.learn(date_of_the_answer, now, offset) { /* once more */ }
 //! ```
 
 mod clock;

@@ -29,13 +29,21 @@ impl IdentitySigner {
         service: impl Into<String>,
     ) -> Result<Self, SignerError> {
         let (region, service) = (region.into(), service.into());
+        Self::check(&region, &service)?;
+        Ok(Self { identity, region, service, compiled: ArcSwapOption::empty() })
+    }
+
+    /// Checks a region and a service where nobody is to sign yet.
+    ///
+    /// # Errors
+    /// As [`IdentitySigner::new`].
+    pub fn check(region: &str, service: &str) -> Result<(), SignerError> {
         let nobody = Credentials {
             access_key: "nobody".to_owned(),
             secret_key: Secret::default(),
             session_token: None,
         };
-        Signer::new(nobody, region.as_str(), service.as_str())?;
-        Ok(Self { identity, region, service, compiled: ArcSwapOption::empty() })
+        Signer::new(nobody, region, service).map(drop)
     }
 
     /// The region it signs for.
@@ -71,6 +79,12 @@ impl IdentitySigner {
     pub async fn after_rejection(&self, version: u64) -> Option<Arc<VersionedSigner>> {
         let newer = self.identity.after_rejection(version).await?;
         self.compile(&newer).ok()
+    }
+
+    /// As [`IdentitySigner::after_rejection`], for a call that is not to be sent again: waits for
+    /// nothing.
+    pub fn reject(&self, version: u64) {
+        self.identity.reject(version);
     }
 
     fn compile(&self, current: &Current) -> Result<Arc<VersionedSigner>, Unavailable> {

@@ -361,7 +361,7 @@ async fn a_wrong_clock_is_learnt_from_sts_and_signed_with() {
     let bench = Bench::new(&[Reply::New(HOUR), Reply::Refused("RequestTimeTooSkewed", 600)]);
     let identity = bench.identity(Some(role("r")));
     assert_eq!(bench.request(&identity).await.0.as_deref(), Ok("ROLE3"));
-    assert_eq!(identity.skew().offset_secs(), 600);
+    assert_eq!(identity.sts_skew().offset_secs(), 600);
     let sent = bench.world.sent.lock().unwrap();
     let date = |at: usize| {
         sent[at].headers.iter().find(|(name, _)| *name == "x-amz-date").unwrap().1.clone()
@@ -394,4 +394,48 @@ async fn static_keys_are_there_without_a_task_or_a_wait() {
     assert!(identity.after_rejection(version).await.is_none());
     assert_eq!(bench.asked(), 0);
     assert!(!format!("{identity:?} {:?}", bench.identities.statuses()).contains("AKIA"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_clock_of_one_host_says_nothing_about_others_nor_about_when_credentials_end() {
+    let bench = Bench::new(&[]);
+    let identity = bench.container();
+    assert_eq!(bench.request(&identity).await.0.as_deref(), Ok("KEY1"));
+    let evil = identity.skew("evil.test");
+    let now = bench.now();
+    assert!(evil.learn(now + 20 * HOUR, now, 0), "that host's own calls follow it");
+    assert_eq!(evil.offset_secs(), 72_000);
+    assert_eq!(identity.skew("lambda.eu-west-1.amazonaws.com").offset_secs(), 0);
+    assert!(Arc::ptr_eq(&evil, &identity.skew("evil.test")), "routes to one host share it");
+    assert_eq!(bench.key(&identity).as_deref(), Some("KEY1"), "the credentials have not ended");
+    assert!(bench.identities.statuses()[0].ready);
+    pass(5).await;
+    assert_eq!(bench.asked(), 1, "and nobody fetches them anew");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rejection_that_nobody_waits_for_has_credentials_fetched_anew() {
+    let bench = Bench::new(&[]);
+    let identity = bench.container();
+    let first = identity.credentials(bench.now()).await.unwrap();
+    identity.reject(first.version);
+    assert_eq!(bench.key(&identity).as_deref(), Some("KEY1"), "until then the old ones serve");
+    pass(1).await;
+    assert_eq!((bench.key(&identity).as_deref(), bench.asked()), (Some("KEY2"), 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_sts_of_a_regions_own_partition_is_asked() {
+    for (region, url) in [
+        ("eu-west-1", "https://sts.eu-west-1.amazonaws.com"),
+        ("cn-north-1", "https://sts.cn-north-1.amazonaws.com.cn"),
+        ("us-iso-east-1", "https://sts.us-iso-east-1.c2s.ic.gov"),
+        ("eusc-de-east-1", "https://sts.eusc-de-east-1.amazonaws.eu"),
+    ] {
+        let bench = Bench::new(&[]);
+        let role = Role { region: Some(region.to_owned()), ..role("r") };
+        let identity = bench.identity(Some(role));
+        assert!(bench.request(&identity).await.0.is_ok(), "{region}");
+        assert_eq!(bench.world.sent.lock().unwrap()[1].url, url);
+    }
 }

@@ -58,7 +58,10 @@ mod workflow;
 
 pub use self::brotli::Brotli;
 pub use api_breaker::ApiBreaker;
-pub use aws_lambda::{AwsIdentities, AwsLambda, AwsRefusals, ExplainRequest, Refusals, explain};
+pub use aws_lambda::{
+    AwsIdentities, AwsLambda, AwsRefusals, ExplainPlace, ExplainRequest, FieldValues, Refusals,
+    explain,
+};
 pub use azure_functions::AzureFunctions;
 pub use basic_auth::BasicAuth;
 pub use batch_requests::BatchRequests;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
+use axum::http::header::CONTENT_TYPE;
 use axum::http::{Method, Request};
 use bytes::Bytes;
 use clap::Args;
@@ -71,7 +72,10 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         let (name, value) = line
             .split_once(':')
             .with_context(|| format!("-H {line:?} has no colon: NAME: VALUE"))?;
-        headers.insert(name.trim().to_owned(), value.trim().into());
+        let values = headers.entry(name.trim()).or_insert_with(|| json!([]));
+        if let Some(values) = values.as_array_mut() {
+            values.push(value.trim().into());
+        }
     }
     let refusal = options.refusal.as_ref().map(|file| {
         std::fs::read_to_string(file).with_context(|| format!("{} cannot be read", file.display()))
@@ -117,6 +121,7 @@ fn ask(addr: SocketAddr, question: &Value) -> anyhow::Result<Value> {
     let request = Request::builder()
         .method(Method::POST)
         .uri("/v1/aws-lambda/explain")
+        .header(CONTENT_TYPE, "application/json")
         .body(Full::new(Bytes::from(question.to_string())))?;
     let limits = Limits { time: ANSWER_TIME, response_bytes: ANSWER_BYTES_MAX };
     let answer = runtime.block_on(exchange(&Nearby, &endpoint, false, request, limits));
@@ -151,7 +156,10 @@ fn report(route: &str, told: &Value) -> String {
     let query = told["query"].as_str().map(|query| format!("?{query}")).unwrap_or_default();
     let _ = writeln!(out, "  sends      {} {}{query}", text(&told["method"]), text(&told["path"]));
     for (name, value) in told["headers"].as_object().into_iter().flatten() {
-        let _ = writeln!(out, "             {name}: {}", text(value));
+        let values = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
+        for value in values {
+            let _ = writeln!(out, "             {name}: {}", text(value));
+        }
     }
     let _ = writeln!(out, "  body       {} bytes", told["body_bytes"]);
     match told["body"].as_str() {
@@ -187,6 +195,9 @@ fn report(route: &str, told: &Value) -> String {
             of("ours"),
             of("theirs"),
         );
+    }
+    if let Some(what) = refusal["not_compared"].as_str() {
+        let _ = writeln!(out, "Not compared: {what}");
     }
     if let Some(cause) = refusal["likely_cause"].as_str() {
         let _ = writeln!(out, "Likely cause: {cause}");

@@ -561,10 +561,12 @@ fn stream_response(stream: &StreamOutcome) -> Response<Answer> {
         ),
     }
     let mut response = Response::new(Answer::streamed(pieces, stream.pause));
-    // The SDKs' model keeps the function's content type here, though the body is frames.
-    let content_type = HeaderValue::from_str(&stream.content_type)
-        .unwrap_or(HeaderValue::from_static(eventstream::CONTENT_TYPE));
-    response.headers_mut().insert(CONTENT_TYPE, content_type);
+    // As AWS sends them: the type of the frames, and beside it what the function says of its bytes.
+    let frames = HeaderValue::from_static(eventstream::CONTENT_TYPE);
+    response.headers_mut().insert(CONTENT_TYPE, frames);
+    if let Ok(own) = HeaderValue::from_str(&stream.content_type) {
+        response.headers_mut().insert(REMAPPED_CONTENT_TYPE, own);
+    }
     response
 }
 
@@ -620,6 +622,7 @@ const EVENT_BYTES_MAX: usize = 1024 * 1024;
 const HTTP_INTEGRATION: &str = "application/vnd.awslambda.http-integration-response";
 const FUNCTION_ERROR: HeaderName = HeaderName::from_static("x-amz-function-error");
 const EXECUTED_VERSION: HeaderName = HeaderName::from_static("x-amz-executed-version");
+const REMAPPED_CONTENT_TYPE: HeaderName = HeaderName::from_static("x-amzn-remapped-content-type");
 const LOG_RESULT: HeaderName = HeaderName::from_static("x-amz-log-result");
 /// `REPORT RequestId: 0 Duration: 1.00 ms Billed Duration: 1 ms`, tab-separated, in base64.
 const LOG_TAIL: &str =

@@ -39,7 +39,13 @@ def streamed(name):
             chunks.append(event["PayloadChunk"]["Payload"].decode())
         if "InvokeComplete" in event:
             end = event["InvokeComplete"]
-    return {"type": answer["ResponseStreamContentType"], "chunks": chunks, "end": end}
+    headers = answer["ResponseMetadata"]["HTTPHeaders"]
+    return {
+        "type": answer["ResponseStreamContentType"],
+        "own_type": headers["x-amzn-remapped-content-type"],
+        "chunks": chunks,
+        "end": end,
+    }
 
 
 def refused(**call):

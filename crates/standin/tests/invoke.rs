@@ -64,10 +64,14 @@ async fn botocores_client_calls_every_function() {
     assert_eq!(
         told["stream"],
         json!({
-            "type": "application/octet-stream", "chunks": ["one,", "two,", "three"], "end": {},
+            "type": "application/vnd.amazon.eventstream", "own_type": "application/octet-stream",
+            "chunks": ["one,", "two,", "three"], "end": {},
         })
     );
-    assert_eq!(told["stream_http"]["type"], "application/vnd.awslambda.http-integration-response");
+    assert_eq!(
+        told["stream_http"]["own_type"],
+        "application/vnd.awslambda.http-integration-response"
+    );
     assert_eq!(told["stream_fail"]["end"]["ErrorCode"], "Unhandled");
     // Its model names no exceptions of this stream, so botocore knows only that there was one.
     assert!(told["stream_exception"].is_object(), "{told}");

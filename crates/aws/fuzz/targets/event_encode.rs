@@ -12,7 +12,6 @@ use sluicegate_aws::event::{EventEncoder, EventFormat, EventRequest, EventSettin
 #[derive(Arbitrary, Debug)]
 struct Input<'a> {
     method: &'a str,
-    raw_path: &'a str,
     path: &'a str,
     query: &'a str,
     headers: Vec<(&'a str, &'a [u8])>,
@@ -32,7 +31,6 @@ fuzz_target!(|input: Input<'_>| {
     let claims = input.claims.map(|text| serde_json::json!({"scope": text, "sub": text}));
     let request = EventRequest {
         method: input.method,
-        raw_path: input.raw_path,
         path: input.path,
         query: input.query,
         headers: &input.headers,

@@ -115,7 +115,7 @@ pub struct Surroundings<'a> {
     pub sources: &'a Sources,
     /// Seconds since 1970, as the clock here says.
     pub now: u64,
-    /// What is known of the difference to AWS's clock; calls to STS learn it.
+    /// What is known of the difference to STS's clock; calls to STS, and no others, learn it.
     pub skew: &'a Skew,
 }
 

@@ -2,6 +2,7 @@
 
 use super::settings::{ProviderKind, is_region};
 use super::sts::Url;
+use crate::partition::Partition;
 
 /// What `AssumeRole` is asked for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -139,15 +140,14 @@ pub enum RoleError {
     ForeignEndpoint,
 }
 
-/// `sts.REGION.amazonaws.com` and its relatives. Other names below amazonaws.com may be anybody's.
+/// `sts.REGION.amazonaws.com` and its relatives in every partition. Other names below amazonaws.com may
+/// be anybody's.
 fn is_sts_host(host: &str) -> bool {
-    let domain = [".amazonaws.com", ".amazonaws.com.cn", ".api.aws"];
-    let Some(rest) = domain.iter().find_map(|domain| host.strip_suffix(domain)) else {
-        return false;
-    };
+    let Some((rest, has)) = Partition::split(host) else { return false };
     let labels: Vec<&str> = rest.split('.').collect();
     // A bucket may be called `sts`, too: `sts.s3-eu-west-1.amazonaws.com`.
-    let region = |name: &str| is_region(name) && name.contains('-') && !name.starts_with("s3");
+    let region =
+        |name: &str| is_region(name) && name.contains('-') && !name.starts_with("s3") && has(name);
     match labels[..] {
         ["sts" | "sts-fips"] => true,
         ["sts" | "sts-fips", name] => region(name),
@@ -235,6 +235,13 @@ mod tests {
             "https://sts.cn-north-1.amazonaws.com.cn",
             "https://sts.eu-west-1.api.aws",
             "https://vpce-1-2.sts.eu-west-1.vpce.amazonaws.com",
+            "https://sts.us-iso-east-1.c2s.ic.gov",
+            "https://sts.us-isob-east-1.sc2s.sgov.gov",
+            "https://sts.eu-isoe-west-1.cloud.adc-e.uk",
+            "https://sts.us-isof-south-1.csp.hci.ic.gov",
+            "https://sts.eusc-de-east-1.amazonaws.eu",
+            "https://sts.eusc-de-east-1.api.amazonwebservices.eu",
+            "https://vpce-1-2.sts.cn-north-1.vpce.amazonaws.com.cn",
         ] {
             assert_eq!(over(ProviderKind::Imds, endpoint), Ok(()), "{endpoint}");
         }
@@ -246,6 +253,8 @@ mod tests {
             "https://sts.s3.amazonaws.com",
             "https://sts.s3-eu-west-1.amazonaws.com",
             "https://sts.a.b.amazonaws.com",
+            "https://sts.eu-west-1.amazonaws.com.cn",
+            "https://sts.eusc-de-east-1.amazonaws.com",
             "http://127.0.0.1:4566",
         ] {
             let refused = Err(RoleError::ForeignEndpoint);

@@ -15,6 +15,7 @@ use super::{
     AnswerKind, CredentialError, FetchRequest, Issued, Profiles, STS_TIMEOUT, Surroundings,
     TOKEN_BYTES_MAX, parse_answer,
 };
+use crate::partition::Partition;
 
 pub(crate) fn is_in(profile: &Section) -> bool {
     profile.contains_key("sso_account_id") || profile.contains_key("sso_role_name")
@@ -56,10 +57,7 @@ pub(crate) async fn load(
     let token = token(session_name.unwrap_or(start_url), surroundings).await?;
     let mut url = match surroundings.sources.endpoint_variable("SSO") {
         Some(url) => url.trim_end_matches('/').to_owned(),
-        None if region.starts_with("cn-") => {
-            format!("https://portal.sso.{region}.amazonaws.com.cn")
-        }
-        None => format!("https://portal.sso.{region}.amazonaws.com"),
+        None => format!("https://portal.sso.{region}.{}", Partition::of_region(region).dns_suffix),
     };
     url.push_str("/federation/credentials?role_name=");
     push_encoded(&mut url, role);

@@ -10,6 +10,7 @@ use super::{
     CredentialError, FetchRequest, FetchResponse, Issued, Role, STS_TIMEOUT, Surroundings,
     credentials, settings, web_identity,
 };
+use crate::partition::Partition;
 use crate::sigv4::{Credentials, PayloadHash, RequestToSign, Signed, Signer};
 
 pub(crate) async fn assume_role(
@@ -26,7 +27,9 @@ pub(crate) async fn assume_role(
     let body = assume_role_form(role);
     let mut again = true;
     loop {
-        let request = signed(&signer, &target, &body, surroundings)?;
+        let offset = surroundings.skew.offset_secs();
+        let time = surroundings.now.saturating_add_signed(offset);
+        let request = signed(&signer, &target, &body, time)?;
         let answer = surroundings.outside.fetch(request).await;
         let answer =
             answer.map_err(|cause| CredentialError::Unreachable { provider: ORIGIN, cause })?;
@@ -34,8 +37,8 @@ pub(crate) async fn assume_role(
         match read(ORIGIN, answer)? {
             StsAnswer::Refused { code, message } => {
                 // The time of the signature was wrong: AWS told its own, once more with that.
-                let skewed = is_skew(&code, &message)
-                    && date.is_some_and(|date| surroundings.skew.learn(date, surroundings.now));
+                let learn = |date| surroundings.skew.learn(date, surroundings.now, offset);
+                let skewed = is_skew(&code, &message) && date.is_some_and(learn);
                 if skewed && again {
                     again = false;
                     continue;
@@ -105,7 +108,7 @@ fn signed(
     signer: &Signer,
     target: &Target,
     body: &str,
-    surroundings: Surroundings<'_>,
+    time: u64,
 ) -> Result<FetchRequest, CredentialError> {
     let headers = [("host", target.parsed_authority.as_str()), ("content-type", FORM)];
     let to_sign = RequestToSign {
@@ -116,7 +119,7 @@ fn signed(
         payload: PayloadHash::Bytes(body.as_bytes()),
     };
     let mut signed = Signed::default();
-    signer.sign(surroundings.skew.apply(surroundings.now), to_sign, &mut signed);
+    signer.sign(time, to_sign, &mut signed);
     let mut request = FetchRequest::new("POST", target.url.as_str(), STS_TIMEOUT)
         .header("content-type", FORM)
         .header("accept", "text/xml");
@@ -227,10 +230,9 @@ impl Target {
             Some(url) => url.to_owned(),
             None => match region {
                 None => "https://sts.amazonaws.com".to_owned(),
-                Some(region) if region.starts_with("cn-") => {
-                    format!("https://sts.{region}.amazonaws.com.cn")
+                Some(region) => {
+                    format!("https://sts.{region}.{}", Partition::of_region(region).dns_suffix)
                 }
-                Some(region) => format!("https://sts.{region}.amazonaws.com"),
             },
         };
         let parsed = Url::parse(&url).map_err(|cause| format!("the STS endpoint: {cause}"))?;

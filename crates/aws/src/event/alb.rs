@@ -10,8 +10,7 @@ pub(super) fn write<S: Sink>(
     multi_value: bool,
     out: &mut S,
 ) {
-    let mut port = itoa::Buffer::new();
-    let headers = Headers::forwarded(request, port.format(request.port), |_| true);
+    let headers = Headers::of_one_client(request, |_| true);
     // An ALB leaves the escapes in.
     let arguments = Arguments::as_sent(request.query);
 
@@ -30,7 +29,7 @@ pub(super) fn write<S: Sink>(
         arguments.write_last(event.name("queryStringParameters"));
         headers.write_last(Case::Lower, event.name("headers"));
     }
-    let base64 = encoder.body.is_base64(&headers, request.body);
+    let base64 = encoder.body.is_base64(&headers, request);
     write_body(request.body, base64, event.name("body"));
     event.bool("isBase64Encoded", base64);
     event.close();

@@ -5,8 +5,7 @@ use super::json::{Object, Sink, write_texts};
 use super::{EventEncoder, EventRequest, write_body, write_claims, write_resource};
 
 pub(super) fn write<S: Sink>(encoder: &EventEncoder, request: &EventRequest<'_>, out: &mut S) {
-    let mut port = itoa::Buffer::new();
-    let headers = Headers::forwarded(request, port.format(request.port), |_| true);
+    let headers = Headers::of_one_client(request, |_| true);
     let arguments = Arguments::decoded(request.query);
     let resource = request.route_pattern.unwrap_or("/*");
 
@@ -35,7 +34,7 @@ pub(super) fn write<S: Sink>(encoder: &EventEncoder, request: &EventRequest<'_>,
     }
     write_context(encoder, request, resource, &mut event.object("requestContext"));
     event.out.raw(b"}");
-    let base64 = encoder.body.is_base64(&headers, request.body);
+    let base64 = encoder.body.is_base64(&headers, request);
     if request.body.is_empty() {
         event.null("body");
     } else {

@@ -8,9 +8,8 @@ use super::{EventEncoder, EventRequest, push_resource, write_body, write_claims}
 use crate::event::json::write_text;
 
 pub(super) fn write<S: Sink>(encoder: &EventEncoder, request: &EventRequest<'_>, out: &mut S) {
-    let mut port = itoa::Buffer::new();
     // Cookies have a list of their own, and adapters join it to `headers`.
-    let headers = Headers::forwarded(request, port.format(request.port), |name| !is_cookie(name));
+    let headers = Headers::of_one_client(request, |name| !is_cookie(name));
     let arguments = Arguments::decoded(request.query);
     let route_key = match request.route_pattern {
         Some(pattern) => {
@@ -24,7 +23,7 @@ pub(super) fn write<S: Sink>(encoder: &EventEncoder, request: &EventRequest<'_>,
     let mut event = Object::open(out);
     event.text("version", "2.0");
     write_text(&route_key, event.name("routeKey"));
-    event.text("rawPath", request.raw_path);
+    event.text("rawPath", request.path);
     event.text("rawQueryString", request.query);
     if cookies(request).next().is_some() {
         write_texts(cookies(request), event.name("cookies"));
@@ -35,7 +34,7 @@ pub(super) fn write<S: Sink>(encoder: &EventEncoder, request: &EventRequest<'_>,
     }
     write_context(encoder, request, &route_key, &mut event.object("requestContext"));
     event.out.raw(b"}");
-    let base64 = encoder.body.is_base64(&headers, request.body);
+    let base64 = encoder.body.is_base64(&headers, request);
     if !request.body.is_empty() {
         write_body(request.body, base64, event.name("body"));
     }

@@ -3,8 +3,8 @@
 //! Whatever the rules say, a body that is no UTF-8 goes in base64: what a function decodes is what
 //! the client sent.
 
-use super::EventSettingsError;
 use super::fields::Headers;
+use super::{EventRequest, EventSettingsError};
 
 /// The rule of one route: the format's own, with two lists over it.
 #[derive(Debug, Clone)]
@@ -35,7 +35,8 @@ impl BodyRule {
 
     /// Whether this body goes in base64. A list beats the format's rule, and the binary list beats
     /// the one of texts and every encoding.
-    pub(super) fn is_base64(&self, headers: &Headers<'_>, body: &[u8]) -> bool {
+    pub(super) fn is_base64(&self, headers: &Headers<'_>, request: &EventRequest<'_>) -> bool {
+        let body = request.body;
         if body.is_empty() {
             return false;
         }
@@ -43,17 +44,18 @@ impl BodyRule {
         let listed = |list: &[MediaPattern]| {
             !media.is_empty() && list.iter().any(|pattern| pattern.matches(media))
         };
-        let encoded = |name| {
-            headers.all(name).any(|value| !value.trim_ascii().eq_ignore_ascii_case(b"identity"))
+        let encoded = || {
+            let mut encodings = headers.all("content-encoding");
+            encodings.any(|value| !value.trim_ascii().eq_ignore_ascii_case(b"identity"))
         };
         let binary = listed(&self.binary)
-            || encoded("content-encoding")
+            || encoded()
             || match self.format {
                 _ if listed(&self.text) => false,
                 FormatRule::ApiGateway => !media.is_empty() && !is_gateway_text(media),
                 FormatRule::Alb => !media.is_empty() && !is_plain_text(media),
-                FormatRule::Envoy => !is_plain_text(media) || encoded("transfer-encoding"),
-                FormatRule::Kong { encode: true } => !media.is_empty() && !is_kong_text(media),
+                FormatRule::Envoy => !is_plain_text(media) || request.chunked,
+                FormatRule::Kong { encode: true } => !is_kong_text(media),
                 FormatRule::Kong { encode: false } => false,
             };
         binary || std::str::from_utf8(body).is_err()
@@ -67,9 +69,10 @@ pub(super) enum FormatRule {
     ApiGateway,
     /// text/*, JSON, JavaScript, XML. Without a content type: text.
     Alb,
-    /// The same without a suffix. Without a content type, or with a transfer encoding: base64.
+    /// The same. Without a content type, or with a transfer encoding: base64.
     Envoy,
-    /// What Kong reads or passes on raw. With `encode` the rest goes in base64.
+    /// What Kong reads or passes on raw. With `encode` the rest goes in base64, and what has no
+    /// content type.
     Kong { encode: bool },
 }
 
@@ -163,13 +166,12 @@ const PATTERNS_MAX: usize = 100;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::EventRequest;
 
     fn is_base64(rule: &BodyRule, headers: &[(&str, &str)], body: &[u8]) -> bool {
         let headers: Vec<_> =
             headers.iter().map(|(name, value)| (*name, value.as_bytes())).collect();
-        let request = EventRequest { headers: &headers, ..EventRequest::default() };
-        rule.is_base64(&Headers::of(&request), body)
+        let request = EventRequest { headers: &headers, body, ..EventRequest::default() };
+        rule.is_base64(&Headers::of(&request), &request)
     }
 
     #[test]
@@ -193,7 +195,7 @@ mod tests {
             ("image/png", [true, true, true, true]),
             ("application/octet-stream", [true, true, true, true]),
             ("nonsense", [true, true, true, true]),
-            ("", [false, false, true, false]),
+            ("", [false, false, true, true]),
         ] {
             for (format, base64) in [ApiGateway, Alb, Envoy, kong].into_iter().zip(base64) {
                 let rule = BodyRule::compile(format, &[], &[]).unwrap();
@@ -208,8 +210,12 @@ mod tests {
             }
         }
         let envoy = BodyRule::compile(Envoy, &[], &[]).unwrap();
-        let chunked = [("content-type", "text/plain"), ("transfer-encoding", "chunked")];
-        assert!(is_base64(&envoy, &chunked, b"x"));
+        let headers: [(&str, &[u8]); 1] = [("content-type", b"text/plain")];
+        for chunked in [false, true] {
+            let request =
+                EventRequest { headers: &headers, body: b"x", chunked, ..EventRequest::default() };
+            assert_eq!(envoy.is_base64(&Headers::of(&request), &request), chunked);
+        }
         let never = BodyRule::compile(Kong { encode: false }, &[], &[]).unwrap();
         assert!(!is_base64(&never, &[("content-type", "image/png")], b"x"));
     }

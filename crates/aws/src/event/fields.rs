@@ -22,23 +22,15 @@ struct Header<'a> {
 }
 
 impl<'a> Headers<'a> {
-    /// The client's headers, with the gateway's own in place of theirs.
+    /// The request's headers, with the gateway's own in place of theirs.
     pub(super) fn of(request: &EventRequest<'a>) -> Self {
         Self::collect(request, &[], |_| true)
     }
 
-    /// As a front of AWS tells them: with `x-forwarded-*` by this gateway.
-    pub(super) fn forwarded(
-        request: &EventRequest<'a>,
-        port: &'a str,
-        keep: impl Fn(&str) -> bool,
-    ) -> Self {
-        let forwarded = [
-            ("x-forwarded-for", request.client_ip),
-            ("x-forwarded-port", port),
-            ("x-forwarded-proto", request.scheme),
-        ];
-        Self::collect(request, &forwarded, keep)
+    /// For the formats of AWS: functions that know its fronts take the first address of
+    /// `x-forwarded-for` for the client's, so that one alone is there.
+    pub(super) fn of_one_client(request: &EventRequest<'a>, keep: impl Fn(&str) -> bool) -> Self {
+        Self::collect(request, &[("X-Forwarded-For", request.client_ip)], keep)
     }
 
     fn collect(

@@ -23,14 +23,21 @@ pub(super) fn write<S: Sink>(
     out: &mut S,
 ) {
     let headers = Headers::of(request);
-    let mut event = Object::open(out);
     if !(forward.method || forward.uri || forward.headers || forward.body) {
         let body = BodyArguments::read(&headers, request.body);
         let arguments = Arguments::decoded(request.query);
+        if let BodyArguments::List { text, items } = &body
+            && arguments.is_empty()
+            && !items.is_empty()
+        {
+            return out.raw(text.as_bytes());
+        }
+        let mut event = Object::open(out);
         arguments.write_lua(&mut event, |name| body.has(name));
         body.write_into(&mut event);
         return event.close();
     }
+    let mut event = Object::open(out);
     if forward.method {
         event.text("request_method", request.method);
     }
@@ -46,11 +53,19 @@ pub(super) fn write<S: Sink>(
         headers.write_one_or_all(event.name("request_headers"));
     }
     if forward.body {
-        let base64 = encoder.body.is_base64(&headers, request.body);
+        let base64 = encoder.body.is_base64(&headers, request);
         write_body(request.body, base64, event.name("request_body"));
-        let mut arguments = event.object("request_body_args");
-        BodyArguments::read(&headers, request.body).write_into(&mut arguments);
-        arguments.close();
+        match BodyArguments::read(&headers, request.body) {
+            BodyArguments::Unreadable => {}
+            BodyArguments::List { text, .. } => {
+                event.name("request_body_args").raw(text.as_bytes());
+            }
+            read => {
+                let mut arguments = event.object("request_body_args");
+                read.write_into(&mut arguments);
+                arguments.close();
+            }
+        }
         if base64 {
             event.bool("request_body_base64", true);
         }
@@ -60,7 +75,15 @@ pub(super) fn write<S: Sink>(
 
 /// What a body says by name.
 enum BodyArguments<'a> {
+    /// It is of no type that has names.
     None,
+    /// It says that it is JSON, and is neither an object nor an array.
+    Unreadable,
+    /// An array: in Lua a table like any other, its names 1, 2, 3…
+    List {
+        text: &'a str,
+        items: Vec<&'a RawValue>,
+    },
     Form(Box<Arguments<'a>>, HashSet<Vec<u8>>),
     Json(Members<'a>),
 }
@@ -74,12 +97,16 @@ impl<'a> BodyArguments<'a> {
             let names = form.names().map(<[u8]>::to_vec).collect();
             Self::Form(Box::new(form), names)
         } else if media.eq_ignore_ascii_case(b"application/json") {
-            // What is no object has no names.
+            let text = text.trim_matches([' ', '\t', '\r', '\n']);
+            if text.starts_with('[') {
+                let items = serde_json::from_str(text);
+                return items.map_or(Self::Unreadable, |items| Self::List { text, items });
+            }
             let mut json = serde_json::Deserializer::from_str(text);
             let members = json.deserialize_map(MembersVisitor);
             match (members, json.end()) {
                 (Ok(members), Ok(())) => Self::Json(members),
-                _ => Self::None,
+                _ => Self::Unreadable,
             }
         } else {
             Self::None
@@ -88,7 +115,15 @@ impl<'a> BodyArguments<'a> {
 
     fn has(&self, name: &[u8]) -> bool {
         match self {
-            Self::None => false,
+            Self::None | Self::Unreadable => false,
+            Self::List { items, .. } => {
+                let number = std::str::from_utf8(name).ok().and_then(|name| name.parse().ok());
+                number.is_some_and(|number: usize| {
+                    (1..=items.len()).contains(&number)
+                        && name[0].is_ascii_digit()
+                        && name[0] != b'0'
+                })
+            }
             Self::Form(_, names) => names.contains(name),
             Self::Json(members) => {
                 std::str::from_utf8(name).is_ok_and(|name| members.places.contains_key(name))
@@ -98,7 +133,14 @@ impl<'a> BodyArguments<'a> {
 
     fn write_into<S: Sink>(&self, object: &mut Object<'_, S>) {
         match self {
-            Self::None => {}
+            Self::None | Self::Unreadable => {}
+            Self::List { items, .. } => {
+                for (number, value) in (1..).zip(items) {
+                    let mut name = itoa::Buffer::new();
+                    let out = object.any_name(name.format::<usize>(number).as_bytes());
+                    out.raw(value.get().as_bytes());
+                }
+            }
             Self::Form(form, _) => form.write_lua(object, |_| false),
             Self::Json(members) => {
                 for (name, value) in &members.list {

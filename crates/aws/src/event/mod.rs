@@ -18,7 +18,7 @@
 //!
 //! Unlike there: a body that is no UTF-8 goes in base64 whatever the format's rule says, so that the
 //! function gets the bytes the client sent; and `x-forwarded-for` of the API Gateway and ALB
-//! formats holds the address the gateway believes, not the client's own claim before it.
+//! formats holds the address the gateway believes and none of those that are told before it.
 
 mod alb;
 mod apigw_v1;
@@ -45,6 +45,8 @@ pub struct EventEncoder {
     stage_variables: Option<String>,
     target_group_arn: Option<String>,
     body: BodyRule,
+    /// The most bytes that the texts above take in an event.
+    own_bytes: usize,
 }
 
 impl EventEncoder {
@@ -68,7 +70,14 @@ impl EventEncoder {
             fields::write_pairs(&pairs, &mut out);
             String::from_utf8(out).expect("names and values are texts, and escapes are ASCII")
         });
+        let bytes = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+        // The stage stands in the path of 1.0, too; stage variables are escaped already.
+        let texts = bytes(&settings.account_id)
+            + bytes(&settings.api_id)
+            + bytes(&settings.stage) * 2
+            + bytes(&settings.target_group_arn);
         Ok(Self {
+            own_bytes: texts * ESCAPED_MAX + bytes(&stage_variables),
             body: BodyRule::compile(rule, &settings.text_types, &settings.binary_types)?,
             format: settings.format,
             account_id: settings.account_id,
@@ -88,12 +97,13 @@ impl EventEncoder {
         out: &mut Vec<u8>,
     ) -> Result<(), EventTooLarge> {
         let head = request.head_bytes();
-        // Six bytes for one is the most an escape needs, and names stand at most twice.
-        let surely_fits = request.body.len().saturating_mul(6).saturating_add(head * 14 + 4096)
+        // Names stand at most twice.
+        let around = head * (2 * ESCAPED_MAX + 2) + self.own_bytes + 4096;
+        let surely_fits = request.body.len().saturating_mul(ESCAPED_MAX).saturating_add(around)
             <= limit
             && request.claims.is_none();
         if surely_fits {
-            out.reserve(request.body.len() * 4 / 3 + head * 2 + 1024);
+            out.reserve(request.body.len() * 4 / 3 + head * 2 + self.own_bytes + 1024);
         } else {
             let size = self.encoded_size(request);
             if size > limit {
@@ -103,6 +113,11 @@ impl EventEncoder {
         }
         self.write(request, out);
         Ok(())
+    }
+
+    /// Whether an event holds the whole body, so that it is never shorter.
+    pub fn holds_body(&self) -> bool {
+        !matches!(self.format, EventFormat::Kong(KongForward { body: false, .. }))
     }
 
     /// How many bytes the event has, without writing it.
@@ -203,24 +218,22 @@ impl Default for KongForward {
 pub struct EventRequest<'a> {
     /// `GET`.
     pub method: &'a str,
-    /// The path as the client sent it, with its escapes, without the query.
-    pub raw_path: &'a str,
-    /// The path the route matched: dot segments resolved, escapes kept.
+    /// The path, without the query: dot segments resolved, escapes kept.
     pub path: &'a str,
     /// The query as the client sent it, without its `?`.
     pub query: &'a str,
-    /// The client's headers, in the order they came. Cookies are read from here.
+    /// The headers, in the order they came. Cookies are read from here. What the client says about
+    /// itself (`x-forwarded-for` and its kin) is here as the gateway passes it on, its own words
+    /// included.
     pub headers: &'a [(&'a str, &'a [u8])],
     /// Headers of the gateway's own, which replace the client's: trace headers, say.
     pub own_headers: &'a [(&'a str, &'a str)],
     /// The body.
     pub body: &'a [u8],
+    /// The body came with a transfer encoding: in chunks.
+    pub chunked: bool,
     /// `HTTP/1.1` or `HTTP/2.0`.
     pub protocol: &'a str,
-    /// `http` or `https`, as the client came.
-    pub scheme: &'a str,
-    /// The port the client came to.
-    pub port: u16,
     /// The host the client asked for, without a port.
     pub host: &'a str,
     /// The client's address, resolved by real-ip, never by a header of the client.
@@ -249,15 +262,13 @@ impl Default for EventRequest<'_> {
     fn default() -> Self {
         Self {
             method: "GET",
-            raw_path: "/",
             path: "/",
             query: "",
             headers: &[],
             own_headers: &[],
             body: b"",
+            chunked: false,
             protocol: "HTTP/1.1",
-            scheme: "http",
-            port: 80,
             host: "",
             client_ip: "",
             user_agent: None,
@@ -286,7 +297,7 @@ impl<'a> EventRequest<'a> {
         });
         let texts = [
             self.method,
-            self.raw_path,
+            self.path,
             self.path,
             self.query,
             self.query,
@@ -427,6 +438,8 @@ fn write_claims<S: Sink>(claims: &Value, out: &mut S) {
     object.close();
 }
 
+/// The most bytes that one byte becomes: `\u0000`.
+const ESCAPED_MAX: usize = 6;
 /// The most stage variables.
 const STAGE_VARIABLES_MAX: usize = 200;
 /// The most Lambda takes in a synchronous call.

@@ -21,9 +21,11 @@ use serde::Deserialize;
 ///     error_type: Some("InvalidSignatureException:http://internal.amazon.com/coral/"),
 ///     date: Some("Sun, 22 Nov 2026 12:00:00 GMT"),
 ///     retry_after: None,
+///     is_http_api: false,
 ///     body: br#"{"message":"Signature expired: 20261122T110000Z is now earlier than ..."}"#,
 /// };
-/// let failure = classify(&answer, &Target { region: "us-east-1", service: "lambda" });
+/// let target = Target { region: "us-east-1", service: "lambda", signed: true };
+/// let failure = classify(&answer, &target);
 /// assert_eq!(failure.kind, ErrorKind::ClockSkew);
 /// assert_eq!(failure.skew_seconds(1_795_345_200), Some(3600));
 /// ```
@@ -37,7 +39,7 @@ pub fn classify(answer: &Answer<'_>, target: &Target<'_>) -> Failure {
         .unwrap_or_default();
     let message = limited(&said.message.unwrap_or_default());
     let reason = said.reason.map(|reason| limited(&reason)).filter(|reason| !reason.is_empty());
-    let kind = kind_of(answer.status, &error_type, &message);
+    let kind = kind_of(answer, target, &error_type, &message);
     let retry_after = answer
         .retry_after
         .or(said.retry_after_seconds.as_deref())
@@ -50,7 +52,8 @@ pub fn classify(answer: &Answer<'_>, target: &Target<'_>) -> Failure {
     Failure {
         kind,
         retry: kind.retry(),
-        likely_cause: likely_cause(kind, &message, target),
+        likely_cause: cause_of_front(kind, answer, target, &error_type)
+            .map_or_else(|| likely_cause(kind, &message, target), str::to_owned),
         status: answer.status,
         error_type,
         message,
@@ -71,18 +74,42 @@ pub struct Answer<'a> {
     pub date: Option<&'a str>,
     /// `retry-after`.
     pub retry_after: Option<&'a str>,
+    /// An HTTP API of API Gateway says it ([`is_http_api_refusal`]), which names no error.
+    pub is_http_api: bool,
     /// The body, or its beginning.
     pub body: &'a [u8],
 }
 
-/// What the call was signed for.
+/// What the call was signed for, if it was.
 #[derive(Debug, Clone, Copy)]
 pub struct Target<'a> {
     /// The region.
     pub region: &'a str,
     /// The service.
     pub service: &'a str,
+    /// Whether it was signed here.
+    pub signed: bool,
 }
+
+/// Whether an answer with `apigw-requestid` and no error type is one of an HTTP API itself, and not of
+/// the function behind it: both have that header, so only the few bodies count that the API writes.
+pub fn is_http_api_refusal(status: u16, body: &[u8]) -> bool {
+    let text = match status {
+        401 => "Unauthorized",
+        403 => "Forbidden",
+        404 => "Not Found",
+        429 => "Too Many Requests",
+        500 => "Internal Server Error",
+        503 => "Service Unavailable",
+        _ => return false,
+    };
+    body.strip_prefix(b"{\"message\":\"")
+        .and_then(|rest| rest.strip_suffix(b"\"}"))
+        .is_some_and(|said| said == text.as_bytes())
+}
+
+/// The longest body that [`is_http_api_refusal`] takes for the API's own.
+pub const HTTP_API_BODY_MAX: u64 = 64;
 
 /// A refusal of AWS, read. Its texts are for logs; they come from AWS and are cut to 1 KiB.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -280,11 +307,18 @@ struct Said<'a> {
     retry_after_seconds: Option<Cow<'a, str>>,
 }
 
-fn kind_of(status: u16, error_type: &str, message: &str) -> ErrorKind {
+fn kind_of(answer: &Answer<'_>, target: &Target<'_>, error_type: &str, message: &str) -> ErrorKind {
+    let status = answer.status;
+    // It says the same to a call without a signature, with a wrong one and without the permission.
+    if answer.is_http_api && matches!(status, 401 | 403) {
+        return ErrorKind::AccessDenied;
+    }
     let named = error_type.strip_suffix("Exception").unwrap_or(error_type);
     // Both spellings occur in AWS's documents.
     let named = named.strip_suffix("Error").unwrap_or(named);
     match named {
+        // An `Authorization` that is no signature: the client's own, where nothing was signed here.
+        "IncompleteSignature" if !target.signed => ErrorKind::MissingAuthentication,
         "InvalidSignature"
         | "SignatureDoesNotMatch"
         | "IncompleteSignature"
@@ -397,8 +431,42 @@ fn signature_kind(named: &str, message: &str) -> ErrorKind {
     }
 }
 
+/// What is said of the answers of fronts that would mislead in the words of the Invoke API.
+fn cause_of_front(
+    kind: ErrorKind,
+    answer: &Answer<'_>,
+    target: &Target<'_>,
+    error_type: &str,
+) -> Option<&'static str> {
+    if kind == ErrorKind::MissingAuthentication && error_type.starts_with("IncompleteSignature") {
+        return Some(
+            "The call was not signed: it carried the client's own Authorization, which is no signature \
+             of AWS. With `authorization.iam`, `override_authorization` has it signed.",
+        );
+    }
+    if !answer.is_http_api {
+        return None;
+    }
+    Some(match (answer.status, target.signed) {
+        (401 | 403, true) => {
+            "The HTTP API takes neither the signature nor the identity: it says the same for a wrong key, \
+             region or service, a wrong clock and a missing execute-api:Invoke."
+        }
+        (401 | 403, false) => {
+            "The HTTP API wants an authorization that the call did not carry. With `authorization.iam` it is \
+             signed; `override_authorization` has it signed where the client brings an Authorization of \
+             its own."
+        }
+        (404, _) => "The HTTP API has no such stage, or no route of this method and path.",
+        (500, _) => {
+            "The function behind the HTTP API failed, or its answer is not one that API Gateway takes."
+        }
+        _ => return None,
+    })
+}
+
 fn likely_cause(kind: ErrorKind, message: &str, target: &Target<'_>) -> String {
-    let Target { region, service } = *target;
+    let Target { region, service, .. } = *target;
     let fixed = match kind {
         ErrorKind::WrongRegion => {
             return format!(
@@ -538,13 +606,59 @@ mod tests {
 
     use super::*;
 
-    const TARGET: Target<'static> = Target { region: "eu-west-1", service: "lambda" };
+    const TARGET: Target<'static> = Target { region: "eu-west-1", service: "lambda", signed: true };
 
     fn read(status: u16, error_type: &str, body: &str) -> Failure {
         let error_type = (!error_type.is_empty()).then_some(error_type);
-        let answer =
-            Answer { status, error_type, date: None, retry_after: None, body: body.as_bytes() };
-        classify(&answer, &TARGET)
+        classify(&answer(status, error_type, body), &TARGET)
+    }
+
+    fn answer<'a>(status: u16, error_type: Option<&'a str>, body: &'a str) -> Answer<'a> {
+        let body = body.as_bytes();
+        Answer { status, error_type, date: None, retry_after: None, is_http_api: false, body }
+    }
+
+    #[test]
+    fn an_authorization_of_the_clients_own_is_no_wrong_key() {
+        let text = r#"{"message":"'Bearer' not a valid key=value pair (missing equal-sign) in Authorization header"}"#;
+        let said = answer(403, Some("IncompleteSignatureException"), text);
+        let unsigned = classify(&said, &Target { signed: false, ..TARGET });
+        assert_eq!(unsigned.kind, ErrorKind::MissingAuthentication);
+        let cause = unsigned.likely_cause;
+        assert!(cause.contains("`override_authorization`"), "{cause}");
+        let signed = classify(&said, &TARGET);
+        assert_eq!(signed.kind, ErrorKind::SignatureMismatch);
+        assert!(!signed.likely_cause.contains("override_authorization"));
+    }
+
+    #[test]
+    fn an_http_api_is_told_from_the_function_behind_it_by_its_own_few_bodies() {
+        use ErrorKind as K;
+        for (status, text, kind, cause) in [
+            (401, "Unauthorized", K::AccessDenied, "execute-api:Invoke"),
+            (403, "Forbidden", K::AccessDenied, "execute-api:Invoke"),
+            (404, "Not Found", K::FunctionNotFound, "no route of this method"),
+            (429, "Too Many Requests", K::Throttled, "limit"),
+            (500, "Internal Server Error", K::Service, "The function behind"),
+            (503, "Service Unavailable", K::Service, "may have run"),
+        ] {
+            let body = format!("{{\"message\":\"{text}\"}}");
+            assert!(is_http_api_refusal(status, body.as_bytes()), "{body}");
+            assert!(body.len() as u64 <= HTTP_API_BODY_MAX, "{body}");
+            assert!(!is_http_api_refusal(status + 1, body.as_bytes()), "{body}");
+            let said = Answer { is_http_api: true, ..answer(status, None, &body) };
+            let failure = classify(&said, &TARGET);
+            assert_eq!(failure.kind, kind, "{text}");
+            assert!(failure.likely_cause.contains(cause), "{}", failure.likely_cause);
+            assert_eq!(failure.message, text);
+        }
+        for own in ["", "{}", r#"{"message":"Forbidden","more":1}"#, r#"{"message":"forbidden"}"#] {
+            assert!(!is_http_api_refusal(403, own.as_bytes()), "{own}");
+        }
+        let body = r#"{"message":"Forbidden"}"#;
+        let said = Answer { is_http_api: true, ..answer(403, None, body) };
+        let cause = classify(&said, &Target { signed: false, ..TARGET }).likely_cause;
+        assert!(cause.contains("`override_authorization`"), "{cause}");
     }
 
     #[test]
@@ -706,6 +820,7 @@ mod tests {
             error_type: None,
             date: None,
             retry_after: Some("999999"),
+            is_http_api: false,
             body: b"",
         };
         let failure = classify(&answer, &TARGET);
@@ -720,6 +835,7 @@ mod tests {
             error_type: Some(error_type),
             date: Some("Sun, 22 Nov 2026 11:00:00 GMT"),
             retry_after: None,
+            is_http_api: false,
             body: b"{\"message\":\"Signature not yet current: x\"}",
         };
         let failure = classify(&answer("InvalidSignatureException"), &TARGET);
@@ -756,6 +872,7 @@ mod tests {
                 error_type: Some(&error_type),
                 date: Some(&date),
                 retry_after: Some(&date),
+                is_http_api: false,
                 body: &body,
             };
             let failure = classify(&answer, &TARGET);

@@ -8,6 +8,8 @@ use std::fmt::Write as _;
 
 use serde::Deserialize;
 
+use crate::partition::Partition;
+
 /// How a function is named in a configuration; [`FunctionRef::parse`] reads it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
@@ -497,33 +499,6 @@ impl Parts {
         Ok(parts)
     }
 }
-
-struct Partition {
-    name: &'static str,
-    dns_suffix: &'static str,
-}
-
-impl Partition {
-    fn of_region(region: &str) -> &'static Self {
-        PARTITIONS
-            .iter()
-            .find(|(prefix, _)| region.starts_with(prefix))
-            .map_or(&STANDARD_PARTITION, |(_, partition)| partition)
-    }
-}
-
-const STANDARD_PARTITION: Partition = Partition { name: "aws", dns_suffix: "amazonaws.com" };
-
-/// Partitions by what their regions begin with.
-const PARTITIONS: [(&str, Partition); 7] = [
-    ("cn-", Partition { name: "aws-cn", dns_suffix: "amazonaws.com.cn" }),
-    ("us-gov-", Partition { name: "aws-us-gov", dns_suffix: "amazonaws.com" }),
-    ("us-iso-", Partition { name: "aws-iso", dns_suffix: "c2s.ic.gov" }),
-    ("us-isob-", Partition { name: "aws-iso-b", dns_suffix: "sc2s.sgov.gov" }),
-    ("eu-isoe-", Partition { name: "aws-iso-e", dns_suffix: "cloud.adc-e.uk" }),
-    ("us-isof-", Partition { name: "aws-iso-f", dns_suffix: "csp.hci.ic.gov" }),
-    ("eusc-", Partition { name: "aws-eusc", dns_suffix: "amazonaws.eu" }),
-];
 
 fn present(field: &Option<String>) -> Option<&str> {
     field.as_deref().filter(|text| !text.is_empty())

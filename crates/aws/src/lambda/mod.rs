@@ -5,8 +5,8 @@ mod error;
 mod function;
 
 pub use error::{
-    Answer, ErrorKind, Failure, FunctionError, Retry, Target, classify, function_error,
-    hide_session_token,
+    Answer, ErrorKind, Failure, FunctionError, HTTP_API_BODY_MAX, Retry, Target, classify,
+    function_error, hide_session_token, is_http_api_refusal,
 };
 pub use function::{
     AllowedFunctions, ApiCall, Endpoint, FunctionRef, FunctionRefError, FunctionSettings, Scheme,

@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-/// The first line that differs.
+/// The first line that differs. A session token and a client context in it are masked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Difference {
     /// What the line is about.
@@ -42,25 +42,48 @@ pub fn printed_canonical_request(said: &str) -> Option<String> {
 /// The first difference between two canonical requests; `None`: they are the same, and the key is
 /// another.
 pub fn first_difference(ours: &str, theirs: &str) -> Option<Difference> {
-    let (our_lines, their_lines): (Vec<_>, Vec<_>) =
+    difference(&ours.lines().collect::<Vec<_>>(), &theirs.lines().collect::<Vec<_>>(), true)
+}
+
+/// As [`first_difference`], the hashes of the bodies left out: for a body that cannot be made once
+/// more, as an event that has an id and a time of its own.
+pub fn first_difference_before_body(ours: &str, theirs: &str) -> Option<Difference> {
+    let (mut our_lines, mut their_lines): (Vec<_>, Vec<_>) =
         (ours.lines().collect(), theirs.lines().collect());
-    let count = our_lines.len().max(their_lines.len());
-    (0..count).find_map(|at| {
+    let is_hash = |line: &mut &str| line.len() == 64 && line.bytes().all(|b| b.is_ascii_hexdigit());
+    for lines in [&mut our_lines, &mut their_lines] {
+        lines.pop_if(is_hash);
+    }
+    difference(&our_lines, &their_lines, false)
+}
+
+fn difference(ours: &[&str], theirs: &[&str], with_hash: bool) -> Option<Difference> {
+    let last = ours.len() - usize::from(with_hash).min(ours.len());
+    (0..ours.len().max(theirs.len())).find_map(|at| {
         let line = |lines: &[&str]| lines.get(at).copied().unwrap_or_default().to_owned();
-        let (ours, theirs) = (line(&our_lines), line(&their_lines));
-        if ours == theirs {
+        let (our_line, their_line) = (line(ours), line(theirs));
+        if our_line == their_line {
             return None;
         }
         let part = match at {
             0 => "method",
             1 => "path",
             2 => "query",
-            at if at + 1 == our_lines.len() => "hash of the body",
-            at if at + 2 == our_lines.len() => "list of signed headers",
+            at if with_hash && at == last => "hash of the body",
+            at if at + 1 == last => "list of signed headers",
+            _ if our_line.starts_with(TOKEN) || their_line.starts_with(TOKEN) => "session token",
             _ => "header",
         };
-        Some(Difference { part, ours, theirs })
+        Some(Difference { part, ours: masked(our_line), theirs: masked(their_line) })
     })
+}
+
+/// A line without what is no one's business.
+fn masked(line: String) -> String {
+    match [TOKEN, CLIENT_CONTEXT].into_iter().find(|name| line.starts_with(name)) {
+        Some(name) => format!("{name}***"),
+        None => line,
+    }
 }
 
 /// The seconds since 1970 of the `x-amz-date` line in a canonical request.
@@ -80,6 +103,8 @@ pub fn signed_time(canonical: &str) -> Option<u64> {
     Some(((days * 24 + hour) * 60 + minute) * 60 + second)
 }
 
+const TOKEN: &str = "x-amz-security-token:";
+const CLIENT_CONTEXT: &str = "x-amz-client-context:";
 const BEFORE: &str = "The Canonical String for this request should have been";
 const AFTER: &str = "\n\nThe String-to-Sign should have been";
 
@@ -122,6 +147,31 @@ mod tests {
         assert_eq!(first_difference(OURS, OURS), None);
         let shorter = first_difference(OURS, "GET\n/a").map(|it| (it.ours, it.theirs));
         assert_eq!(shorter, Some(("b=1".to_owned(), String::new())));
+    }
+
+    #[test]
+    fn a_session_token_is_masked_on_whichever_side_it_is() {
+        let with = OURS.replace("x-amz-date:", "x-amz-security-token:top/secret+==\nx-amz-date:");
+        for (ours, theirs) in [(OURS, &*with), (&*with, OURS)] {
+            let found = first_difference(ours, theirs).expect("they differ");
+            assert_eq!(found.part, "session token");
+            assert!(!format!("{found} {found:?}").contains("top/secret"), "{found}");
+        }
+    }
+
+    #[test]
+    fn a_body_that_cannot_be_made_again_is_left_out_and_nothing_else() {
+        let hash = |digit: &str| OURS.replace("e3b0", &digit.repeat(64));
+        assert_eq!(first_difference_before_body(&hash("a"), &hash("b")), None);
+        for (from, to, part) in [
+            ("GET", "POST", "method"),
+            ("host:h\n", "host:other\n", "header"),
+            ("\nhost;x-amz-date\n", "\nhost\n", "list of signed headers"),
+        ] {
+            let theirs = hash("b").replacen(from, to, 1);
+            let found = first_difference_before_body(&hash("a"), &theirs);
+            assert_eq!(found.map(|it| it.part), Some(part), "{from}");
+        }
     }
 
     #[test]

@@ -19,7 +19,10 @@ mod key;
 mod signer;
 
 pub use canonical::{PathRule, wire_path, wire_query};
-pub use difference::{Difference, first_difference, printed_canonical_request, signed_time};
+pub use difference::{
+    Difference, first_difference, first_difference_before_body, printed_canonical_request,
+    signed_time,
+};
 pub use signer::{
     BodyHasher, Credentials, Explanation, PayloadHash, RequestToSign, Signed, Signer, SignerError,
     is_signed,

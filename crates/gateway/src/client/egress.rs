@@ -23,7 +23,7 @@ use tokio_rustls::TlsConnector;
 use crate::http::head::{HeadError, HeadLimits, ResponseHead};
 use crate::http::headers::Headers;
 use crate::io::{Stream, within};
-use crate::upstream::resolve::{Name, Resolver};
+use crate::upstream::resolve::{Name, NoAddress, Resolver};
 
 use super::{TlsClients, TlsRequest, TlsTarget};
 
@@ -156,7 +156,12 @@ impl Tunnelled {
             ProxyHost::Ip(ip) => *ip,
             ProxyHost::Name(name) => match name.next() {
                 Some(ip) => ip,
-                None => name.first(limit).await.map_err(|cause| self.failed(Fault::Name(cause)))?,
+                None => name.first(limit).await.map_err(|cause| {
+                    self.failed(match cause {
+                        NoAddress::Told(cause) => Fault::Name(cause),
+                        NoAddress::Late(limit) => Fault::Late(limit),
+                    })
+                })?,
             },
         };
         Ok(SocketAddr::new(ip, self.proxy.port))

@@ -20,6 +20,7 @@ use crate::body::{Body, BodyError};
 use crate::http::head::HeadError;
 use crate::http::headers::Headers;
 use crate::io::{Buffer, Stream};
+use crate::upstream::resolve::NoAddress;
 
 pub use connect::acquire;
 pub use egress::{Egress, EgressError, EgressSettings, Tunnelled};
@@ -91,8 +92,8 @@ pub enum CallError {
     Resolve {
         /// The name.
         host: String,
-        /// What the resolver said.
-        cause: String,
+        /// Why not.
+        cause: NoAddress,
     },
     /// No connection.
     #[error("cannot connect to {addr}: {source}")]
@@ -164,6 +165,15 @@ impl CallError {
             Self::RequestBody(BodyError::TimedOut(_)) => StatusCode::REQUEST_TIMEOUT,
             Self::RequestBody(_) => StatusCode::BAD_REQUEST,
             _ => StatusCode::BAD_GATEWAY,
+        }
+    }
+
+    /// Did the time to connect end, looking up names included?
+    pub fn is_late_to_connect(&self) -> bool {
+        match self {
+            Self::ConnectTimeout { .. } | Self::Resolve { cause: NoAddress::Late(_), .. } => true,
+            Self::Egress(error) => error.expired().is_some(),
+            _ => false,
         }
     }
 

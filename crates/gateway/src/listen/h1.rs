@@ -405,7 +405,7 @@ async fn respond(
         response.body = Body::Empty;
     }
     let mut head = core.take_head();
-    write_status_line(status, &mut head);
+    write_status_line(status, response.reason.as_deref(), &mut head);
     response.headers.write_to(&mut head);
     if chunked {
         write_line(&mut head, b"Transfer-Encoding", b"chunked");
@@ -463,11 +463,11 @@ async fn respond(
     if keep { After::Keep } else { After::Close }
 }
 
-fn write_status_line(status: StatusCode, out: &mut Vec<u8>) {
+fn write_status_line(status: StatusCode, reason: Option<&str>, out: &mut Vec<u8>) {
     out.extend_from_slice(b"HTTP/1.1 ");
     out.extend_from_slice(status.as_str().as_bytes());
     out.push(b' ');
-    out.extend_from_slice(page::reason(status).as_bytes());
+    out.extend_from_slice(reason.unwrap_or_else(|| page::reason(status)).as_bytes());
     out.extend_from_slice(b"\r\n");
 }
 
@@ -493,6 +493,9 @@ async fn write(
                 }
                 false => Poll::Pending,
             };
+        }
+        if let Poll::Ready(error) = body.poll_overdue(cx) {
+            return Poll::Ready(Err(WriteError::Body(error)));
         }
         if armed != writer.written + 1 {
             io.borrow_mut().timer.arm(limit);
@@ -541,7 +544,7 @@ async fn refuse(core: &Rc<Core>, io: &Shared, status: StatusCode) {
 
 fn write_refusal(core: &Rc<Core>, status: StatusCode, out: &mut Vec<u8>) {
     let page = page::html(status);
-    write_status_line(status, out);
+    write_status_line(status, None, out);
     write_line(out, b"Server", core.settings().server.as_bytes());
     core.with_date(crate::core::now(), |date| write_line(out, b"Date", date));
     write_line(out, b"Content-Type", b"text/html; charset=utf-8");
@@ -643,9 +646,10 @@ impl Source for ClientBody {
             return Poll::Ready(Ok(self.piece));
         }
         if let Some(limit) = self.limit
-            && self.decoder.remaining().is_some_and(|n| n + self.taken > limit)
+            && let Some(size) = self.decoder.remaining().map(|n| n + self.taken)
+            && size > limit
         {
-            return Poll::Ready(Err(BodyError::TooLarge { limit }));
+            return Poll::Ready(Err(BodyError::TooLarge { limit, size: Some(size) }));
         }
         if self.poll_continue(cx)?.is_pending() {
             return Poll::Pending;
@@ -662,7 +666,7 @@ impl Source for ClientBody {
                         if let Some(limit) = self.limit
                             && self.taken + n as u64 > limit
                         {
-                            return Poll::Ready(Err(BodyError::TooLarge { limit }));
+                            return Poll::Ready(Err(BodyError::TooLarge { limit, size: None }));
                         }
                         self.piece = n;
                         return Poll::Ready(Ok(n));

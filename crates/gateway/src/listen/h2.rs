@@ -319,6 +319,9 @@ async fn send(exchange: &mut Exchange, respond: &mut SendResponse<Bytes>, mut re
                 if timer.poll_expired(cx).is_ready() {
                     return Poll::Ready(Err(BodyError::TimedOut(limit)));
                 }
+                if let Poll::Ready(error) = body.poll_overdue(cx) {
+                    return Poll::Ready(Err(error));
+                }
             }
             polled
         });
@@ -420,7 +423,7 @@ impl Source for StreamBody {
                     if let Some(limit) = self.limit
                         && self.taken > limit
                     {
-                        return Poll::Ready(Err(BodyError::TooLarge { limit }));
+                        return Poll::Ready(Err(BodyError::TooLarge { limit, size: None }));
                     }
                 }
                 Poll::Ready(None) => {

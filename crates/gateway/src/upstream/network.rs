@@ -13,7 +13,7 @@ use crate::client::TlsRequest;
 impl Network for UpstreamDeps {
     fn address<'a>(&'a self, host: &'a str) -> NetworkFuture<'a, Result<IpAddr, String>> {
         let name = self.resolver.name(host);
-        Box::pin(async move { name.first(EXCHANGE_TIME_MAX).await })
+        Box::pin(async move { name.first(EXCHANGE_TIME_MAX).await.map_err(|e| e.to_string()) })
     }
 
     fn tls(

@@ -218,7 +218,10 @@ impl Name {
     }
 
     /// Waits for the first answer of the resolver, at most `limit`.
-    pub async fn first(&self, limit: Duration) -> Result<IpAddr, String> {
+    ///
+    /// # Errors
+    /// There is no address, or no answer.
+    pub async fn first(&self, limit: Duration) -> Result<IpAddr, NoAddress> {
         let answered = async {
             loop {
                 let changed = self.changed.notified();
@@ -227,14 +230,24 @@ impl Name {
                 }
                 let error = self.state.load().error.clone();
                 if let Some(error) = error {
-                    return Err(error);
+                    return Err(NoAddress::Told(error));
                 }
                 changed.await;
             }
         };
-        let late = || Err(format!("no answer from the resolver within {limit:?}"));
-        tokio::time::timeout(limit, answered).await.unwrap_or_else(|_| late())
+        tokio::time::timeout(limit, answered).await.unwrap_or(Err(NoAddress::Late(limit)))
     }
+}
+
+/// Why a name has no address.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoAddress {
+    /// What the resolver said.
+    #[error("{0}")]
+    Told(String),
+    /// It said nothing in time.
+    #[error("no answer from the resolver within {0:?}")]
+    Late(Duration),
 }
 
 /// Names are asked for again no sooner and no later than this, whatever their TTL.

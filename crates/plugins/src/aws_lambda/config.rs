@@ -419,5 +419,6 @@ impl Config {
 const TEXT_MAX: usize = 2048;
 /// Entries of a list.
 const LIST_MAX: usize = 100;
-/// The most that `max_event_bytes` may say: memory is not for larger events.
-const EVENT_BYTES_TOP: usize = 64 << 20;
+/// The most that `max_event_bytes` may say, and what an event for a URL may have: memory is not for
+/// larger ones.
+pub(super) const EVENT_BYTES_TOP: usize = 64 << 20;

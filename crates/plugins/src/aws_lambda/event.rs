@@ -1,83 +1,131 @@
 //! The client's request as an event, and the id that ties its traces together.
 
 use std::borrow::Cow;
-use std::time::UNIX_EPOCH;
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use serde_json::Value;
+use http::StatusCode;
+use serde_json::{Value, json};
 use sluicegate_aws::event::{ClientCertificate, EventEncoder, EventRequest, EventTooLarge};
-use sluicegate_gateway::exchange::Exchange;
-use sluicegate_gateway::http::headers::Known;
+use sluicegate_gateway::ForwardedFields;
+use sluicegate_gateway::exchange::{Exchange, Response};
+use sluicegate_gateway::http::headers::{Headers, Known};
+use sluicegate_gateway::tls::ToldCertificate;
 use sluicegate_gateway::uri;
 use smallvec::SmallVec;
+use tracing::warn;
 
 use crate::JwtClaims;
 
-/// Writes the event of a request with this body. `keep` tells which of the client's fields with
-/// `x-amz-` in front stay.
+/// A request as events tell of it: one that came, or one that somebody asks about.
+pub(super) struct Seen<'a> {
+    pub(super) method: &'a str,
+    /// The path with its dot segments resolved and its escapes kept.
+    pub(super) path: Cow<'a, str>,
+    pub(super) query: Cow<'a, str>,
+    pub(super) headers: &'a Headers,
+    /// What tells of the client, as an upstream would get it; nothing: it is among `headers`.
+    pub(super) forwarded: Option<ForwardedFields>,
+    /// Did the client send its body with a transfer encoding?
+    pub(super) chunked: bool,
+    pub(super) protocol: &'a str,
+    pub(super) host: Cow<'a, str>,
+    pub(super) client_ip: String,
+    pub(super) request_id: &'a str,
+    pub(super) started_at: SystemTime,
+    pub(super) route_id: Option<&'a str>,
+    pub(super) route_pattern: Option<&'a str>,
+    /// What the route's pattern captured: named parameters, and `proxy` for a `*`.
+    pub(super) parameters: Parameters<'a>,
+    pub(super) consumer: Option<&'a str>,
+    pub(super) claims: Option<Value>,
+    pub(super) certificate: Option<ToldCertificate>,
+}
+
+/// Names and what stands for them.
+pub(super) type Parameters<'a> = SmallVec<[(&'a str, Cow<'a, str>); 4]>;
+
+impl<'a> Seen<'a> {
+    /// The request that is being answered.
+    pub(super) fn of(exchange: &'a Exchange) -> Self {
+        let request = &exchange.request;
+        let (path, query) = target(exchange);
+        Self {
+            method: request.method.as_str(),
+            path,
+            query: query.map_or(Cow::Borrowed(""), String::from_utf8_lossy),
+            headers: &request.headers,
+            protocol: request.version.as_str(),
+            forwarded: Some(ForwardedFields::of(exchange)),
+            chunked: is_chunked(exchange),
+            host: request.host(),
+            client_ip: exchange.remote_addr.to_string(),
+            request_id: exchange.request_id(),
+            started_at: exchange.started_at,
+            route_id: Some(exchange.route_id()).filter(|id| !id.is_empty()),
+            route_pattern: Some(exchange.matched.path()).filter(|path| !path.is_empty()),
+            parameters: parameters(exchange),
+            consumer: exchange.consumer.as_ref().map(|consumer| &*consumer.name),
+            claims: exchange.notes.get::<JwtClaims>().map(|claims| Value::Object(claims.0.clone())),
+            certificate: exchange
+                .connection
+                .tls
+                .as_ref()
+                .filter(|tls| tls.is_client_verified())
+                .and_then(|tls| tls.client.as_ref()?.told()),
+        }
+    }
+}
+
+/// Writes the event of a request with this body. `drops` tells which of the client's fields are left
+/// out beside those of one connection. What tells of the client is as an upstream would get it.
 pub(super) fn encode(
     encoder: &EventEncoder,
-    exchange: &Exchange,
+    seen: &Seen<'_>,
     body: &[u8],
     trace_id: Option<&str>,
-    keep: impl Fn(&str) -> bool,
+    drops: impl Fn(&str) -> bool,
     limit: usize,
 ) -> Result<Vec<u8>, EventTooLarge> {
-    let request = &exchange.request;
-    let (path, query) = target(exchange);
-    let raw_path = match exchange.upstream.uri {
-        Some(_) => path.clone(),
-        None => String::from_utf8_lossy(request.path()),
-    };
-    let query = query.map_or(Cow::Borrowed(""), String::from_utf8_lossy);
-    let for_connection = request.headers.known(Known::Connection).is_some();
-    let headers: SmallVec<[(&str, &[u8]); 32]> = request
+    let for_connection = seen.headers.known(Known::Connection).is_some();
+    let forwarded = seen.forwarded.as_ref();
+    let mut headers: SmallVec<[(&str, &[u8]); 32]> = seen
         .headers
         .iter_known()
         .filter_map(|(known, name, value)| {
             let name = std::str::from_utf8(name).ok()?;
             let dropped = known.is_hop_by_hop()
-                || for_connection && request.headers.connection_has(name)
-                || is_amz(name) && !keep(name);
+                || for_connection && seen.headers.connection_has(name)
+                || forwarded.is_some_and(|fields| fields.replaces(known))
+                || drops(name);
             (!dropped).then_some((name, value))
         })
         .collect();
+    headers.extend(forwarded.into_iter().flat_map(ForwardedFields::iter));
     let own: SmallVec<[(&str, &str); 1]> =
         trace_id.map(|id| ("x-amzn-trace-id", id)).into_iter().collect();
-    let parameters = parameters(exchange);
     let parameters: SmallVec<[(&str, &str); 4]> =
-        parameters.iter().map(|(name, value)| (*name, &**value)).collect();
-    let claims = exchange.notes.get::<JwtClaims>().map(|claims| Value::Object(claims.0.clone()));
-    let certificate = exchange
-        .connection
-        .tls
-        .as_ref()
-        .filter(|tls| tls.is_client_verified())
-        .and_then(|tls| tls.client.as_ref()?.told());
-    let time = exchange.started_at.duration_since(UNIX_EPOCH).unwrap_or_default();
-    let host = request.host();
-    let client_ip = exchange.remote_addr.to_string();
+        seen.parameters.iter().map(|(name, value)| (*name, &**value)).collect();
+    let time = seen.started_at.duration_since(UNIX_EPOCH).unwrap_or_default();
     let event = EventRequest {
-        method: request.method.as_str(),
-        raw_path: &raw_path,
-        path: &path,
-        query: &query,
+        method: seen.method,
+        path: &seen.path,
+        query: &seen.query,
         headers: &headers,
         own_headers: &own,
         body,
-        protocol: request.version.as_str(),
-        scheme: exchange.connection.scheme(),
-        port: exchange.connection.local.port(),
-        host: &host,
-        client_ip: &client_ip,
-        user_agent: request.headers.get_str("user-agent"),
-        request_id: exchange.request_id(),
+        chunked: seen.chunked,
+        protocol: seen.protocol,
+        host: &seen.host,
+        client_ip: &seen.client_ip,
+        user_agent: seen.headers.get_str("user-agent"),
+        request_id: seen.request_id,
         time_ms: u64::try_from(time.as_millis()).unwrap_or(u64::MAX),
-        route_id: Some(exchange.route_id()).filter(|id| !id.is_empty()),
-        route_pattern: Some(exchange.matched.path()).filter(|path| !path.is_empty()),
+        route_id: seen.route_id,
+        route_pattern: seen.route_pattern,
         path_parameters: &parameters,
-        consumer: exchange.consumer.as_ref().map(|consumer| &*consumer.name),
-        claims: claims.as_ref(),
-        client_certificate: certificate.as_ref().map(|told| ClientCertificate {
+        consumer: seen.consumer,
+        claims: seen.claims.as_ref(),
+        client_certificate: seen.certificate.as_ref().map(|told| ClientCertificate {
             pem: &told.pem,
             subject_dn: &told.subject,
             issuer_dn: &told.issuer,
@@ -104,7 +152,7 @@ fn target(exchange: &Exchange) -> (Cow<'_, str>, Option<&[u8]>) {
 }
 
 /// The path as sent, if `uri` is what it says; else, as the configuration has `uri` cut, that one.
-fn path<'a>(sent: &'a [u8], uri: &'a [u8]) -> Cow<'a, str> {
+pub(super) fn path<'a>(sent: &'a [u8], uri: &'a [u8]) -> Cow<'a, str> {
     let is_plain = |byte: &u8| byte.is_ascii_graphic() && *byte != b'%';
     match std::str::from_utf8(sent) {
         Ok(sent) if sent.as_bytes() == uri && uri.iter().all(is_plain) => return sent.into(),
@@ -115,8 +163,7 @@ fn path<'a>(sent: &'a [u8], uri: &'a [u8]) -> Cow<'a, str> {
     rest.map_or_else(|| uri::escape(uri), |rest| format!("/{rest}").into())
 }
 
-/// What the route's pattern captured: named parameters, and `proxy` for a `*`.
-fn parameters(exchange: &Exchange) -> SmallVec<[(&str, Cow<'_, str>); 4]> {
+fn parameters(exchange: &Exchange) -> Parameters<'_> {
     let path = exchange.uri();
     let all = exchange.matched.params().filter_map(|(name, range)| {
         let value = String::from_utf8_lossy(path.get(range)?);
@@ -125,16 +172,39 @@ fn parameters(exchange: &Exchange) -> SmallVec<[(&str, Cow<'_, str>); 4]> {
     all.collect()
 }
 
-/// Whether a field is one that AWS reads: `x-amz-…`.
-pub(super) fn is_amz(name: &str) -> bool {
-    name.get(..AMZ.len()).is_some_and(|start| start.eq_ignore_ascii_case(AMZ))
+/// Did the client send its body with a transfer encoding?
+fn is_chunked(exchange: &Exchange) -> bool {
+    let mut encodings = exchange.request.headers.all_known(Known::TransferEncoding);
+    encodings.any(|encoding| !encoding.trim_ascii().eq_ignore_ascii_case(b"identity"))
 }
 
-const AMZ: &str = "x-amz-";
+/// The event is over the limit, and nothing was sent.
+pub(super) fn too_large(exchange: &Exchange, error: &EventTooLarge) -> Response {
+    warn!(route = exchange.route_id(), %error, "A function was not called.");
+    let EventTooLarge { size, limit } = error;
+    let text = format!("The event would have {size} bytes, and the limit is {limit} bytes");
+    Response::message(StatusCode::PAYLOAD_TOO_LARGE, &json!({"error_msg": text}))
+}
+
+/// Whether a field is one that AWS reads: `x-amz-…`; or one that vouches for somebody, see
+/// [`vouches`].
+pub(super) fn is_amz(name: &str) -> bool {
+    starts_with(name, "x-amz-") || vouches(name)
+}
+
+/// Whether a field is one of those in which a load balancer of AWS tells whom it has verified:
+/// functions believe them.
+pub(super) fn vouches(name: &str) -> bool {
+    starts_with(name, "x-amzn-")
+        && (starts_with(&name[7..], "oidc-") || starts_with(&name[7..], "mtls-"))
+}
+
+fn starts_with(name: &str, prefix: &str) -> bool {
+    name.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix))
+}
 
 /// `X-Amzn-Trace-Id`: the client's own, the one that its W3C `traceparent` stands for, or a new one.
-pub(super) fn trace_id(exchange: &Exchange) -> String {
-    let headers = &exchange.request.headers;
+pub(super) fn trace_id(headers: &Headers, started_at: SystemTime, request_id: &str) -> String {
     if let Some(own) = headers.get_str("x-amzn-trace-id")
         && own.len() <= TRACE_ID_MAX
         && own.contains("Root=")
@@ -144,9 +214,8 @@ pub(super) fn trace_id(exchange: &Exchange) -> String {
     if let Some(id) = headers.get_str("traceparent").and_then(of_traceparent) {
         return id;
     }
-    let seconds = exchange.started_at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    let random = exchange.request_id();
-    format!("Root=1-{seconds:08x}-{}", random.get(..24).unwrap_or(random))
+    let seconds = started_at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    format!("Root=1-{seconds:08x}-{}", request_id.get(..24).unwrap_or(request_id))
 }
 
 /// W3C Trace Context, section 3.2: version, trace id, parent id, flags.
@@ -225,6 +294,9 @@ mod tests {
             ("x-amz-date", true),
             ("X-Amz-Meta", true),
             ("x-amzn-trace-id", false),
+            ("X-Amzn-Oidc-Data", true),
+            ("x-amzn-mtls-clientcert", true),
+            ("x-amzn-", false),
             ("x-am", false),
         ] {
             assert_eq!(is_amz(name), is, "{name}");

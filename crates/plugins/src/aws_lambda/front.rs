@@ -2,18 +2,19 @@
 
 use http::Method;
 use sluicegate_aws::Secret;
-use sluicegate_aws::event::EventEncoder;
+use sluicegate_aws::event::{EventEncoder, EventTooLarge};
 use sluicegate_aws::response::{Reply, ResponseFormat, unwrap};
 use sluicegate_gateway::body::Body;
 use sluicegate_gateway::client::Received;
 use sluicegate_gateway::exchange::{Exchange, Response};
+use sluicegate_gateway::http::headers::Headers;
 use sluicegate_gateway::invoker::{self, Call, FunctionInvoker};
 use sluicegate_gateway::plugin::{CompileCtx, ConfigError, PluginError};
 use tracing::error;
 
-use super::caller::{Answered, Caller, request_id};
-use super::config::Config;
-use super::event;
+use super::caller::{Answered, Caller, request_id, tell_request_id};
+use super::config::{Config, EVENT_BYTES_TOP};
+use super::event::{self, Seen};
 use super::explain::{self, Asked};
 use super::identity::Signing;
 use super::refusals::refusals;
@@ -48,9 +49,11 @@ impl Front {
         if authorization.apikey.as_ref().is_some_and(|key| key.contains(char::is_control)) {
             return Err(ConfigError("`authorization.apikey` has control characters".into()));
         }
+        let invoker =
+            FunctionInvoker::at("function_uri", function_uri, &config.options, limits, ctx)?;
         let signing = authorization.iam.map(|iam| {
             let (region, service) = (iam.aws_region.clone(), iam.service.clone());
-            Signing::compile(iam, &region, &service, ctx)
+            Signing::compile(iam, &region, &service, invoker.authority(), ctx)
         });
         let signing = signing.transpose()?;
         for (name, is_set) in [
@@ -64,18 +67,7 @@ impl Front {
             }
         }
         Ok(Self {
-            caller: Caller {
-                invoker: FunctionInvoker::at(
-                    "function_uri",
-                    function_uri,
-                    &config.options,
-                    limits,
-                    ctx,
-                )?,
-                signing,
-                is_api: false,
-                refusals: refusals(ctx),
-            },
+            caller: Caller { invoker, signing, is_api: false, refusals: refusals(ctx) },
             apikey: authorization.apikey.map(Secret::from),
             apikey_with_iam: authorization.apikey_with_iam,
             override_authorization: authorization.override_authorization,
@@ -89,8 +81,13 @@ impl Front {
     pub(super) async fn call(&self, exchange: &mut Exchange) -> Result<Response, PluginError> {
         let mut call = self.caller.invoker.prepare(exchange).await?;
         if let Some(encoder) = &self.event {
-            put_event(encoder, exchange, &mut call);
+            match encoded(encoder, &Seen::of(exchange), &call) {
+                Ok(event) => call.replace_body(exchange, event.into())?,
+                Err(error) => return Ok(event::too_large(exchange, &error)),
+            }
+            call.method = Method::POST;
         }
+        self.adapt(&mut call.headers);
         let sign = self.put_keys(&mut call);
         let Answered { received, refusal } = self.caller.send(exchange, call, sign).await?;
         if refusal.is_some() {
@@ -113,23 +110,37 @@ impl Front {
     /// The call that a request would become, and whether it would be signed.
     pub(super) fn call_for(&self, asked: &Asked<'_>) -> (Call, bool) {
         let invoker = &self.caller.invoker;
-        let (path, query) = invoker.place(asked.rest, asked.query.map(str::as_bytes));
-        let mut headers = asked.fields();
-        let (mut method, mut body) = (asked.method.clone(), asked.body.to_vec());
+        let (path, query) = invoker.place(asked.rest.as_deref(), asked.query.map(str::as_bytes));
+        let body = explain::held(asked.body.to_vec());
+        let mut call = invoker.call(asked.method.clone(), path, query, asked.fields(), body);
         if let Some(encoder) = &self.event {
-            let mut event = Vec::new();
-            let parameters: Vec<_> = asked.rest.map(|rest| ("proxy", rest)).into_iter().collect();
-            // Without a limit nothing is too large.
-            if encoder.encode(&asked.event(&parameters), usize::MAX, &mut event).is_ok() {
-                body = event;
+            // An event that is over the limit is shown as the client's body.
+            if let Ok(event) = encoded(encoder, &asked.seen(), &call) {
+                call.body = event.into();
             }
-            method = Method::POST;
-            headers.remove("Content-Encoding");
-            headers.set("Content-Type", b"application/json");
+            call.method = Method::POST;
         }
-        let mut call = invoker.call(method, path, query, headers, explain::held(body));
+        self.adapt(&mut call.headers);
         let sign = self.put_keys(&mut call);
         (call, sign)
+    }
+
+    /// Makes the client's fields fit for what goes out, and for an answer that is to be read.
+    fn adapt(&self, headers: &mut Headers) {
+        if self.event.is_some() {
+            headers.remove("Content-Encoding");
+            headers.set("Content-Type", b"application/json");
+            headers.retain(|_, name, _| !std::str::from_utf8(name).is_ok_and(event::vouches));
+        }
+        if self.response != ResponseFormat::Raw {
+            // A compressed answer could not be unwrapped.
+            headers.remove("Accept-Encoding");
+        }
+    }
+
+    /// Whether the client's request is put into an event.
+    pub(super) fn makes_events(&self) -> bool {
+        self.event.is_some()
     }
 
     /// Adds the API key, and tells whether the call is to be signed: what the client brings itself
@@ -138,18 +149,18 @@ impl Front {
         if self.strip_client_apikey {
             call.headers.remove("x-api-key");
         }
+        let key = self.apikey.as_ref().filter(|_| !call.headers.contains("x-api-key"));
+        if let Some(apikey) = key {
+            call.headers.append("x-api-key", apikey.expose().as_bytes());
+        }
+        if self.caller.signing.is_none() || key.is_some() && !self.apikey_with_iam {
+            return false;
+        }
+        // Only a signature takes the place of what the client brings.
         if self.override_authorization {
             call.headers.remove("authorization");
         }
-        if let Some(apikey) = &self.apikey
-            && !call.headers.contains("x-api-key")
-        {
-            call.headers.append("x-api-key", apikey.expose().as_bytes());
-            if !self.apikey_with_iam {
-                return false;
-            }
-        }
-        self.caller.signing.is_some() && !call.headers.contains("authorization")
+        !call.headers.contains("authorization")
     }
 
     async fn unwrapped(
@@ -157,6 +168,7 @@ impl Front {
         exchange: &mut Exchange,
         mut received: Received,
     ) -> Result<Response, PluginError> {
+        tell_request_id(exchange, &received);
         let invoker = &self.caller.invoker;
         let payload = invoker.hold_answer(exchange, &mut received.body, ANSWER_BYTES_MAX).await?;
         let Reply { head, body } = unwrap(self.response, payload).map_err(|error| {
@@ -166,6 +178,7 @@ impl Front {
         })?;
         let mut response = invoker::response(received);
         response.status = http::StatusCode::from_u16(head.status).unwrap_or(response.status);
+        response.reason = head.reason.map(Into::into);
         response.headers.remove("Content-Length");
         response.headers.remove("Content-Type");
         for (name, value) in &head.headers {
@@ -176,16 +189,10 @@ impl Front {
     }
 }
 
-/// Puts an event in the place of the client's body.
-fn put_event(encoder: &EventEncoder, exchange: &Exchange, call: &mut Call) {
-    let trace_id = call.headers.get_str("x-amzn-trace-id").map(str::to_owned);
-    let event =
-        event::encode(encoder, exchange, &call.body, trace_id.as_deref(), |_| true, usize::MAX);
-    // Without a limit nothing is too large.
-    call.body = event.unwrap_or_default().into();
-    call.method = Method::POST;
-    call.headers.remove("Content-Encoding");
-    call.headers.set("Content-Type", b"application/json");
+/// The event that takes the place of the client's body.
+fn encoded(encoder: &EventEncoder, seen: &Seen<'_>, call: &Call) -> Result<Vec<u8>, EventTooLarge> {
+    let trace_id = call.headers.get_str("x-amzn-trace-id");
+    event::encode(encoder, seen, &call.body, trace_id, event::vouches, EVENT_BYTES_TOP)
 }
 
 /// The function failed, and its caller is told so as it stands: the URL is one of the Invoke API.

@@ -35,21 +35,33 @@ pub(super) enum Signing {
         skew: Skew,
     },
     /// With whatever keys the identity has at the moment.
-    Identity(Box<IdentitySigner>),
+    Identity(Box<Own>),
     /// A trial compile: never asked.
     Nobody,
 }
 
-/// Which credentials a call was signed with.
+/// An identity of the gateway that calls to one authority are signed for.
+pub(super) struct Own {
+    signer: IdentitySigner,
+    /// What is known of the authority's clock.
+    skew: Arc<Skew>,
+}
+
+/// Which credentials and which clock a call was signed with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Version(u64);
+pub(super) struct Version {
+    credentials: u64,
+    /// Seconds that the other side's clock was taken to be ahead.
+    offset: i64,
+}
 
 impl Signing {
-    /// Compiles `authorization.iam` for a region and a service.
+    /// Compiles `authorization.iam` for a region and a service at an authority.
     pub(super) fn compile(
         iam: Iam,
         region: &str,
         service: &str,
+        authority: &str,
         ctx: &CompileCtx<'_>,
     ) -> Result<Self, ConfigError> {
         let bad =
@@ -62,9 +74,14 @@ impl Signing {
                 Ok(Self::Fixed { signer, skew: Skew::new() })
             }
             (provider, role) => {
+                // All that can be wrong is found in a trial, too: what passes one is stored.
                 if let Some(role) = &role {
                     role.check_over(provider.kind()).map_err(|error| bad(&error))?;
                 }
+                if let Provider::Static(credentials) = &provider {
+                    Signer::new(credentials.clone(), region, service).map_err(|e| bad(&e))?;
+                }
+                IdentitySigner::check(region, service).map_err(|error| bad(&error))?;
                 let Some(deps) = ctx.deps else { return Ok(Self::Nobody) };
                 let known = deps.state.get::<AwsIdentities>();
                 let identities = known.of(ctx.attr, settings.sources, deps);
@@ -72,8 +89,9 @@ impl Signing {
                     .identity(IdentitySpec { provider, role })
                     .map_err(|error| bad(&error))?;
                 identity.warm();
+                let skew = identity.skew(authority);
                 let signer = IdentitySigner::new(identity, region, service).map_err(|e| bad(&e))?;
-                Ok(Self::Identity(Box::new(signer)))
+                Ok(Self::Identity(Box::new(Own { signer, skew })))
             }
         }
     }
@@ -90,49 +108,58 @@ impl Signing {
     ) -> Result<Version, Unavailable> {
         match self {
             Self::Fixed { signer, skew } => {
-                write_signature(signer, skew, call, authority);
-                Ok(Version(0))
+                let offset = skew.offset_secs();
+                write_signature(signer, offset, call, authority);
+                Ok(Version { credentials: 0, offset })
             }
-            Self::Identity(signing) => {
-                let signer = match signing.ready(now()) {
+            Self::Identity(own) => {
+                let signer = match own.signer.ready(now()) {
                     Some(signer) => signer,
-                    None => Box::pin(signing.signer(now())).await?,
+                    None => Box::pin(own.signer.signer(now())).await?,
                 };
-                write_signature(&signer, signing.identity().skew(), call, authority);
-                Ok(Version(signer.version()))
+                let offset = own.skew.offset_secs();
+                write_signature(&signer, offset, call, authority);
+                Ok(Version { credentials: signer.version(), offset })
             }
-            Self::Nobody => {
-                let reason = "this was a trial".to_owned();
-                Err(Unavailable { identity: "nobody".to_owned(), reason })
-            }
+            Self::Nobody => Err(trial()),
         }
     }
 
-    /// AWS refused the call. Is it worth another try, and with what is known now about AWS's clock
-    /// or with other credentials? Then it is signed anew.
+    /// AWS refused the call. What it says of its clock is learnt, and credentials that it no longer
+    /// knows are fetched anew. If the call may be sent again and would be signed otherwise now, it
+    /// is: then it is worth another try.
     pub(super) async fn sign_again(
         &self,
         failure: &Failure,
         used: Version,
         call: &mut Call,
         authority: &str,
+        may_repeat: bool,
     ) -> bool {
-        let skew = match self {
-            Self::Fixed { skew, .. } => skew,
-            Self::Identity(signing) => signing.identity().skew(),
-            Self::Nobody => return false,
-        };
+        let Some(skew) = self.skew() else { return false };
         match (failure.retry, failure.server_time) {
-            (Retry::WithServerTime, Some(theirs)) if skew.learn(theirs, now()) => {}
+            (Retry::WithServerTime, Some(theirs)) if skew.learn(theirs, now(), used.offset) => {}
             (Retry::WithFreshCredentials, _) => {
-                let Self::Identity(signing) = self else { return false };
-                if signing.after_rejection(used.0).await.is_none() {
+                let Self::Identity(own) = self else { return false };
+                if !may_repeat {
+                    own.signer.reject(used.credentials);
+                    return false;
+                }
+                if own.signer.after_rejection(used.credentials).await.is_none() {
                     return false;
                 }
             }
             _ => return false,
         }
-        self.sign(call, authority).await.is_ok()
+        may_repeat && self.sign(call, authority).await.is_ok()
+    }
+
+    fn skew(&self) -> Option<&Skew> {
+        match self {
+            Self::Fixed { skew, .. } => Some(skew),
+            Self::Identity(own) => Some(&own.skew),
+            Self::Nobody => None,
+        }
     }
 
     /// Every stage of a call's signature, made at another time if `at` tells one. The call is
@@ -149,15 +176,12 @@ impl Signing {
         self.sign(call, authority).await?;
         let (signer, skew, source) = match self {
             Self::Fixed { signer, skew } => (Kept::Fixed(signer), skew, "static"),
-            Self::Identity(signing) => {
-                let signer = signing.signer(now()).await?;
+            Self::Identity(own) => {
+                let signer = own.signer.signer(now()).await?;
                 let source = signer.origin();
-                (Kept::Identity(signer), signing.identity().skew(), source)
+                (Kept::Identity(signer), &*own.skew, source)
             }
-            Self::Nobody => {
-                let reason = "this was a trial".to_owned();
-                return Err(Unavailable { identity: "nobody".to_owned(), reason });
-            }
+            Self::Nobody => return Err(trial()),
         };
         let signer = match &signer {
             Kept::Fixed(signer) => signer,
@@ -197,7 +221,7 @@ impl Signing {
     pub(super) fn target(&self) -> (&str, &str) {
         match self {
             Self::Fixed { signer, .. } => (signer.region(), signer.service()),
-            Self::Identity(signing) => (signing.region(), signing.service()),
+            Self::Identity(own) => (own.signer.region(), own.signer.service()),
             Self::Nobody => ("", ""),
         }
     }
@@ -304,7 +328,11 @@ pub(super) fn default_region(attr: Option<&Value>) -> Option<String> {
     })
 }
 
-fn write_signature(signer: &Signer, skew: &Skew, call: &mut Call, authority: &str) {
+fn trial() -> Unavailable {
+    Unavailable { identity: "nobody".to_owned(), reason: "this was a trial".to_owned() }
+}
+
+fn write_signature(signer: &Signer, offset: i64, call: &mut Call, authority: &str) {
     if let Cow::Owned(path) = wire_path(&call.path) {
         call.path = path;
     }
@@ -327,7 +355,7 @@ fn write_signature(signer: &Signer, skew: &Skew, call: &mut Call, authority: &st
         payload: PayloadHash::Bytes(&call.body),
     };
     let mut signed = SIGNED.take();
-    signer.sign(skew.apply(now()), request, &mut signed);
+    signer.sign(now().saturating_add_signed(offset), request, &mut signed);
     for (name, value) in signed.headers() {
         call.headers.set(name, value.as_bytes());
     }

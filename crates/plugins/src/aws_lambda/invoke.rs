@@ -11,27 +11,27 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http::{Method, StatusCode};
 use serde_json::json;
-use sluicegate_aws::event::EventEncoder;
+use sluicegate_aws::event::{EventEncoder, EventTooLarge};
 use sluicegate_aws::lambda::{
     AllowedFunctions, ApiCall, ErrorKind, Failure, FunctionRef, function_error,
 };
-use sluicegate_aws::response::HTTP_PRELUDE_CONTENT_TYPE;
-use sluicegate_aws::response::{PreludeDecoder, Reply, ReplyHead, ResponseFormat, unwrap};
-use sluicegate_gateway::body::Body;
+use sluicegate_aws::response::{Reply, ReplyHead, ResponseFormat, unwrap};
+use sluicegate_gateway::body::{Body, BodyError};
 use sluicegate_gateway::client::Received;
 use sluicegate_gateway::exchange::{Exchange, Origin, Response};
+use sluicegate_gateway::expr::Vars;
 use sluicegate_gateway::http::headers::Headers;
-use sluicegate_gateway::invoker::{Call, FunctionInvoker};
+use sluicegate_gateway::invoker::{self, Call, FunctionInvoker};
 use sluicegate_gateway::plugin::{CompileCtx, ConfigError, PluginError};
-use tracing::{error, info, warn};
+use tracing::{error, info};
 
-use super::caller::{Answered, Caller, request_id};
+use super::caller::{Answered, Caller, REQUEST_ID, request_id, tell_request_id};
 use super::config::{AsyncReply, Config, FunctionConfig, Invocation};
-use super::event;
+use super::event::{self, Seen};
 use super::explain::{self, Asked};
 use super::identity::{Signing, default_region};
 use super::refusals::refusals;
-use super::stream::{Broken, Stream};
+use super::stream::{self, Broken, Stream};
 use crate::template::Template;
 
 /// A function behind the Invoke API, compiled.
@@ -120,6 +120,13 @@ impl Invoke {
         if own.async_reply.is_some() && invocation != Invocation::Async {
             return bad("`async_reply` goes with `invocation` async");
         }
+        if invocation == Invocation::Stream
+            && !matches!(formats.response, ResponseFormat::Raw | ResponseFormat::Auto)
+        {
+            return bad(
+                "`invocation` stream goes with `response_format` auto or raw: the others need the whole answer",
+            );
+        }
         let status = |status: Option<u16>, default| {
             status.and_then(|status| StatusCode::from_u16(status).ok()).unwrap_or(default)
         };
@@ -139,7 +146,9 @@ impl Invoke {
         };
         let forward =
             names("forward_amz_headers", own.forward_amz_headers.as_deref(), &OWN_HEADERS)?;
-        let expose = names("expose_amz_headers", own.expose_amz_headers.as_deref(), &[])?;
+        let mut expose = names("expose_amz_headers", own.expose_amz_headers.as_deref(), &[])?;
+        // The client gets it in any case.
+        expose.retain(|name| name != REQUEST_ID);
         let url = format!("{}://{}", scheme(&function), function.endpoint().authority());
         Ok(Self {
             caller: Caller {
@@ -150,7 +159,13 @@ impl Invoke {
                     limits,
                     ctx,
                 )?,
-                signing: Some(Signing::compile(iam, function.region(), "lambda", ctx)?),
+                signing: Some(Signing::compile(
+                    iam,
+                    function.region(),
+                    "lambda",
+                    &function.endpoint().authority(),
+                    ctx,
+                )?),
                 is_api: true,
                 refusals: refusals(ctx),
             },
@@ -181,42 +196,30 @@ impl Invoke {
         };
         let function = named.as_ref().unwrap_or(&self.function);
         let invoker = &self.caller.invoker;
-        // An event is never shorter than the body in it.
-        let limit = invoker.body_max().min(self.event_max as u64);
-        let mut body = match invoker.hold_body(exchange, limit).await {
-            Err(error) if error.status == StatusCode::PAYLOAD_TOO_LARGE => {
-                return Ok(too_large(&format!("The request body is larger than {limit} bytes")));
+        let mut body = match invoker.hold_body(exchange, self.body_max()).await {
+            Ok(body) => body,
+            Err(error) => {
+                let told = body_too_large(&error);
+                let error = invoker::not_held(exchange, error);
+                return told.ok_or(error);
             }
-            body => body?,
         };
-        let trace_id = event::trace_id(exchange);
+        let trace_id =
+            event::trace_id(&exchange.request.headers, exchange.started_at, exchange.request_id());
         if let Some(encoder) = &self.event {
-            let keep = |name: &str| self.forwards(name);
-            let event = event::encode(
-                encoder,
-                exchange,
-                &body.bytes,
-                Some(&trace_id),
-                keep,
-                self.event_max,
-            );
-            body.bytes = match event {
-                Ok(event) => event.into(),
-                Err(error) => {
-                    warn!(route = exchange.route_id(), %error, "A function was not called.");
-                    let (size, limit) = (error.size, error.limit);
-                    return Ok(too_large(&format!(
-                        "The event would have {size} bytes, and the limit is {limit} bytes"
-                    )));
-                }
-            };
+            match self.event(encoder, &Seen::of(exchange), &body.bytes, &trace_id) {
+                Ok(event) => body.replace(exchange, event.into())?,
+                Err(error) => return Ok(event::too_large(exchange, &error)),
+            }
         }
         let api = self.api();
         let path = function.path(api).to_owned();
         let query = function.query().map(str::to_owned);
-        let headers = self.headers(exchange, &trace_id);
+        let mut headers = exchange.core.pool.headers();
+        self.add_headers(&exchange.request.headers, exchange, &trace_id, &mut headers);
         let call = invoker.call(Method::POST, path, query, headers, body);
         let Answered { received, refusal } = self.caller.send(exchange, call, true).await?;
+        tell_request_id(exchange, &received);
         if let Some(refusal) = refusal {
             return Ok(refused(&refusal, self.named_by.is_some()));
         }
@@ -235,15 +238,21 @@ impl Invoke {
 
     /// The call that a request would become, and the function's name.
     pub(super) fn call_for(&self, asked: &Asked<'_>) -> Result<(Call, String), String> {
-        let mut event = asked.body.to_vec();
-        if let Some(encoder) = &self.event {
-            event.clear();
-            let parameters: Vec<_> = asked.rest.map(|rest| ("proxy", rest)).into_iter().collect();
-            let encoded = encoder.encode(&asked.event(&parameters), self.event_max, &mut event);
-            encoded.map_err(|error| error.to_string())?;
-        }
+        let trace_id = asked.trace_id();
+        let body = match &self.event {
+            None => asked.body.to_vec(),
+            Some(encoder) => self
+                .event(encoder, &asked.seen(), asked.body, &trace_id)
+                .map_err(|error| error.to_string())?,
+        };
         let mut headers = Headers::new();
-        self.add_headers(&mut headers);
+        self.add_headers(&asked.headers, asked, &trace_id, &mut headers);
+        // What only a real request has is left out, and not sent half.
+        if let Some(tenant) = &self.tenant_id
+            && tenant.resolve(asked).found < tenant.vars().count()
+        {
+            headers.remove("X-Amz-Tenant-Id");
+        }
         let api = self.api();
         let function = self.function_for(asked)?;
         let call = self.caller.invoker.call(
@@ -251,9 +260,14 @@ impl Invoke {
             function.path(api).to_owned(),
             function.query().map(str::to_owned),
             headers,
-            explain::held(event),
+            explain::held(body),
         );
         Ok((call, function.name().to_owned()))
+    }
+
+    /// Whether the client's request is put into an event.
+    pub(super) fn makes_events(&self) -> bool {
+        self.event.is_some()
     }
 
     /// The path of another call of the API.
@@ -265,16 +279,9 @@ impl Invoke {
         let Some(NamedBy { parameter, allowed }) = &self.named_by else {
             return Ok(self.function.clone());
         };
-        let key = format!(":{parameter}");
-        let of_pattern = || {
-            let pattern = asked.route_uri?.split('/');
-            pattern
-                .zip(asked.path.split('/'))
-                .find(|(name, _)| *name == key)
-                .map(|(_, value)| value)
-        };
-        let name = if parameter == "*" { asked.rest } else { of_pattern() };
-        let name = name.unwrap_or_default();
+        let key = if parameter == "*" { "proxy" } else { parameter };
+        let found = asked.parameters.iter().find(|(name, _)| *name == key);
+        let name = found.map(|(_, value)| &**value).unwrap_or_default();
         if !allowed.allows(name) {
             return Err(format!(
                 "the request names the function {name:?}, which is not in `function.allowed_functions`: it gets 404 (give a `uri` that names one)"
@@ -309,34 +316,41 @@ impl Invoke {
         function.map(Some)
     }
 
+    /// The most bytes of a request's body that are of use.
+    fn body_max(&self) -> u64 {
+        let holds_body = self.event.as_ref().is_none_or(EventEncoder::holds_body);
+        let of_event = if holds_body { self.event_max as u64 } else { u64::MAX };
+        self.caller.invoker.body_max().min(of_event)
+    }
+
     fn forwards(&self, name: &str) -> bool {
         self.forward.iter().any(|known| known.eq_ignore_ascii_case(name))
     }
 
-    /// The fields of a call.
-    fn headers(&self, exchange: &Exchange, trace_id: &str) -> Headers {
-        let mut headers = exchange.core.pool.headers();
-        self.add_headers(&mut headers);
-        if let Some(tenant) = &self.tenant_id {
-            let id = tenant.resolve(exchange).text;
-            if !id.is_empty() {
-                headers.append("X-Amz-Tenant-Id", &id);
-            }
-        }
-        headers.append("X-Amzn-Trace-Id", trace_id.as_bytes());
-        if !self.forward.is_empty() {
-            for (name, value) in exchange.request.headers.iter() {
-                let Ok(name) = std::str::from_utf8(name) else { continue };
-                if self.forwards(name) && !headers.contains(name) {
-                    headers.append(name, value);
-                }
-            }
-        }
-        headers
+    /// Whether a field of the client is kept from the function.
+    fn drops(&self, name: &str) -> bool {
+        event::is_amz(name) && !self.forwards(name)
     }
 
-    /// The fields that every call has.
-    fn add_headers(&self, headers: &mut Headers) {
+    fn event(
+        &self,
+        encoder: &EventEncoder,
+        seen: &Seen<'_>,
+        body: &[u8],
+        trace_id: &str,
+    ) -> Result<Vec<u8>, EventTooLarge> {
+        let drops = |name: &str| self.drops(name);
+        event::encode(encoder, seen, body, Some(trace_id), drops, self.event_max)
+    }
+
+    /// The fields of a call that a client with these fields makes.
+    fn add_headers(
+        &self,
+        client: &Headers,
+        vars: &dyn Vars,
+        trace_id: &str,
+        headers: &mut Headers,
+    ) {
         headers.append("Content-Type", b"application/json");
         let kind: &[u8] = match self.invocation {
             Invocation::Sync | Invocation::Stream => b"RequestResponse",
@@ -350,16 +364,27 @@ impl Invoke {
         if let Some(context) = &self.client_context {
             headers.append("X-Amz-Client-Context", context.as_bytes());
         }
+        if let Some(tenant) = &self.tenant_id {
+            let id = tenant.resolve(vars).text;
+            if !id.is_empty() {
+                headers.append("X-Amz-Tenant-Id", &id);
+            }
+        }
+        headers.append("X-Amzn-Trace-Id", trace_id.as_bytes());
+        if !self.forward.is_empty() {
+            for (name, value) in client.iter() {
+                let Ok(name) = std::str::from_utf8(name) else { continue };
+                if self.forwards(name) && !headers.contains(name) {
+                    headers.append(name, value);
+                }
+            }
+        }
     }
 
     /// A response without a body that tells what may be told of AWS's answer.
     fn head(&self, status: StatusCode, received: &Received) -> Response {
         let mut response = Response::new(status);
         response.origin = Origin::Function;
-        let id = request_id(received);
-        if !id.is_empty() {
-            response.headers.append("x-amzn-requestid", id.as_bytes());
-        }
         for name in &self.expose {
             if let Some(value) = received.headers.get(name) {
                 response.headers.append(name, value);
@@ -403,7 +428,7 @@ impl Invoke {
         }
         match unwrap(self.response, payload) {
             Ok(Reply { head, body }) => {
-                let mut response = self.told(&head, &received);
+                let mut response = self.told(head, &received);
                 response.body = Body::from_bytes(body);
                 Ok(response)
             }
@@ -419,58 +444,37 @@ impl Invoke {
         function: &str,
         received: Received,
     ) -> Result<Response, PluginError> {
-        let id = request_id(&received).to_owned();
-        let with_prelude = self.response != ResponseFormat::Raw
-            && received
-                .headers
-                .get_str("content-type")
-                .is_some_and(|kind| kind.eq_ignore_ascii_case(HTTP_PRELUDE_CONTENT_TYPE));
-        let Received { status, headers, body, tunnel: _ } = received;
-        let received = Received { status, headers, body: Body::Empty, tunnel: None };
+        let id = request_id(&received);
         let route: Arc<str> = exchange.route_id().into();
         let refusals = self.caller.refusals.clone();
-        let mut stream =
-            Stream::new(body, exchange.core.clone(), refusals, route, id.as_str().into());
-        let mut response = if with_prelude {
-            let mut prelude = PreludeDecoder::default();
-            loop {
-                let piece = match stream.next().await {
-                    Ok(piece) => piece,
-                    Err(broken) => {
-                        return self.stream_failed(exchange, function, &received, &broken);
-                    }
-                };
-                if piece.is_empty() {
-                    return Err(malformed(&self.caller, exchange, &id, &prelude.finish()));
+        let told = stream::Told { route, request_id: id.into(), refusals };
+        let with_prelude = self.response != ResponseFormat::Raw
+            && stream::content_type(&received.headers).is_some_and(stream::announces_prelude);
+        let Received { status, headers, body, tunnel: _ } = received;
+        let received = Received { status, headers, body: Body::Empty, tunnel: None };
+        let mut stream = Stream::new(body, exchange.core.clone(), told);
+        let begun = stream.begin(with_prelude);
+        let invoker = &self.caller.invoker;
+        let mut response = match invoker.beginning(exchange, &Method::POST, begun).await? {
+            Ok(Some(head)) => self.told(head, &received),
+            Ok(None) => {
+                let mut response = self.head(StatusCode::OK, &received);
+                if let Some(value) = stream::content_type(&received.headers) {
+                    response.headers.append("Content-Type", value);
                 }
-                match prelude.push(&piece) {
-                    Ok(None) => {}
-                    Ok(Some((head, rest))) => {
-                        stream.put_back(rest);
-                        break self.told(&head, &received);
-                    }
-                    Err(error) => return Err(malformed(&self.caller, exchange, &id, &error)),
-                }
+                response
             }
-        } else {
-            match stream.next().await {
-                Ok(piece) => stream.put_back(piece),
-                Err(broken) => return self.stream_failed(exchange, function, &received, &broken),
-            }
-            let mut response = self.head(StatusCode::OK, &received);
-            if let Some(value) = received.headers.get("content-type") {
-                response.headers.append("Content-Type", value);
-            }
-            response
+            Err(broken) => return self.stream_failed(exchange, function, &received, broken),
         };
         response.body = Body::stream(stream);
         Ok(response)
     }
 
     /// Status and headers as the function said.
-    fn told(&self, head: &ReplyHead, received: &Received) -> Response {
+    fn told(&self, head: ReplyHead, received: &Received) -> Response {
         let status = StatusCode::from_u16(head.status).unwrap_or(StatusCode::OK);
         let mut response = self.head(status, received);
+        response.reason = head.reason.map(Into::into);
         for (name, value) in &head.headers {
             response.headers.append(name.as_str(), value.as_bytes());
         }
@@ -519,14 +523,14 @@ impl Invoke {
         exchange: &Exchange,
         function: &str,
         received: &Received,
-        broken: &Broken,
+        broken: Broken,
     ) -> Result<Response, PluginError> {
         match broken {
             Broken::Function { code, details } => {
-                let payload = Bytes::copy_from_slice(details.as_bytes());
-                Ok(self.function_failed(exchange, function, received, code, payload))
+                Ok(self.function_failed(exchange, function, received, &code, details.into()))
             }
-            other => Err(malformed(&self.caller, exchange, request_id(received), other)),
+            Broken::Body(error) => Err(self.caller.invoker.not_whole(exchange, &error)),
+            other => Err(malformed(&self.caller, exchange, request_id(received), &other)),
         }
     }
 
@@ -574,8 +578,18 @@ fn malformed(
     PluginError { status: StatusCode::BAD_GATEWAY, cause: error.to_string() }
 }
 
-fn too_large(text: &str) -> Response {
-    Response::message(StatusCode::PAYLOAD_TOO_LARGE, &json!({"error_msg": text}))
+/// The body alone is over the limit.
+fn body_too_large(error: &BodyError) -> Option<Response> {
+    let text = match error {
+        BodyError::TooLarge { limit, size: Some(size) } => {
+            format!("The request body has {size} bytes, and the limit is {limit} bytes")
+        }
+        BodyError::TooLarge { limit, size: None } => {
+            format!("The request body has more than {limit} bytes, and that is the limit")
+        }
+        _ => return None,
+    };
+    Some(Response::message(StatusCode::PAYLOAD_TOO_LARGE, &json!({"error_msg": text})))
 }
 
 /// A list of header names that AWS reads, in lower case, none of them in `not`.
@@ -621,5 +635,6 @@ const NAME_SHOWN: usize = 64;
 /// The most bytes of an answer that is read whole. Lambda sends 6 MB, and a little more by its own
 /// way of counting.
 const ANSWER_BYTES_MAX: u64 = 7 << 20;
-/// The most bytes of a client context, before base64.
-const CLIENT_CONTEXT_MAX: usize = 2687;
+/// The most bytes of a client context: 3,580 in base64, and one more makes it 3,584, where Lambda
+/// takes 3,583.
+const CLIENT_CONTEXT_MAX: usize = 2685;

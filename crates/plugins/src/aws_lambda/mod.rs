@@ -21,6 +21,7 @@ mod explain;
 mod front;
 mod identity;
 mod invoke;
+mod mask;
 mod refusals;
 mod stream;
 
@@ -28,7 +29,7 @@ use serde_json::Value;
 use sluicegate_gateway::exchange::Exchange;
 use sluicegate_gateway::plugin::{CompileCtx, ConfigError, Flow, Phases, Plugin, PluginError};
 
-pub use explain::{ExplainRequest, explain};
+pub use explain::{ExplainPlace, ExplainRequest, FieldValues, explain};
 pub use identity::AwsIdentities;
 pub use refusals::{AwsRefusals, Refusals};
 
@@ -45,6 +46,16 @@ enum Reach {
     Front(Box<Front>),
     /// The Invoke API.
     Invoke(Box<Invoke>),
+}
+
+impl AwsLambda {
+    /// Whether the client's request is put into an event.
+    fn makes_events(&self) -> bool {
+        match &self.0 {
+            Reach::Front(front) => front.makes_events(),
+            Reach::Invoke(invoke) => invoke.makes_events(),
+        }
+    }
 }
 
 impl Plugin for AwsLambda {
@@ -93,5 +104,7 @@ impl Plugin for AwsLambda {
     }
 }
 
+#[cfg(test)]
+mod refusal_tests;
 #[cfg(test)]
 mod tests;

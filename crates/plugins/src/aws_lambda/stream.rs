@@ -7,9 +7,11 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
-use sluicegate_aws::eventstream::{InvokeEvent, InvokeStreamDecoder};
+use sluicegate_aws::eventstream::{self, InvokeEvent, InvokeStreamDecoder};
+use sluicegate_aws::response::{HTTP_PRELUDE_CONTENT_TYPE, PreludeDecoder, ReplyHead, UnwrapError};
 use sluicegate_gateway::body::{Body, BodyError, Source};
 use sluicegate_gateway::core::Core;
+use sluicegate_gateway::http::headers::Headers;
 use tracing::error;
 
 use super::refusals::AwsRefusals;
@@ -27,7 +29,10 @@ pub(super) enum Broken {
     },
     /// What came is no stream of Lambda's.
     #[error("the function's stream cannot be read: {0}")]
-    Frames(#[from] sluicegate_aws::eventstream::InvokeStreamError),
+    Frames(#[from] eventstream::InvokeStreamError),
+    /// The function's own head cannot be read.
+    #[error(transparent)]
+    Head(#[from] UnwrapError),
     /// Nothing more came.
     #[error("the function's stream broke off: {0}")]
     Body(#[from] BodyError),
@@ -39,33 +44,67 @@ pub(super) struct Stream {
     frames: InvokeStreamDecoder,
     piece: Bytes,
     core: Rc<Core>,
-    refusals: Arc<AwsRefusals>,
-    route: Arc<str>,
-    request_id: Box<str>,
+    told: Told,
+}
+
+/// What is told of a stream that breaks.
+pub(super) struct Told {
+    pub(super) route: Arc<str>,
+    pub(super) request_id: Box<str>,
+    pub(super) refusals: Arc<AwsRefusals>,
+}
+
+/// What a function says its bytes are. AWS's own `Content-Type` is that of the frames, and the
+/// function's stands beside it; emulators and the SDKs' model have it in `Content-Type`.
+pub(super) fn content_type(headers: &Headers) -> Option<&[u8]> {
+    let own = || headers.get("content-type").filter(|it| !is_type(it, eventstream::CONTENT_TYPE));
+    headers.get("x-amzn-remapped-content-type").or_else(own)
+}
+
+/// Does a function of this content type send status and headers before its body?
+pub(super) fn announces_prelude(content_type: &[u8]) -> bool {
+    is_type(content_type, HTTP_PRELUDE_CONTENT_TYPE)
+}
+
+/// Compares without parameters.
+fn is_type(value: &[u8], name: &str) -> bool {
+    let end = value.iter().position(|byte| *byte == b';').unwrap_or(value.len());
+    value[..end].trim_ascii().eq_ignore_ascii_case(name.as_bytes())
 }
 
 impl Stream {
     /// Over the body of AWS's answer.
-    pub(super) fn new(
-        body: Body,
-        core: Rc<Core>,
-        refusals: Arc<AwsRefusals>,
-        route: Arc<str>,
-        request_id: Box<str>,
-    ) -> Self {
+    pub(super) fn new(body: Body, core: Rc<Core>, told: Told) -> Self {
         let frames = InvokeStreamDecoder::default();
-        Self { body, frames, piece: Bytes::new(), core, refusals, route, request_id }
+        Self { body, frames, piece: Bytes::new(), core, told }
     }
 
-    /// The next bytes of the function, none at the end. They are handed out once.
-    pub(super) async fn next(&mut self) -> Result<Bytes, Broken> {
-        std::future::poll_fn(|cx| self.poll_piece(cx)).await?;
-        Ok(std::mem::take(&mut self.piece))
+    /// Waits for the first bytes; `with_prelude`, for the whole head that the function sends before
+    /// its body. Until then, a failure still has a status of its own.
+    pub(super) async fn begin(&mut self, with_prelude: bool) -> Result<Option<ReplyHead>, Broken> {
+        let mut prelude = PreludeDecoder::default();
+        loop {
+            std::future::poll_fn(|cx| self.poll_piece(cx)).await?;
+            if !with_prelude {
+                return Ok(None);
+            }
+            if self.piece.is_empty() {
+                return Err(prelude.finish().into());
+            }
+            if let Some((head, rest)) = prelude.push(&std::mem::take(&mut self.piece))? {
+                self.piece = rest;
+                return Ok(Some(head));
+            }
+        }
     }
 
-    /// Puts bytes that were handed out back in front.
-    pub(super) fn put_back(&mut self, piece: Bytes) {
-        self.piece = piece;
+    /// Tells that it broke after its beginning was sent on.
+    fn broke_off(&self, broken: &Broken) -> BodyError {
+        let Told { route, request_id, refusals } = &self.told;
+        self.core.counters.function_streams_broken.add(1);
+        refusals.note(route, "broken_stream", request_id);
+        error!(route = %route, aws_request_id = %request_id, cause = %broken, "A streamed answer broke off after its beginning was sent: the client's connection or stream is reset.");
+        BodyError::Broken(broken.to_string())
     }
 
     fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
@@ -104,12 +143,7 @@ impl Source for Stream {
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, BodyError>> {
         match ready!(self.poll_piece(cx)) {
             Ok(()) => Poll::Ready(Ok(self.piece.len())),
-            Err(broken) => {
-                self.core.counters.function_streams_broken.add(1);
-                self.refusals.note(&self.route, "broken_stream", &self.request_id);
-                error!(route = %self.route, aws_request_id = %self.request_id, cause = %broken, "A streamed answer broke off after its beginning was sent: the client's connection or stream is reset.");
-                Poll::Ready(Err(BodyError::Broken(broken.to_string())))
-            }
+            Err(broken) => Poll::Ready(Err(self.broke_off(&broken))),
         }
     }
 
@@ -123,6 +157,10 @@ impl Source for Stream {
 
     fn remaining(&self) -> Option<u64> {
         None
+    }
+
+    fn poll_overdue(&mut self, cx: &mut Context<'_>) -> Poll<BodyError> {
+        self.body.poll_overdue(cx).map(|error| self.broke_off(&error.into()))
     }
 }
 

@@ -17,6 +17,9 @@ use sluicegate_testkit::{InProcess, Judge, PluginTest};
 
 use super::*;
 
+mod answers;
+mod events;
+
 #[test]
 fn the_schema_and_the_config_speak_of_the_same_fields() {
     PluginTest::<AwsLambda>::check_schema(&json!({"function_uri": "http://fn.test/"}));
@@ -94,6 +97,15 @@ fn keys_of_client_and_configuration_go_as_the_options_say() {
         (json!({"override_authorization": true}), None, Some("t"), None, "signed"),
         (json!({"strip_client_apikey": true}), Some("c"), None, None, "signed"),
         (json!({"apikey": "ours", "strip_client_apikey": true}), Some("c"), None, Some("ours"), ""),
+        // Where nothing is signed, there is nothing to take its place.
+        (json!({"apikey": "o", "override_authorization": true}), None, Some("t"), Some("o"), "t"),
+        (
+            json!({"apikey": "o", "override_authorization": true, "apikey_with_iam": true}),
+            None,
+            Some("t"),
+            Some("o"),
+            "signed",
+        ),
     ] {
         let mut with = options.clone();
         with["iam"] = iam.clone();
@@ -146,6 +158,18 @@ fn what_does_not_go_together_is_refused_with_the_reason() {
             "`authorization.iam`: \"role\" is no ARN of a role: arn:aws:iam::123456789012:role/name",
         ),
         (
+            uri(
+                json!({"authorization": {"iam": with(iam.clone(), json!({"role_arn": ROLE, "aws_region": "eu west"}))}}),
+            ),
+            "`authorization.iam`: the region must consist",
+        ),
+        (
+            uri(
+                json!({"authorization": {"iam": {"accesskey": "A\n", "secretkey": "s", "role_arn": ROLE}}}),
+            ),
+            "`authorization.iam`: the access key",
+        ),
+        (
             json!({"function": name}),
             "`function` needs `authorization.iam`: the Invoke API takes signed calls only",
         ),
@@ -177,7 +201,7 @@ fn what_does_not_go_together_is_refused_with_the_reason() {
         ),
         (
             function(json!({"client_context": {"a": "x".repeat(3000)}})),
-            "`client_context` has 3008 bytes as JSON, and Lambda takes 2687",
+            "`client_context` has 3008 bytes as JSON, and Lambda takes 2685",
         ),
     ] {
         let error = crate::tests::refusal::<AwsLambda>(&config);
@@ -233,7 +257,8 @@ fn paths_of_events_keep_their_escapes_in_every_format() {
     for (format, paths, value) in [
         ("apigw_v1", &["/path", "/requestContext/path"][..], "/fn/7%2F8%20x"),
         ("apigw_v2", &["/requestContext/http/path"], "/fn/7%2F8%20x"),
-        ("apigw_v2", &["/rawPath"], "/a/../fn/7%2F8%20x"),
+        ("apigw_v2", &["/rawPath"], "/fn/7%2F8%20x"),
+        ("envoy", &["/raw_path"], "/fn/7%2F8%20x?a=b"),
         ("alb", &["/path"], "/fn/7%2F8%20x"),
         ("apigw_v1", &["/pathParameters/proxy"], "7/8 x"),
     ] {
@@ -602,7 +627,7 @@ fn an_explanation_shows_what_is_sent_and_no_secret() {
     let request = ExplainRequest {
         uri: Some("/a?name=Ada".to_owned()),
         headers: [("x-tea", "green"), ("cookie", "a=b")]
-            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .map(|(name, value)| (name.to_owned(), FieldValues::One(value.to_owned())))
             .into(),
         checks: true,
         ..ExplainRequest::default()
@@ -643,7 +668,7 @@ fn an_explanation_shows_what_is_sent_and_no_secret() {
 fn a_refused_signature_is_compared_with_what_aws_printed() {
     let lambda = Lambda::with(samples());
     let config = lambda.config(json!({
-        "function": {"name": "echo"}, "request_format": "raw", "client_context": {"a": 1},
+        "function": {"name": "echo"}, "request_format": "raw", "log_tail": true,
     }));
     let explain = |refusal: Option<String>| {
         let request = ExplainRequest { refusal, ..ExplainRequest::default() };
@@ -670,23 +695,23 @@ fn a_refused_signature_is_compared_with_what_aws_printed() {
 }
 
 /// An Invoke API with functions of the test.
-struct Lambda {
-    api: InvokeApi,
+pub(super) struct Lambda {
+    pub(super) api: InvokeApi,
     runtime: tokio::runtime::Runtime,
 }
 
 impl Lambda {
     /// One function, `f`.
-    fn start(function: impl Fn(&Invocation) -> Outcome + Send + Sync + 'static) -> Self {
+    pub(super) fn start(function: impl Fn(&Invocation) -> Outcome + Send + Sync + 'static) -> Self {
         let function: Function = std::sync::Arc::new(function);
         Self::with(HashMap::from([("f".to_owned(), function)]))
     }
 
-    fn with(functions: HashMap<String, Function>) -> Self {
+    pub(super) fn with(functions: HashMap<String, Function>) -> Self {
         Self::at(functions, unix_now)
     }
 
-    fn at(functions: HashMap<String, Function>, clock: fn() -> u64) -> Self {
+    pub(super) fn at(functions: HashMap<String, Function>, clock: fn() -> u64) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
@@ -705,13 +730,18 @@ impl Lambda {
         Self { api: api.expect("loopback has a free port"), runtime }
     }
 
-    fn explain(&self, config: &Value, request: &ExplainRequest) -> Result<Value, String> {
+    pub(super) fn explain(
+        &self,
+        config: &Value,
+        request: &ExplainRequest,
+    ) -> Result<Value, String> {
         let deps = sluicegate_testkit::deps(Registry::default(), self.runtime.handle());
-        self.runtime.block_on(explain(config, None, &deps.upstream, Some("/*"), request))
+        let place = ExplainPlace { route_uri: Some("/*"), ..ExplainPlace::default() };
+        self.runtime.block_on(explain(config, place, &deps.upstream, request))
     }
 
     /// A configuration that leads to a function here: `f`, unless the options name another.
-    fn config(&self, options: Value) -> Value {
+    pub(super) fn config(&self, options: Value) -> Value {
         let mut config = with(
             json!({
                 "function": {"name": "f"},
@@ -725,15 +755,15 @@ impl Lambda {
     }
 
     /// A gateway whose only route has that configuration.
-    fn route(&self, uri: &str, options: Value) -> InProcess {
-        let config = self.config(options);
+    pub(super) fn route(&self, uri: &str, options: Value) -> InProcess {
+        let plugins = json!({"aws-lambda": self.config(options)});
         let mut registry = Registry::default();
         registry.add::<AwsLambda>();
-        let route = json!({"id": "1", "uri": uri, "plugins": {"aws-lambda": config}});
+        let route = json!({"id": "1", "uri": uri, "plugins": plugins});
         InProcess::start(registry, vec![(Kind::Routes, "1", route)])
     }
 
-    fn only_call(&self) -> Invocation {
+    pub(super) fn only_call(&self) -> Invocation {
         match &self.api.recorded()[..] {
             [call] => call.clone(),
             calls => panic!("{} calls", calls.len()),
@@ -741,14 +771,25 @@ impl Lambda {
     }
 }
 
-fn unix_now() -> u64 {
+/// A gateway whose only route has these plugins; `more` adds those that go with ours.
+fn route_with(plugins: Value, more: impl FnOnce(&mut Registry)) -> InProcess {
+    let mut registry = Registry::default();
+    registry.add::<AwsLambda>();
+    more(&mut registry);
+    let route = json!({"id": "1", "uri": "/*", "plugins": plugins});
+    InProcess::start(registry, vec![(Kind::Routes, "1", route)])
+}
+
+pub(super) fn unix_now() -> u64 {
     sluicegate_gateway::core::now().duration_since(UNIX_EPOCH).expect("it is past 1970").as_secs()
 }
 
 /// `more` over `config`, member by member.
-fn with(mut config: Value, more: Value) -> Value {
+pub(super) fn with(mut config: Value, more: Value) -> Value {
     for (name, value) in more.as_object().into_iter().flatten() {
         config[name] = value.clone();
     }
     config
 }
+
+const ROLE: &str = "arn:aws:iam::123456789012:role/r";

@@ -480,7 +480,7 @@ fn write_pair(gateway: &GatewayProcess, name: &str, pair: &Pair) {
 
 /// Where a door is, by what the log says.
 #[track_caller]
-fn door(gateway: &GatewayProcess, name: &str) -> SocketAddr {
+pub(crate) fn door(gateway: &GatewayProcess, name: &str) -> SocketAddr {
     let line = gateway.wait_for_error_line("Sluicegate serves.");
     let value = line.split(' ').find_map(|word| word.strip_prefix(name));
     let value = value.and_then(|v| v.strip_prefix("Some(")?.strip_suffix(')'));

@@ -148,6 +148,80 @@ fn secret_managers_are_asked_through_the_proxy_and_exceptions_are_not() {
 }
 
 #[test]
+fn credentials_are_fetched_through_the_proxy() {
+    let far = Origin::start(|request| {
+        if request.path() == "/federation/credentials" {
+            assert_eq!(request.header("x-amz-sso_bearer_token"), Some("token"));
+            return Answer::text(
+                json!({"roleCredentials": {
+                    "accessKeyId": "ASIASSO", "secretAccessKey": "s", "sessionToken": "t",
+                    "expiration": 4_070_908_800_000_u64,
+                }})
+                .to_string(),
+            );
+        }
+        Answer::text(
+            "<R><AssumeRoleResult><Credentials><AccessKeyId>ASIASTS</AccessKeyId>\
+             <SecretAccessKey>s</SecretAccessKey><SessionToken>t</SessionToken>\
+             <Expiration>2099-01-01T00:00:00Z</Expiration></Credentials></AssumeRoleResult></R>",
+        )
+    });
+    let function = Origin::start(|request| {
+        Answer::text(request.header("authorization").unwrap_or("none").as_bytes())
+    });
+    let names = [place("sts.test", far.addr), place("sso.test", far.addr)];
+    let hosts = [(names[0].as_str(), far.addr), (names[1].as_str(), far.addr)];
+    let proxy = Proxy::start(&hosts, None, None);
+    let mut gateway = GatewayProcess::prepare(BINARY, "");
+    let home = gateway.path("home");
+    // Its name is the SHA-1 of the start URL.
+    let cache = home.join(".aws/sso/cache");
+    std::fs::create_dir_all(&cache).unwrap();
+    std::fs::write(
+        cache.join("c2e09b4fac288e7a35fb1a0f7b55446a509137e5.json"),
+        r#"{"accessToken":"token","expiresAt":"2099-01-01T00:00:00Z"}"#,
+    )
+    .unwrap();
+    std::fs::write(
+        home.join(".aws/config"),
+        "[default]\nsso_start_url = https://sso.test/start\nsso_region = eu-west-1\n\
+         sso_account_id = 123456789012\nsso_role_name = r\n",
+    )
+    .unwrap();
+    let changes = json!({
+        "nginx_config": {"worker_processes": 1},
+        "sluicegate": {"egress_proxy": {"http_proxy": format!("http://{}", proxy.addr)}},
+        "plugin_attr": {"aws-lambda": {"allowed_providers": ["static", "profile"]}},
+    });
+    gateway.write_config(&config(changes).to_string());
+    let inherited = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+    for name in inherited.filter(|name| name.starts_with("AWS_")) {
+        gateway.variable(&name, None);
+    }
+    gateway.variable("HOME", home.to_str());
+    gateway.variable("AWS_ENDPOINT_URL_SSO", Some(&format!("http://{}", names[1])));
+    gateway.launch();
+    let sts = format!("http://{}", names[0]);
+    for (id, iam, key) in [
+        (
+            "sts",
+            json!({
+                "accesskey": "AKID", "secretkey": "s", "sts_endpoint": sts,
+                "role_arn": "arn:aws:iam::123456789012:role/r",
+            }),
+            "Credential=ASIASTS/",
+        ),
+        ("sso", json!({"provider": "profile"}), "Credential=ASIASSO/"),
+    ] {
+        let config = json!({"function_uri": function.url("/"), "authorization": {"iam": iam}});
+        gateway.set_lambda(id, &format!("/{id}"), config);
+        let (status, text) = said(&gateway, &format!("/{id}"));
+        assert!(status == 200 && text.contains(key), "{id}: {status} {text}");
+    }
+    assert_eq!(proxy.asked(), names.map(|name| format!("CONNECT {name} HTTP/1.1")));
+}
+
+#[test]
 fn a_proxy_that_cannot_be_used_ends_the_start_without_showing_its_password() {
     let config = config(json!({
         "sluicegate": {"egress_proxy": {"https_proxy": "http://u:hidden@proxy.test/path"}},

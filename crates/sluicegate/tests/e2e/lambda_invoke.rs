@@ -257,6 +257,137 @@ fn a_session_token_that_aws_repeats_reaches_neither_client_nor_log() {
 }
 
 #[test]
+fn the_status_tells_refusals_by_route_and_identities() {
+    // An HTTP API refuses in its own few words, and passes those of functions on.
+    let api = Origin::start(|request| {
+        let said = if request.path() == "/own" { "Not yours" } else { "Forbidden" };
+        let body = json!({"message": said}).to_string();
+        Answer::status(403).header("apigw-requestid", "Abc1=").body(body)
+    });
+    let (mut changes, control) = crate::doctor::control();
+    changes["plugin_attr"] = json!({"aws-lambda": {"allowed_providers": ["static", "env"]}});
+    let mut gateway = GatewayProcess::prepare(BINARY, &config(changes).to_string());
+    without_aws(&mut gateway);
+    gateway.variable("AWS_ACCESS_KEY_ID", Some(ACCESS_KEY));
+    gateway.variable("AWS_SECRET_ACCESS_KEY", Some(SECRET_KEY));
+    gateway.launch();
+    let lambda = Lambda::start(None);
+    let other = json!({"accesskey": ACCESS_KEY, "secretkey": "another"});
+    gateway.set_lambda("wrong-key", "/wrong", lambda.config("greet", other));
+    gateway.set_lambda("env", "/env", lambda.config("greet", json!({"provider": "env"})));
+    for (id, path) in [("http-api", "/"), ("http-own", "/own")] {
+        let uri = api.url(path);
+        let config = json!({"function_uri": uri, "authorization": {"iam": {"provider": "env"}}});
+        gateway.set_lambda(id, &format!("/{id}"), config);
+    }
+    for (path, status) in
+        [("/wrong", 502), ("/env", 200), ("/http-api", 403), ("/http-api", 403), ("/http-own", 403)]
+    {
+        assert_eq!(client::get(gateway.http, path).status, status, "{path}");
+    }
+    let line = gateway.wait_for_error_line("kind=access_denied");
+    assert!(line.contains("aws_request_id=\"Abc1=\"") || line.contains("aws_request_id=Abc1="));
+    assert!(line.contains("The HTTP API takes neither the signature nor the identity"), "{line}");
+    let status = client::get(control, "/v1/status").json();
+    assert_eq!(status["counters"]["function_refusals"], 3, "{status:#}");
+    let refusals = status["aws_refusals"].as_array().cloned().unwrap_or_default();
+    let told: Vec<_> = refusals
+        .iter()
+        .map(|it| (it["route"].as_str(), it["kind"].as_str(), it["count"].as_u64()))
+        .collect();
+    assert_eq!(
+        told,
+        [
+            (Some("http-api"), Some("access_denied"), Some(2)),
+            (Some("wrong-key"), Some("signature_mismatch"), Some(1)),
+        ]
+    );
+    assert_eq!(refusals[0]["last_request_id"], "Abc1=");
+    let identities = &status["aws_identities"];
+    assert_eq!(identities.as_array().map(Vec::len), Some(1), "{identities:#}");
+    assert_eq!(identities[0]["name"], "env");
+    assert_eq!(identities[0]["ready"], true);
+    assert!(!status.to_string().contains(SECRET_KEY));
+}
+
+#[test]
+fn the_log_names_the_first_difference_of_a_refused_signature() {
+    let origin = Origin::start(|request| {
+        let date = request.header("x-amz-date").unwrap_or_default();
+        let (host, empty) = (request.header("host").unwrap_or_default(), HASH_OF_NOTHING);
+        let text = format!(
+            "The request signature we calculated does not match the signature you provided.\n\nThe Canonical String for this request should have been\n'GET\n/stage/fn\n\nhost:{host}\nx-amz-date:{date}\n\nhost;x-amz-date\n{empty}'\n\nThe String-to-Sign should have been\n'x'\n"
+        );
+        Answer::status(403)
+            .header("x-amzn-ErrorType", "InvalidSignatureException")
+            .chunk(json!({"message": text}).to_string())
+    });
+    let gateway = GatewayProcess::start(BINARY);
+    for (id, path, difference) in [
+        ("path", "/fn", "path: we signed \\\"/fn\\\", AWS read \\\"/stage/fn\\\""),
+        ("same", "/stage/fn", "none: the secret key is not that of the access key"),
+    ] {
+        let iam = keys(None);
+        let config = json!({"function_uri": origin.url(path), "authorization": {"iam": iam}});
+        gateway.set_lambda(id, &format!("/{id}"), config);
+        assert_eq!(client::get(gateway.http, &format!("/{id}")).status, 403);
+        let line = gateway.wait_for_error_line(&format!("route={id} "));
+        assert!(line.contains(&format!("first_difference=\"{difference}\"")), "{line}");
+    }
+}
+
+#[test]
+fn a_parameter_of_the_path_names_the_function() {
+    let lambda = Lambda::start(None);
+    let (mut changes, control) = crate::doctor::control();
+    changes["apisix"]["router"] = json!({"http": "radixtree_uri_with_parameter"});
+    let gateway = GatewayProcess::with(BINARY, changes);
+    let mut config = lambda.config("greet", keys(None));
+    config["function"]["name"].take();
+    config["function"] = json!({
+        "name_parameter": "fn", "allowed_functions": ["greet"], "region": REGION,
+        "endpoint": config["function"]["endpoint"],
+    });
+    gateway.set_lambda("1", "/tenants/:fn/run", config);
+    for (path, status) in [("/tenants/greet/run", 200), ("/tenants/echo/run", 404)] {
+        assert_eq!(client::get(gateway.http, path).status, status, "{path}");
+        let question = json!({"route_id": "1", "uri": path}).to_string();
+        let json = [("content-type", "application/json")];
+        let told =
+            client::request(control, "POST", "/v1/aws-lambda/explain", &json, question.as_bytes());
+        let text = told.text();
+        if status == 200 {
+            assert_eq!(told.json()["path"], "/2015-03-31/functions/greet/invocations", "{text}");
+        } else {
+            assert!(told.status == 400 && text.contains("allowed_functions"), "{text}");
+        }
+    }
+    assert_eq!(lambda.only_call().event()["pathParameters"]["fn"], "greet");
+}
+
+#[test]
+fn a_stored_route_whose_provider_is_no_longer_allowed_answers_503() {
+    let lambda = Lambda::start(None);
+    let (mut changes, control) = crate::doctor::control();
+    changes["plugin_attr"] = json!({"aws-lambda": {"allowed_providers": ["static", "env"]}});
+    let mut gateway = GatewayProcess::prepare(BINARY, &config(changes.clone()).to_string());
+    without_aws(&mut gateway);
+    gateway.variable("AWS_ACCESS_KEY_ID", Some(ACCESS_KEY));
+    gateway.variable("AWS_SECRET_ACCESS_KEY", Some(SECRET_KEY));
+    gateway.launch();
+    gateway.set_lambda("1", "/fn", lambda.config("greet", json!({"provider": "env"})));
+    assert_eq!(client::get(gateway.http, "/fn").status, 200);
+    changes["plugin_attr"] = json!({"aws-lambda": {"allowed_providers": ["static"]}});
+    gateway.write_config(&config(changes).to_string());
+    gateway.restart();
+    assert_eq!(client::get(gateway.http, "/fn").status, 503);
+    assert_eq!(lambda.api.recorded().len(), 1, "and nothing is sent");
+    let status = client::get(control, "/v1/status").json();
+    let broken = status["broken"].to_string();
+    assert!(broken.contains("provider \\\"env\\\" is not allowed here"), "{broken}");
+}
+
+#[test]
 fn a_consumer_and_the_claims_of_its_token_reach_the_event() {
     let lambda = Lambda::start(None);
     let gateway = GatewayProcess::start(BINARY);
@@ -486,7 +617,7 @@ fn without_aws(gateway: &mut GatewayProcess) {
     }
 }
 
-fn keys(session_token: Option<&str>) -> Value {
+pub(crate) fn keys(session_token: Option<&str>) -> Value {
     let mut iam = json!({"accesskey": ACCESS_KEY, "secretkey": SECRET_KEY});
     if let Some(token) = session_token {
         iam["session_token"] = json!(token);
@@ -495,13 +626,13 @@ fn keys(session_token: Option<&str>) -> Value {
 }
 
 /// An Invoke API with the samples and three functions more.
-struct Lambda {
+pub(crate) struct Lambda {
     api: InvokeApi,
     _runtime: tokio::runtime::Runtime,
 }
 
 impl Lambda {
-    fn start(session_token: Option<&str>) -> Self {
+    pub(crate) fn start(session_token: Option<&str>) -> Self {
         let mut functions = samples();
         let stream = |chunks: &[&[u8]], pause, end: StreamEnd| {
             let chunks = chunks.iter().map(|chunk| chunk.to_vec()).collect();
@@ -542,7 +673,7 @@ impl Lambda {
     }
 
     /// The plugin's configuration for one of the functions.
-    fn config(&self, name: &str, iam: Value) -> Value {
+    pub(crate) fn config(&self, name: &str, iam: Value) -> Value {
         let endpoint = format!("http://{}", self.api.addr());
         json!({
             "function": {"name": name, "region": REGION, "endpoint": endpoint},
@@ -572,3 +703,4 @@ const EXTERNAL_ID: &str = "an-external-id-of-the-test";
 const REGION: &str = "us-east-1";
 /// How long a piece of `slow` waits for its turn.
 const PAUSE: Duration = Duration::from_millis(700);
+const HASH_OF_NOTHING: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";

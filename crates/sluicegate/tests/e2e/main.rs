@@ -26,6 +26,7 @@ mod etcd;
 mod forwarding;
 mod functions;
 mod grpc;
+mod lambda_answers;
 mod lambda_invoke;
 mod lifecycle;
 mod limits;

@@ -1,0 +1,306 @@
+//! `aws-lambda` and time, memory and repetition: limits are named in the log, calls counted, and none sent
+//! twice that may have run.
+
+use std::net::UdpSocket;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use sluicegate_testkit::client::Client;
+use sluicegate_testkit::{GatewayProcess, client, wait};
+
+use crate::BINARY;
+use crate::doors::door;
+use crate::lambda_invoke::{Lambda, keys};
+use crate::wire::{Peer, RawOrigin};
+
+#[test]
+fn a_limit_that_ended_is_named_in_the_log_wherever_it_ended() {
+    // Takes connections, and no TLS begins.
+    let silent = RawOrigin::start(|peer, _| peer.bytes(1 << 20).map(drop));
+    let answers = |bytes: &'static [u8]| {
+        RawOrigin::start(move |peer: &mut Peer, _| {
+            let head = peer.head()?;
+            peer.body(&head)?;
+            peer.send(bytes)?;
+            peer.bytes(1).map(drop)
+        })
+    };
+    let nothing = answers(b"");
+    let half = answers(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf");
+    let named = answers(b"HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n");
+    // Hears of a name, and answers nothing.
+    let dns = UdpSocket::bind("127.0.0.1:0").expect("loopback has a free port");
+    let dns = dns.local_addr().map(|addr| (addr, dns)).expect("it is bound");
+    let control = json!({"enable_control": true, "control": {"port": 0}});
+    let mut changes =
+        json!({"apisix": {"dns_resolver": [dns.0.to_string()], "resolver_timeout": 9}});
+    changes["apisix"]["enable_control"] = control["enable_control"].clone();
+    changes["apisix"]["control"] = control["control"].clone();
+    let gateway = GatewayProcess::with(BINARY, changes);
+    let limit = |name: &str| json!({name: 300});
+    let stream = json!({"invocation": "stream"});
+    let ended =
+        |name: &str, what: &str| format!("`timeouts.{name}` of 300ms ended before the {what}");
+    let not_sent = "A function did not answer.";
+    let not_whole = "A function's answer did not arrive whole.";
+    // Route; endpoint, limit, more; status, message, reason, and whether it may have run.
+    let cases = [
+        (
+            "tls",
+            format!("https://{}", silent.addr),
+            limit("connect"),
+            json!({}),
+            504,
+            not_sent,
+            ended("connect", "function"),
+            Some(false),
+        ),
+        (
+            "early",
+            format!("https://{}", silent.addr),
+            limit("first_byte"),
+            json!({}),
+            504,
+            not_sent,
+            ended("first_byte", "function"),
+            Some(false),
+        ),
+        (
+            "dns",
+            "http://nowhere.test".to_owned(),
+            limit("connect"),
+            json!({}),
+            504,
+            not_sent,
+            ended("connect", "function"),
+            Some(false),
+        ),
+        (
+            "late",
+            format!("http://{}", nothing.addr),
+            limit("first_byte"),
+            json!({}),
+            504,
+            not_sent,
+            ended("first_byte", "function"),
+            Some(true),
+        ),
+        (
+            "total",
+            format!("http://{}", nothing.addr),
+            limit("total"),
+            json!({}),
+            504,
+            not_sent,
+            ended("total", "function"),
+            Some(true),
+        ),
+        (
+            "held",
+            format!("http://{}", half.addr),
+            limit("total"),
+            json!({}),
+            504,
+            not_whole,
+            ended("total", "body"),
+            None,
+        ),
+        (
+            "stream",
+            format!("http://{}", named.addr),
+            limit("total"),
+            stream.clone(),
+            504,
+            not_whole,
+            ended("total", "body"),
+            None,
+        ),
+        (
+            "begins",
+            format!("http://{}", named.addr),
+            limit("first_byte"),
+            stream,
+            504,
+            not_sent,
+            ended("first_byte", "function"),
+            Some(true),
+        ),
+        (
+            "passed",
+            format!("http://{}", half.addr),
+            limit("total"),
+            json!({"response_format": "raw"}),
+            200,
+            "A response broke off on the way",
+            ended("total", "body"),
+            None,
+        ),
+    ];
+    let mut ambiguous = 0;
+    for (id, endpoint, timeouts, more, status, message, reason, may_have_run) in cases {
+        let mut config = by_name(&endpoint);
+        config["timeouts"] = timeouts;
+        config["ssl_verify"] = json!(false);
+        for (name, value) in more.as_object().expect("it is an object") {
+            config[name] = value.clone();
+        }
+        gateway.set_lambda(id, &format!("/{id}"), config);
+        let mut client = Client::connect(gateway.http);
+        client.send(format!("GET /{id} HTTP/1.1\r\nHost: a\r\n\r\n"));
+        assert_eq!(client.try_head().expect("a head comes").status, status, "{id}");
+        let line = wait::until("a line of the route", || {
+            let log = gateway.error_log();
+            let of_route =
+                |line: &&str| line.contains(&format!("route={id} ")) && line.contains("timeouts.");
+            log.lines().find(of_route).map(str::to_owned)
+        });
+        assert!(line.contains(message), "{id}: {line}");
+        assert!(line.contains(&reason), "{id}: {line}");
+        if let Some(may) = may_have_run {
+            assert!(line.contains(&format!("may_have_run={may}")), "{id}: {line}");
+            ambiguous += u64::from(may);
+        }
+    }
+    assert_eq!(counter(&gateway, "function_ambiguous"), ambiguous);
+}
+
+#[test]
+fn a_stream_that_breaks_is_counted_and_the_limit_that_broke_it_named() {
+    let lambda = Lambda::start(None);
+    let gateway = with_control(json!({}));
+    let mut config = lambda.config("slow", keys(None));
+    config["invocation"] = json!("stream");
+    config["timeouts"] = json!({"total": 300});
+    gateway.set_lambda("1", "/fn", config);
+    assert_eq!(counter(&gateway, "function_streams_broken"), 0);
+    let mut client = Client::connect(gateway.http);
+    client.send("GET /fn HTTP/1.1\r\nHost: a\r\n\r\n");
+    assert_eq!(client.try_head().expect("a head comes").status, 200);
+    assert_eq!(client.chunk(), b"data: 1\n\n");
+    assert_eq!(client.rest(), b"", "it does not end as if it were whole");
+    let line = gateway.wait_for_error_line("A streamed answer broke off");
+    assert!(line.contains("`timeouts.total` of 300ms ended before the body did"), "{line}");
+    assert_eq!(counter(&gateway, "function_streams_broken"), 1);
+}
+
+#[test]
+fn a_call_is_repeated_only_where_no_function_can_run_twice() {
+    // Answers a connection's first call. What becomes of the second, its number says.
+    let origin = |takes_second: bool| {
+        let heads = Arc::new(AtomicUsize::new(0));
+        let seen = heads.clone();
+        let origin = RawOrigin::start(move |peer, _| {
+            let head = peer.head()?;
+            peer.body(&head)?;
+            seen.fetch_add(1, Ordering::SeqCst);
+            peer.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")?;
+            if takes_second {
+                let head = peer.head()?;
+                peer.body(&head)?;
+                seen.fetch_add(1, Ordering::SeqCst);
+            }
+            Ok(())
+        });
+        (origin, heads)
+    };
+    // Method; the far side takes the second call before it closes; calls it sees, the status of the second.
+    for (method, takes_second, calls, status) in [
+        ("GET", true, 3, 200),
+        ("POST", true, 2, 503),
+        ("POST", false, 2, 200),
+        ("GET", false, 2, 200),
+    ] {
+        let (origin, heads) = origin(takes_second);
+        let gateway = with_control(json!({}));
+        let uri = format!("http://{}/", origin.addr);
+        gateway.set_lambda("1", "/fn", json!({"function_uri": uri}));
+        // One connection of the client is one thread of the gateway, and one of its pools.
+        let mut client = Client::connect(gateway.http);
+        let mut call = || {
+            client.send(client::request_bytes(method, "/fn", &[], b""));
+            client.response().status
+        };
+        let case = format!("{method}, second taken: {takes_second}");
+        assert_eq!(call(), 200, "{case}");
+        if !takes_second {
+            // The far side has closed by then.
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        assert_eq!(call(), status, "{case}");
+        assert_eq!(heads.load(Ordering::SeqCst), calls, "{case}");
+        let ambiguous = counter(&gateway, "function_ambiguous");
+        assert_eq!(ambiguous, u64::from(status == 503), "{case}");
+    }
+}
+
+#[test]
+fn an_event_counts_as_held_with_the_bytes_that_it_has() {
+    let origin = sluicegate_testkit::Origin::text("{}");
+    let limits = json!({"sluicegate": {"limits": {"buffered_body_bytes": 100_000}}});
+    let gateway = GatewayProcess::with(BINARY, limits);
+    let by_uri = json!({"function_uri": origin.url("/"), "request_format": "apigw_v2"});
+    for (id, config) in [("name", by_name(&origin.url(""))), ("uri", by_uri)] {
+        gateway.set_lambda(id, &format!("/{id}"), config);
+        for (bytes, status) in [(20_000, 200), (60_000, 503), (20_000, 200)] {
+            // Each of them becomes two.
+            let body = "\"".repeat(bytes);
+            let text = [("Content-Type", "text/plain")];
+            let answer = client::request(gateway.http, "POST", &format!("/{id}"), &text, body);
+            assert_eq!(answer.status, status, "{id} {bytes}: {}", gateway.error_log());
+        }
+        let line = gateway.wait_for_error_line(&format!("route={id} "));
+        assert!(line.contains("buffered_body_bytes"), "{line}");
+    }
+}
+
+#[test]
+fn an_event_tells_the_scheme_and_port_that_a_trusted_proxy_tells() {
+    let origin = sluicegate_testkit::Origin::text("{}");
+    for (trusted, told) in [
+        (json!(["127.0.0.0/8"]), ("https", "443", "6.6.6.6, 127.0.0.1")),
+        (json!(["192.0.2.0/24"]), ("http", "", "127.0.0.1")),
+    ] {
+        let gateway =
+            GatewayProcess::with(BINARY, json!({"apisix": {"trusted_addresses": trusted}}));
+        let uri = json!({"function_uri": origin.url("/"), "request_format": "envoy"});
+        gateway.set_lambda("1", "/fn", uri);
+        let sent = [
+            ("X-Forwarded-Proto", "https"),
+            ("X-Forwarded-Port", "443"),
+            ("X-Forwarded-For", "6.6.6.6"),
+        ];
+        assert_eq!(client::request(gateway.http, "GET", "/fn", &sent, "").status, 200);
+        let event: Value = serde_json::from_slice(&origin.last().body).expect("it is JSON");
+        let port = gateway.http.port().to_string();
+        let (scheme, named, chain) = told;
+        let headers = &event["headers"];
+        assert_eq!(headers["x-forwarded-proto"], scheme, "{event}");
+        assert_eq!(headers["x-forwarded-port"], if named.is_empty() { &port } else { named });
+        assert_eq!(headers["x-forwarded-for"], chain, "{event}");
+    }
+}
+
+/// A function behind this endpoint, which checks no signatures.
+fn by_name(endpoint: &str) -> Value {
+    json!({
+        "function": {"name": "f", "region": "us-east-1", "endpoint": endpoint},
+        "authorization": {"iam": {"accesskey": "AKIDEXAMPLE", "secretkey": "secret"}},
+    })
+}
+
+fn with_control(mut changes: Value) -> GatewayProcess {
+    changes["apisix"]["enable_control"] = json!(true);
+    changes["apisix"]["control"] = json!({"port": 0});
+    GatewayProcess::with(BINARY, changes)
+}
+
+/// One of the counters at `/v1/status` of the control API.
+fn counter(gateway: &GatewayProcess, name: &str) -> u64 {
+    let status = client::get(door(gateway, "control="), "/v1/status").json();
+    status
+        .pointer(&format!("/counters/{name}"))
+        .and_then(Value::as_u64)
+        .unwrap_or_else(|| panic!("there is no counter {name}: {status}"))
+}
