@@ -176,8 +176,11 @@ impl Forwarded {
 /// What an upstream would be told about the client, for plugins that tell it in another form.
 pub struct ForwardedFields {
     rule: Forwarded,
-    list: SmallVec<[(&'static str, SmallVec<[u8; 40]>); 5]>,
+    list: SmallVec<[Field; 5]>,
 }
+
+/// A name and its value.
+type Field = (&'static str, SmallVec<[u8; 40]>);
 
 impl ForwardedFields {
     /// Those of a request.
