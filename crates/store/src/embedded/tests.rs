@@ -458,3 +458,17 @@ const SECTOR_BYTES: usize = 512;
 /// Stories of the power-cut test, and cuts in each.
 const SEEDS: u64 = 12;
 const CUTS: usize = 6;
+
+#[tokio::test]
+async fn what_has_expired_goes_with_the_next_commit_and_before_its_writes() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = EmbeddedStore::open(folder.path().join("store.redb")).unwrap();
+    let ttl = Some(Duration::from_millis(1));
+    let (_, mut watch) = store.snapshot_and_watch("/").await.unwrap();
+    store.put("/routes/short", Arc::from(*b"x"), Put { ttl, ..Put::default() }).await.unwrap();
+    // Over by then, and the writer has not looked at its clock again.
+    std::thread::sleep(WAIT_MIN / 2);
+    store.put("/routes/1", Arc::from(*b"x"), Put::default()).await.unwrap();
+    let events = watch.changes().await.unwrap();
+    assert_eq!((&*events[1].key, &events[1].change), ("/routes/short", &Change::Delete));
+}
