@@ -105,7 +105,7 @@ fn a_web_page_cannot_have_a_question_answered() {
     let body = r#"{"config":{"function_uri":"http://a/"}}"#;
     let ask = |host: &str, more: &str| {
         let mut client = Client::connect(control);
-        client.send(&format!(
+        client.send(format!(
             "POST {EXPLAIN} HTTP/1.1\r\nHost: {host}\r\n{more}Content-Length: {}\r\n\r\n{body}",
             body.len()
         ));

@@ -277,7 +277,9 @@ fn an_explanation_has_the_tenant_and_the_clients_own_fields_of_aws() {
         let sent = [("X-Amz-Durable-Execution-Name", "job-1"), ("X-Amz-Meta", "no")];
         let headers = sent.iter().chain(tenant);
         ExplainRequest {
-            headers: headers.map(|(name, value)| ((*name).into(), (*value).into())).collect(),
+            headers: headers
+                .map(|(name, value)| ((*name).into(), FieldValues::One((*value).into())))
+                .collect(),
             ..ExplainRequest::default()
         }
     };
