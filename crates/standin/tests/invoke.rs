@@ -168,9 +168,10 @@ async fn refusals_are_told_apart_and_only_a_right_signature_is_recorded() {
                 error_type: answer.header("x-amzn-errortype"),
                 date: answer.header("date"),
                 retry_after: answer.header("retry-after"),
+                is_http_api: false,
                 body: &answer.body,
             },
-            &Target { region: call.region, service: call.service },
+            &Target { region: call.region, service: call.service, signed: true },
         );
         assert_eq!(failure.kind, kind, "{failure:?}");
         if kind == ErrorKind::ClockSkew {
