@@ -578,7 +578,9 @@ mod tests {
     }
 
     /// Pieces, and then what there is after them.
-    struct Then(Pieces, Option<fn() -> Poll<Result<usize, BodyError>>>);
+    struct Then(Pieces, Option<End>);
+
+    type End = fn() -> Poll<Result<usize, BodyError>>;
 
     impl Source for Then {
         fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, BodyError>> {
