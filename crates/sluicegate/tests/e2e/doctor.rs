@@ -92,7 +92,7 @@ fn the_control_api_says_what_is_wrong_with_a_question() {
             "a `config` is explained with keys of its own only",
         ),
     ] {
-        let json = [("content-type", "application/json; charset=utf-8")];
+        let json = [("host", "localhost"), ("content-type", "application/json; charset=utf-8")];
         let answer = client::request(control, "POST", EXPLAIN, &json, question.as_bytes());
         assert_eq!(answer.status, status, "{question}");
         assert!(answer.text().replace("\\\"", "\"").contains(why), "{question}: {}", answer.text());
@@ -169,7 +169,7 @@ fn what_references_stand_for_is_not_told() {
     ] {
         gateway.set_lambda(id, "/fn/*", config);
         let question = json!({"route_id": id}).to_string();
-        let json = [("content-type", "application/json")];
+        let json = [("host", "localhost"), ("content-type", "application/json")];
         let told = client::request(control, "POST", EXPLAIN, &json, question.as_bytes());
         let text = told.text();
         assert_eq!(told.status, status, "{id}: {text}");

@@ -352,7 +352,7 @@ fn a_parameter_of_the_path_names_the_function() {
     for (path, status) in [("/tenants/greet/run", 200), ("/tenants/echo/run", 404)] {
         assert_eq!(client::get(gateway.http, path).status, status, "{path}");
         let question = json!({"route_id": "1", "uri": path}).to_string();
-        let json = [("content-type", "application/json")];
+        let json = [("host", "localhost"), ("content-type", "application/json")];
         let told =
             client::request(control, "POST", "/v1/aws-lambda/explain", &json, question.as_bytes());
         let text = told.text();
