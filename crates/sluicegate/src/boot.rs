@@ -42,6 +42,7 @@ use crate::cli::Place;
 use crate::doors::{Door, DoorTls, Doors};
 use crate::judge::{DeclaredPlugins, FileJudge, Source};
 use crate::references::{CHANGE_WAIT, References, START_WAIT};
+use crate::signals::Signals;
 use crate::stores::{self, Opened};
 use crate::{error_log, explain, settings};
 
@@ -68,8 +69,9 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    /// Starts a gateway: reads (or makes) its configuration, loads its resources, then listens.
-    pub(crate) fn start(place: &Place) -> anyhow::Result<Self> {
+    /// Starts a gateway: reads (or makes) its configuration, loads its resources, then listens, to
+    /// signals, too: whoever can reach it can already have it reload.
+    pub(crate) fn start(place: &Place) -> anyhow::Result<(Self, Signals)> {
         let path = place.config();
         let made = !place.names_config()
             && Config::create_if_missing(&path, &Config::default_text(&mut random))
@@ -236,6 +238,8 @@ impl Running {
         runtime.spawn(follow.clone().follow_references());
         runtime.spawn(follow.run(changes));
 
+        // Before anybody can ask for one: unheard, a signal would end the process.
+        let signals = Signals::hear(&runtime).context("signals cannot be heard")?;
         let gateway = Gateway::start(shared, listeners)
             .context("the request threads could not be started")?;
         let reload = Arc::new(|| {
@@ -313,7 +317,7 @@ impl Running {
             "Sluicegate serves."
         );
         crate::memory::give_back_start_code();
-        Ok(Self {
+        let running = Self {
             runtime,
             started: config.clone(),
             config,
@@ -328,7 +332,8 @@ impl Running {
             upstream_deps,
             _pid: pid,
             _lock: lock,
-        })
+        };
+        Ok((running, signals))
     }
 
     /// Reads config.yaml again. A file that is wrong changes nothing.

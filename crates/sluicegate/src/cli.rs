@@ -109,9 +109,9 @@ impl Place {
 pub(crate) fn run() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Quickstart(options) => quickstart::run(&options),
-        Command::Start(place) => boot::Running::start(&place).and_then(|running| {
+        Command::Start(place) => boot::Running::start(&place).and_then(|(running, signals)| {
             eprintln!("sluicegate: {}", running.told());
-            signals::serve(running)
+            signals::serve(running, signals)
         }),
         Command::Test(place) => boot::test(&place),
         // The gateway judges the file itself; what is wrong with it is said here too, where

@@ -1,5 +1,6 @@
 //! What a running gateway does on signals.
 
+use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::warn;
 
@@ -15,13 +16,9 @@ enum Got {
 
 /// Serves until a signal ends it: SIGTERM and SIGQUIT gracefully, SIGINT at once. SIGHUP
 /// reloads config.yaml, SIGUSR1 reopens the logs.
-pub(crate) fn serve(running: Running) -> anyhow::Result<()> {
-    let signals = Signals::hear(&running)?;
-    serve_with(running, signals)
-}
-
-/// The same with signals that are heard already: what came meanwhile counts.
-pub(crate) fn serve_with(mut running: Running, mut signals: Signals) -> anyhow::Result<()> {
+///
+/// Those that came since they are heard count.
+pub(crate) fn serve(mut running: Running, mut signals: Signals) -> anyhow::Result<()> {
     loop {
         let got = running.runtime.block_on(signals.next());
         match got {
@@ -65,8 +62,8 @@ pub(crate) struct Signals {
 
 impl Signals {
     /// From here on signals wait to be acted on.
-    pub(crate) fn hear(running: &Running) -> std::io::Result<Self> {
-        let _entered = running.runtime.enter();
+    pub(crate) fn hear(runtime: &Runtime) -> std::io::Result<Self> {
+        let _entered = runtime.enter();
         Ok(Self {
             hup: signal(SignalKind::hangup())?,
             usr1: signal(SignalKind::user_defined1())?,

@@ -23,7 +23,7 @@ use sluicegate_standin::{InvokeApi, InvokeSettings, Settings, Standin, StartErro
 use crate::boot::{self, Running};
 use crate::cli::Place;
 use crate::settings::INTERRUPT_GRACE;
-use crate::signals::{self, Signals};
+use crate::signals;
 use admin::Admin;
 use files::{Files, Local};
 use screen::Screen;
@@ -44,8 +44,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let files = Files::read_or_make(&place, options.ports_from)?;
     check_ports(&files, &place)?;
     files.write()?;
-    let running = Running::start(&place)?;
-    let signals = Signals::hear(&running)?;
+    let (running, signals) = Running::start(&place)?;
     let standin = match prepare(&running, &files.local) {
         Ok(standin) => standin,
         Err(error) => {
@@ -61,7 +60,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         program: std::env::args().next().unwrap_or_else(|| "sluicegate".to_owned()),
     };
     screen::print(&screen.text());
-    signals::serve_with(running, signals)?;
+    signals::serve(running, signals)?;
     // It outlived the gateway's last request.
     drop(standin);
     screen::print("\nStopped. The same command goes on with the same keys and routes.\n");
