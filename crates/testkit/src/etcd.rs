@@ -147,7 +147,8 @@ impl Etcd {
 
     /// One call of the JSON gateway without TLS.
     pub fn post(&self, member: usize, path: &str, body: &str) -> std::io::Result<String> {
-        let limit = Duration::from_secs(10);
+        // Megabytes on a busy machine.
+        let limit = Duration::from_secs(30);
         let mut stream = TcpStream::connect_timeout(&self.members[member].client, limit)?;
         stream.set_read_timeout(Some(limit))?;
         let length = body.len();
