@@ -62,12 +62,11 @@ impl LuaFilter {
     fn ask(&self, exchange: &Exchange) -> Result<bool, LuaError> {
         let host = host()?;
         let mut step = Step::of(Parts::Seen(exchange), Phase::Filter);
-        let loaded = host.loaded(self.id, &self.alive, &self.source, &Json::Null, &mut step)?;
-        let ctx = host.context(&step)?;
+        let (alive, source) = (&self.alive, &self.source);
+        let loaded = host.loaded(self.id, alive, "", source, &Json::Null, &mut step)?;
+        let ctx = host.ctx(&step)?;
         let vars: Value = ctx.raw_get("var").unwrap_or(Value::Nil);
-        let Some(call) = loaded.calls().next() else { return Ok(false) };
-        let (function, _) = call?;
-        let answer: MultiValue = host.call(&mut step, (function, vars, ctx))?;
+        let answer: MultiValue = host.call(&mut step, (loaded.function()?, vars, ctx))?;
         let no = |value: &Value| matches!(value, Value::Nil | Value::Boolean(false));
         Ok(answer.iter().next().is_some_and(|value| !no(value)))
     }

@@ -61,6 +61,8 @@ pub(crate) struct Host {
     new_ctx: Function,
     /// Calls a function, and takes no more of what it returns than anybody looks at.
     run: Function,
+    /// The same for a function of a kept configuration, all named by their numbers.
+    run_kept: Function,
     /// Values of variables that functions registered, by name and `ctx`.
     pub(crate) registered: Function,
     loaded: RefCell<HashMap<u64, Loaded>>,
@@ -91,26 +93,28 @@ impl Inner {
 /// The functions of one configuration, ready to run.
 #[derive(Clone)]
 pub(crate) struct Loaded {
-    /// A list: the configuration, then the functions.
+    /// A list: what functions get first, the plugin's name, the functions.
     list: Rc<Kept>,
     functions: usize,
     alive: Weak<()>,
 }
 
 impl Loaded {
-    /// What a call of each function gets first: the function itself and the configuration.
-    pub(crate) fn calls(
-        &self,
-    ) -> impl Iterator<Item = Result<(Function, Value), LuaError>> + use<> {
-        let list = self.list.clone();
-        (0..self.functions).map(move |n| {
-            let call = list
-                .get::<Table>()
-                .and_then(|list| Ok((list.raw_get::<Function>(n + 2)?, list.raw_get::<Value>(1)?)));
-            call.map_err(|error| LuaError::State(text_of(&error)))
-        })
+    /// What calls of the functions begin with: the list's number, and the function's in it.
+    pub(crate) fn calls(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
+        let list = self.list.at();
+        (FIRST_FUNCTION..FIRST_FUNCTION + self.functions).map(move |n| (list, n))
+    }
+
+    /// The only function.
+    pub(crate) fn function(&self) -> Result<Function, LuaError> {
+        let function = self.list.get::<Table>().and_then(|list| list.raw_get(FIRST_FUNCTION));
+        function.map_err(|error| LuaError::State(text_of(&error)))
     }
 }
+
+/// Where functions begin in the list of a configuration.
+const FIRST_FUNCTION: usize = 3;
 
 thread_local! {
     static HOST: RefCell<Option<Rc<Host>>> = const { RefCell::new(None) };
@@ -150,8 +154,9 @@ impl Host {
         let (natives, null) = natives::table(&lua, &inner)?;
         let op = lua.create_table()?;
         let base = lua.load(BASE).set_name("=[sluicegate]").set_mode(ChunkMode::Text);
-        let (new_env, new_ctx, registered, run): (Function, Function, Function, Function) =
-            base.call((natives, op.clone()))?;
+        type Made = (Function, Function, Function, Function, Function);
+        let (new_env, new_ctx, registered, run, run_kept): Made =
+            base.call((natives, op.clone(), inner.keep.table().clone()))?;
         lua.gc_collect()?;
         lua.set_memory_limit(limits.memory_bytes)?;
         let number = NEXT.get();
@@ -171,6 +176,7 @@ impl Host {
             new_env,
             new_ctx,
             run,
+            run_kept,
             registered,
             loaded,
             given_up: Cell::new(false),
@@ -235,17 +241,24 @@ impl Host {
         }
     }
 
-    /// `ctx` of a request, which belongs to its `ngx.ctx`.
-    pub(crate) fn context(&self, step: &Step<'_>) -> Result<Table, LuaError> {
+    /// The context of a request: a list of its `ctx` and its `ngx.ctx`.
+    pub(crate) fn context(&self, step: &Step<'_>) -> Result<Rc<Kept>, LuaError> {
         let mut context = step.remembered.context.borrow_mut();
-        let pair = match &*context {
-            Some((number, pair)) if *number == self.number => pair.get::<Table>(),
-            _ => self.new_ctx.call::<Table>(()).and_then(|pair| {
-                *context = Some((self.number, Rc::new(self.keep.put(pair.clone())?)));
-                Ok(pair)
-            }),
-        };
-        let ctx = pair.and_then(|pair| pair.raw_get(1));
+        if let Some((number, kept)) = &*context
+            && *number == self.number
+        {
+            return Ok(kept.clone());
+        }
+        let kept = Rc::new(self.keep.place());
+        let made = self.new_ctx.call::<()>(kept.at());
+        made.map_err(|error| LuaError::State(text_of(&error)))?;
+        *context = Some((self.number, kept.clone()));
+        Ok(kept)
+    }
+
+    /// `ctx` of a request.
+    pub(crate) fn ctx(&self, step: &Step<'_>) -> Result<Table, LuaError> {
+        let ctx = self.context(step)?.get::<Table>().and_then(|context| context.raw_get(1));
         ctx.map_err(|error| LuaError::State(text_of(&error)))
     }
 
@@ -275,6 +288,7 @@ impl Host {
         &self,
         id: u64,
         alive: &Arc<()>,
+        plugin: &str,
         sources: &[String],
         conf: &serde_json::Value,
         step: &mut Step<'_>,
@@ -289,10 +303,11 @@ impl Host {
         let list = self.metered(Some(step), &mut meter, || {
             let list = self.lua.create_table()?;
             list.raw_set(1, json::to_lua(&self.lua, conf, &self.null)?)?;
+            list.raw_set(2, plugin)?;
             outcome = self.new_env().and_then(|env| {
                 sources.iter().enumerate().try_for_each(|(n, source)| {
                     let function = self.function(source, source, &env)?;
-                    let set = list.raw_set(n + 2, function);
+                    let set = list.raw_set(n + FIRST_FUNCTION, function);
                     set.map_err(|error| LuaError::State(text_of(&error)))
                 })
             });
@@ -307,7 +322,17 @@ impl Host {
 
     /// Starts a call that may wait. Its first arguments are the function and what it gets.
     pub(crate) fn start(&self) -> Result<Thread, LuaError> {
-        let thread = self.lua.create_thread(self.run.clone());
+        self.thread(&self.run)
+    }
+
+    /// Starts a call of a configuration's function that may wait. Its first arguments are one of
+    /// [`Loaded::calls`] and the number of the context.
+    pub(crate) fn start_kept(&self) -> Result<Thread, LuaError> {
+        self.thread(&self.run_kept)
+    }
+
+    fn thread(&self, function: &Function) -> Result<Thread, LuaError> {
+        let thread = self.lua.create_thread(function.clone());
         thread.map_err(|error| self.failed(&error, None))
     }
 
@@ -348,6 +373,18 @@ impl Host {
     ) -> Result<MultiValue, LuaError> {
         let mut meter = Meter::new(&self.limits);
         self.metered(Some(step), &mut meter, || self.run.call(function_and_arguments))
+    }
+
+    /// Calls a configuration's function that cannot wait.
+    pub(crate) fn call_kept(
+        &self,
+        step: &mut Step<'_>,
+        (list, n): (usize, usize),
+        context: &Kept,
+    ) -> Result<MultiValue, LuaError> {
+        let mut meter = Meter::new(&self.limits);
+        let context = context.at();
+        self.metered(Some(step), &mut meter, || self.run_kept.call((list, n, context)))
     }
 
     /// A value as JSON, at the expense of a call.

@@ -26,13 +26,23 @@ impl Keep {
 
     /// Keeps a value until the result is dropped.
     pub(crate) fn put(self: &Rc<Self>, value: impl IntoLua) -> mlua::Result<Kept> {
+        let kept = self.place();
+        self.table.raw_set(kept.at, value)?;
+        Ok(kept)
+    }
+
+    /// A place for a value that Lua itself puts there.
+    pub(crate) fn place(self: &Rc<Self>) -> Kept {
         let at = self.free.borrow_mut().pop().unwrap_or_else(|| {
             self.last.set(self.last.get() + 1);
             self.last.get()
         });
-        let kept = Kept { keep: self.clone(), at };
-        self.table.raw_set(at, value)?;
-        Ok(kept)
+        Kept { keep: self.clone(), at }
+    }
+
+    /// The values by their numbers, for Lua's own half.
+    pub(crate) fn table(&self) -> &Table {
+        &self.table
     }
 }
 
@@ -43,6 +53,11 @@ pub(crate) struct Kept {
 }
 
 impl Kept {
+    /// Its number.
+    pub(crate) fn at(&self) -> usize {
+        self.at
+    }
+
     /// The value.
     pub(crate) fn get<V: FromLua>(&self) -> mlua::Result<V> {
         self.keep.table.raw_get(self.at)

@@ -16,7 +16,7 @@ use sluicegate_gateway::exchange::{Exchange, Response};
 use sluicegate_gateway::upstream::UpstreamDeps;
 use tracing::{error, warn};
 
-use crate::host::{Host, LuaError, Ran, host, lua_type};
+use crate::host::{Host, Loaded, LuaError, Ran, host, lua_type};
 use crate::kept::Kept;
 use crate::limits::Meter;
 use crate::natives::plain;
@@ -84,18 +84,16 @@ impl Functions {
 
     async fn run_all(&self, phase: Phase, exchange: &mut Exchange) -> Result<Outcome, LuaError> {
         let host = host()?;
-        let (loaded, remembered) = {
+        let (loaded, context, remembered) = {
             let mut step = Step::of(Parts::Request(exchange), phase);
-            let loaded = host.loaded(self.id, &self.alive, &self.sources, &self.conf, &mut step)?;
-            (loaded, step.remembered.clone())
+            let loaded = self.loaded(&host, &mut step)?;
+            (loaded, host.context(&step)?, step.remembered.clone())
         };
-        for call in loaded.calls() {
-            let mut arguments = {
-                let step = Step::of(Parts::Request(exchange), phase);
-                let ((function, conf), ctx) = (call?, self.context(&host, &step)?);
-                MultiValue::from_vec(vec![Value::Function(function), conf, Value::Table(ctx)])
-            };
-            let mut thread = Call::Runs(host.start()?);
+        for (list, function) in loaded.calls() {
+            let numbers = [list, function, context.at()];
+            let mut arguments: MultiValue =
+                numbers.map(|number| Value::Integer(number as i64)).into_iter().collect();
+            let mut thread = Call::Runs(host.start_kept()?);
             let mut meter = Meter::new(&host.limits);
             let returned = loop {
                 let (core, route) = (exchange.core.clone(), exchange.route.clone());
@@ -132,12 +130,8 @@ impl Functions {
         Ok(Outcome::Respond(spoken(status, said, exchange)))
     }
 
-    /// The context of the request, which says whose functions run.
-    fn context(&self, host: &Host, step: &Step<'_>) -> Result<Table, LuaError> {
-        let ctx = host.context(step)?;
-        let named = ctx.raw_set("_plugin_name", self.plugin);
-        named.map_err(|error| LuaError::State(error.to_string()))?;
-        Ok(ctx)
+    fn loaded(&self, host: &Host, step: &mut Step<'_>) -> Result<Loaded, LuaError> {
+        host.loaded(self.id, &self.alive, self.plugin, &self.sources, &self.conf, step)
     }
 
     /// Does what a function waits for.
@@ -222,14 +216,13 @@ impl Functions {
 
     fn run_sync(&self, step: &mut Step<'_>) -> Result<(), LuaError> {
         let host = host()?;
-        let loaded = host.loaded(self.id, &self.alive, &self.sources, &self.conf, step)?;
+        let (loaded, context) = (self.loaded(&host, step)?, host.context(step)?);
         for call in loaded.calls() {
-            let ((function, conf), ctx) = (call?, self.context(&host, step)?);
             let (core, route) = (step.exchange().core.clone(), step.exchange().route.clone());
             let route = || route.as_ref().map_or("", |route| &*route.id).to_owned();
             let home = || Home::new(&self.alive, self.deps.as_ref(), &core, &route());
             let returned =
-                host.timers.with(&host, home, || host.call(step, (function, conf, ctx)))?;
+                host.timers.with(&host, home, || host.call_kept(step, call, &context))?;
             // What is returned goes nowhere: it only says that the functions behind do not run.
             if returned.iter().any(|value| !nothing(value)) {
                 break;
@@ -306,7 +299,7 @@ impl OtherVars for Registered {
     fn var(&self, exchange: &Exchange, name: &str) -> Option<Vec<u8>> {
         let asked = host().and_then(|host| {
             let mut step = Step::of(Parts::Seen(exchange), Phase::Log);
-            let ctx = host.context(&step)?;
+            let ctx = host.ctx(&step)?;
             host.call(&mut step, (host.registered.clone(), name, ctx))
         });
         match asked {

@@ -1,9 +1,10 @@
 -- The world that scripts see. Runs once per Lua state, before any script, with the real libraries
--- and `N`, the functions that Rust provides. Returns what the host calls.
+-- `N`, the functions that Rust provides, and `KEPT`, the values that Rust keeps, by number. Returns what
+-- the host calls.
 --
 -- Invariant: no table of this file is handed out where a script could change it for others. What is
 -- shared stands behind `shared`; what a script may change is made for each environment.
-local N, OP = ...
+local N, OP, KEPT = ...
 
 local type, error, tostring, tonumber, select, pairs, ipairs, next =
     type, error, tostring, tonumber, select, pairs, ipairs, next
@@ -736,10 +737,11 @@ local ctx_meta = {
     __metatable = false,
 }
 
-local function new_ctx()
+-- `ctx` and `ngx.ctx` of a request, kept under this number.
+local function new_ctx(at)
     local ctx = setmetatable({}, ctx_meta)
     ctx.var = setmetatable({_ctx = ctx}, var_meta)
-    return {ctx, {api_ctx = ctx}}
+    KEPT[at] = {ctx, {api_ctx = ctx}}
 end
 
 -- JSON ----------------------------------------------------------------------------------------
@@ -1312,5 +1314,14 @@ return function() return setmetatable({}, env_meta) end, new_ctx,
     -- Rust has little room for what it holds.
     function(func, ...)
         local one, two = func(...)
+        return one, two
+    end,
+    -- The same for a function of a kept configuration (a list of what the function gets, the plugin's
+    -- name and the functions) in a request of this kept context. Numbers cost less than references.
+    function(list, n, context)
+        local list, ctx = KEPT[list], KEPT[context][1]
+        rawset(ctx, "_plugin_name", list[2])
+        local func = list[n]
+        local one, two = func(list[1], ctx)
         return one, two
     end
