@@ -82,7 +82,7 @@ pub struct Exchange {
     /// Forwarding fields that a plugin set or removed.
     pub own_forwarded: OwnForwarded,
     /// The variable `apisix_request_id`, where a plugin gave the request an id.
-    pub apisix_request_id: Option<Box<str>>,
+    pub apisix_request_id: Option<Arc<str>>,
     /// What plugins remember about this request.
     pub notes: Notes,
     /// Plugins that do not run for this request any more.

@@ -27,15 +27,8 @@ pub async fn handle(exchange: &mut Exchange) -> Response {
         answered(exchange, &mut response);
     }
     if !exchange.response_headers.is_empty() {
-        let headers = std::mem::take(&mut exchange.response_headers);
-        for (at, (name, value)) in headers.iter().enumerate() {
-            let Ok(text) = std::str::from_utf8(name) else { continue };
-            if headers.iter().take(at).any(|(before, _)| before.eq_ignore_ascii_case(name)) {
-                response.headers.append(text, value);
-            } else {
-                response.headers.set(text, value);
-            }
-        }
+        response.headers.take_over(&exchange.response_headers);
+        exchange.response_headers.clear();
     }
     exchange.status = response.status.as_u16();
     let status = response.status;

@@ -12,6 +12,7 @@ use http::{Method, StatusCode};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use sluicegate_gateway::exchange::{Exchange, Response};
+use sluicegate_gateway::http::Headers;
 use sluicegate_gateway::plugin::{CompileCtx, ConfigError, Flow, Phases, Plugin, PluginError};
 
 use crate::pcre::Pcre;
@@ -24,12 +25,10 @@ pub struct Cors {
     /// The lists of the metadata that `allow_origins_by_metadata` names; `None`: it names none.
     listed: Option<Vec<Origins>>,
     timing: Option<Timing>,
-    methods: String,
-    /// `None`: those that the request asks for.
-    headers: Option<String>,
-    expose: Option<String>,
-    max_age: String,
-    credential: bool,
+    /// What whoever is allowed is told besides.
+    told: Headers,
+    /// The header fields allowed are those that the request asks for.
+    asked_headers: bool,
     /// `allow_origins` is `*`: beside the lists of the metadata it says nothing.
     any: bool,
     /// The answer is another one for another origin.
@@ -131,6 +130,23 @@ impl Plugin for Cors {
             Some(pattern) => Some(Timing::Pattern(pattern)),
             None => config.timing_allow_origins.map(|text| Timing::Origins(Origins::read(&text))),
         };
+        let mut told = Headers::new();
+        let methods = match config.allow_methods.as_str() {
+            "**" => ALL_METHODS,
+            methods => methods,
+        };
+        told.append("Access-Control-Allow-Methods", methods.as_bytes());
+        told.append("Access-Control-Max-Age", config.max_age.to_string().as_bytes());
+        if let Some(names) = config.expose_headers.filter(|names| !names.is_empty()) {
+            told.append("Access-Control-Expose-Headers", names.as_bytes());
+        }
+        let asked_headers = config.allow_headers == "**";
+        if !asked_headers {
+            told.append("Access-Control-Allow-Headers", config.allow_headers.as_bytes());
+        }
+        if config.allow_credential {
+            told.append("Access-Control-Allow-Credentials", b"true");
+        }
         let origins = Origins::read(&config.allow_origins);
         let any = matches!(origins, Origins::Any);
         Ok(Self {
@@ -146,14 +162,8 @@ impl Plugin for Cors {
             pattern: pattern_of_origins,
             listed,
             timing,
-            methods: match config.allow_methods.as_str() {
-                "**" => ALL_METHODS.to_owned(),
-                _ => config.allow_methods,
-            },
-            headers: (config.allow_headers != "**").then_some(config.allow_headers),
-            expose: config.expose_headers.filter(|names| !names.is_empty()),
-            max_age: config.max_age.to_string(),
-            credential: config.allow_credential,
+            told,
+            asked_headers,
         })
     }
 
@@ -179,18 +189,12 @@ impl Plugin for Cors {
         let headers = &mut response.headers;
         if let Some(allowed) = self.allowed(origin) {
             headers.set("Access-Control-Allow-Origin", allowed.as_bytes());
-            headers.set("Access-Control-Allow-Methods", self.methods.as_bytes());
-            headers.set("Access-Control-Max-Age", self.max_age.as_bytes());
-            if let Some(names) = &self.expose {
-                headers.set("Access-Control-Expose-Headers", names.as_bytes());
-            }
-            let asked = || exchange.request.headers.get("Access-Control-Request-Headers");
-            match self.headers.as_ref().map(|names| names.as_bytes()).or_else(asked) {
-                Some(names) => headers.set("Access-Control-Allow-Headers", names),
-                None => drop(headers.remove("Access-Control-Allow-Headers")),
-            }
-            if self.credential {
-                headers.set("Access-Control-Allow-Credentials", b"true");
+            headers.take_over(&self.told);
+            if self.asked_headers {
+                match exchange.request.headers.get("Access-Control-Request-Headers") {
+                    Some(names) => headers.set("Access-Control-Allow-Headers", names),
+                    None => drop(headers.remove("Access-Control-Allow-Headers")),
+                }
             }
         }
         let shown = match &self.timing {

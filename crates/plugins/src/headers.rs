@@ -3,6 +3,7 @@
 use serde_json::Value;
 use sluicegate_gateway::expr::Vars;
 use sluicegate_gateway::http::headers::Headers;
+use smallvec::SmallVec;
 
 use crate::pcre::Captures;
 use crate::template::Template;
@@ -39,7 +40,7 @@ impl HeaderOps {
 
     /// Does it to `headers`, with the values that `vars` has.
     pub(crate) fn apply(&self, headers: &mut Headers, values: &Values) {
-        let mut values = values.0.iter();
+        let mut values = values.iter();
         for (name, templates) in &self.add {
             for _ in templates {
                 if let Some(value) = values.next() {
@@ -70,26 +71,34 @@ impl HeaderOps {
     /// The values of every field, in order. They are made before the first field changes, so that none
     /// depends on another.
     pub(crate) fn values(&self, vars: &dyn Vars, captures: &Captures) -> Values {
-        let templates = self.add.iter().chain(&self.set).flat_map(|(_, templates)| templates);
-        Values(
-            templates
-                .map(|template| {
-                    let mut out = Vec::new();
-                    template.write(
-                        vars,
-                        captures,
-                        |value, out| out.extend_from_slice(value),
-                        &mut out,
-                    );
-                    out
-                })
-                .collect(),
-        )
+        let mut values = Values::default();
+        for template in self.add.iter().chain(&self.set).flat_map(|(_, templates)| templates) {
+            let plain = |value: &[u8], out: &mut Vec<u8>| out.extend_from_slice(value);
+            template.write(vars, captures, plain, &mut values.text);
+            values.ends.push(values.text.len());
+        }
+        values
     }
 }
 
 /// The values of [`HeaderOps`] for one message.
-pub(crate) struct Values(Vec<Vec<u8>>);
+#[derive(Default)]
+pub(crate) struct Values {
+    /// One behind the other.
+    text: Vec<u8>,
+    /// Where each ends.
+    ends: SmallVec<[usize; VALUES_INLINE]>,
+}
+
+impl Values {
+    fn iter(&self) -> impl Iterator<Item = &[u8]> {
+        let mut start = 0;
+        self.ends.iter().map(move |end| &self.text[std::mem::replace(&mut start, *end)..*end])
+    }
+}
+
+/// Values of one message that take only the memory of their text.
+const VALUES_INLINE: usize = 8;
 
 /// A text or a number as it stands in a header field; a whole number has no point, as in Lua.
 pub(crate) fn text_of(value: &Value) -> String {

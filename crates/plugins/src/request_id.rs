@@ -12,6 +12,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use sluicegate_gateway::exchange::{Exchange, Response};
 use sluicegate_gateway::plugin::{CompileCtx, ConfigError, Flow, Phases, Plugin, PluginError};
+use smallvec::SmallVec;
 
 /// The plugin, compiled.
 pub struct RequestId {
@@ -30,7 +31,7 @@ enum Algorithm {
 
 /// The ids of a request, by the field they stand in.
 #[derive(Default)]
-struct Ids(Vec<(Arc<str>, Box<str>)>);
+struct Ids(SmallVec<[(Arc<str>, Arc<str>); 1]>);
 
 impl Plugin for RequestId {
     const NAME: &'static str = "request-id";
@@ -90,7 +91,7 @@ impl Plugin for RequestId {
 
     async fn rewrite(&self, exchange: &mut Exchange) -> Result<Flow, PluginError> {
         let given = exchange.request.headers.get_str(&self.header);
-        let id: Box<str> = match given.filter(|id| !id.is_empty()) {
+        let id: Arc<str> = match given.filter(|id| !id.is_empty()) {
             Some(id) => id.into(),
             None => {
                 let id = self.algorithm.id(exchange);

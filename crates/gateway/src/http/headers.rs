@@ -22,6 +22,18 @@ struct Field {
     line: bool,
 }
 
+impl Field {
+    /// Has it this name? `text` is that of its block, `known` what the name is known as.
+    #[inline]
+    fn is(&self, text: &[u8], name: &[u8], known: Known) -> bool {
+        if known != Known::Other {
+            return self.known == known;
+        }
+        self.name_len as usize == name.len()
+            && text[self.name_at as usize..][..name.len()].eq_ignore_ascii_case(name)
+    }
+}
+
 /// Field names the gateway itself acts on; told apart once, when a head is parsed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -205,22 +217,14 @@ impl Headers {
         &self.text[field.value_at as usize..][..field.value_len as usize]
     }
 
-    fn position(&self, name: &[u8]) -> Option<usize> {
-        let known = Known::of(name);
-        self.fields.iter().position(|f| self.is(f, name, known))
-    }
-
-    fn is(&self, field: &Field, name: &[u8], known: Known) -> bool {
-        if known != Known::Other {
-            field.known == known
-        } else {
-            field.name_len as usize == name.len() && self.name_of(field).eq_ignore_ascii_case(name)
-        }
+    fn position(&self, name: &[u8], known: Known) -> Option<usize> {
+        self.fields.iter().position(|f| f.is(&self.text, name, known))
     }
 
     /// The first value of a field.
     pub fn get(&self, name: &str) -> Option<&[u8]> {
-        self.position(name.as_bytes()).map(|at| self.value_of(&self.fields[at]))
+        let name = name.as_bytes();
+        self.position(name, Known::of(name)).map(|at| self.value_of(&self.fields[at]))
     }
 
     /// The first value of a field, when it is text.
@@ -243,13 +247,13 @@ impl Headers {
         let known = Known::of(name.as_bytes());
         self.fields
             .iter()
-            .filter(move |f| self.is(f, name.as_bytes(), known))
+            .filter(move |f| f.is(&self.text, name.as_bytes(), known))
             .map(|f| self.value_of(f))
     }
 
     /// Is there such a field?
     pub fn contains(&self, name: &str) -> bool {
-        self.position(name.as_bytes()).is_some()
+        self.position(name.as_bytes(), Known::of(name.as_bytes())).is_some()
     }
 
     /// Every field in order: name, value.
@@ -266,22 +270,26 @@ impl Headers {
     /// (CR, LF or NUL in it, or longer than a head may be) is left out: no caller can
     /// split a message.
     pub fn append(&mut self, name: &str, value: &[u8]) {
-        if let Some(field) = self.store(name.as_bytes(), value) {
+        let name = name.as_bytes();
+        if self.may_have(name, value) {
+            let field = self.store(Known::of(name), name, value);
             self.fields.push(field);
         }
     }
 
-    fn store(&mut self, name: &[u8], value: &[u8]) -> Option<Field> {
-        let known = Known::of(name);
-        let named = !name.is_empty() && !any_of(name, |b| (b <= b' ') | (b == b':') | (b == 0x7f));
+    fn may_have(&self, name: &[u8], value: &[u8]) -> bool {
+        // On every field that a plugin sets, so bytes are looked at by words.
+        let named = !name.is_empty()
+            && !any_word(name, |w| below_or_at_space(w) | has(w, b':') | has(w, 0x7f));
         let fits = name.len() <= u16::MAX as usize && self.text.len() + value.len() < HEAD_TEXT_MAX;
-        if !named || !fits || any_of(value, |b| (b == b'\r') | (b == b'\n') | (b == 0)) {
-            return None;
-        }
-        Some(self.store_checked(known, name, value))
+        named && fits && !any_word(value, |w| has(w, b'\r') | has(w, b'\n') | has(w, 0))
     }
 
-    fn store_checked(&mut self, known: Known, name: &[u8], value: &[u8]) -> Field {
+    fn store(&mut self, known: Known, name: &[u8], value: &[u8]) -> Field {
+        if self.text.capacity() == 0 {
+            self.text.reserve(FIRST_TEXT);
+            self.fields.reserve(FIRST_FIELDS);
+        }
         let name_at = self.text.len();
         write_line(&mut self.text, name, value);
         Field {
@@ -296,15 +304,39 @@ impl Headers {
 
     /// Makes `name` have this one value, in the place of its first occurrence.
     pub fn set(&mut self, name: &str, value: &[u8]) {
-        let Some(at) = self.position(name.as_bytes()) else { return self.append(name, value) };
-        let Some(field) = self.store(name.as_bytes(), value) else { return };
-        self.replace(at, field);
+        let name = name.as_bytes();
+        if self.may_have(name, value) {
+            self.put(Known::of(name), name, value);
+        }
     }
 
-    /// [`Headers::set`] for a known name and a value that the gateway itself made.
-    pub(crate) fn put(&mut self, known: Known, name: &'static str, value: &[u8]) {
-        let first = self.fields.iter().position(|f| f.known == known);
-        let field = self.store_checked(known, name.as_bytes(), value);
+    /// Adds the fields of another block. The first of a name takes the place of what there is of that
+    /// name, the others come behind.
+    pub fn take_over(&mut self, others: &Headers) {
+        if self.text.len() + others.text.len() > 2 * HEAD_TEXT_MAX {
+            return;
+        }
+        let start = self.text.len() as u32;
+        self.text.extend_from_slice(&others.text);
+        for (nth, other) in others.fields.iter().enumerate() {
+            let (name, known) = (others.name_of(other), other.known);
+            let field = Field {
+                name_at: start + other.name_at,
+                value_at: start + other.value_at,
+                ..*other
+            };
+            let again = others.fields[..nth].iter().any(|f| f.is(&others.text, name, known));
+            match self.position(name, known).filter(|_| !again) {
+                None => self.fields.push(field),
+                Some(at) => self.replace(at, field),
+            }
+        }
+    }
+
+    /// [`Headers::set`] for a name and a value that the gateway itself made or checked.
+    pub(crate) fn put(&mut self, known: Known, name: &[u8], value: &[u8]) {
+        let first = self.position(name, known);
+        let field = self.store(known, name, value);
         match first {
             None => self.fields.push(field),
             Some(at) => self.replace(at, field),
@@ -315,7 +347,7 @@ impl Headers {
     fn replace(&mut self, at: usize, field: Field) {
         let mut next = at + 1;
         while next < self.fields.len() {
-            if self.is(&self.fields[next], self.name_of(&field), field.known) {
+            if self.fields[next].is(&self.text, self.name_of(&field), field.known) {
                 self.fields.remove(next);
             } else {
                 next += 1;
@@ -326,18 +358,14 @@ impl Headers {
 
     /// Removes every occurrence of a field; says whether there was one.
     pub fn remove(&mut self, name: &str) -> bool {
-        let known = Known::of(name.as_bytes());
-        let before = self.fields.len();
-        let Self { text, fields } = self;
-        fields.retain(|f| {
-            if known != Known::Other {
-                f.known != known
-            } else {
-                !text[f.name_at as usize..][..f.name_len as usize]
-                    .eq_ignore_ascii_case(name.as_bytes())
-            }
-        });
-        fields.len() != before
+        let name = name.as_bytes();
+        let known = Known::of(name);
+        let there = self.position(name, known).is_some();
+        if there {
+            let Self { text, fields } = self;
+            fields.retain(|f| !f.is(text, name, known));
+        }
+        there
     }
 
     /// Keeps the fields that `keep` says yes to.
@@ -414,10 +442,47 @@ impl Headers {
     }
 }
 
-/// Whether there is such a byte. All are looked at, with no way out half-way: so many at once.
-fn any_of(bytes: &[u8], bad: impl Fn(u8) -> bool) -> bool {
-    bytes.iter().fold(false, |any, byte| any | bad(*byte))
+/// Does `bad`, which looks at eight bytes at once, find anything in these? It sees bytes twice where
+/// their number is none of eights, and letters where there are too few.
+#[inline]
+fn any_word(bytes: &[u8], bad: impl Fn(u64) -> u64) -> bool {
+    let found = match (bytes.last_chunk(), bytes.first_chunk::<4>(), bytes.last_chunk::<4>()) {
+        (Some(last), ..) => {
+            let (words, _) = bytes.as_chunks();
+            words.iter().fold(bad(u64::from_le_bytes(*last)), |found, word| {
+                found | bad(u64::from_le_bytes(*word))
+            })
+        }
+        (None, Some(first), Some(last)) => {
+            let (first, last) = (u32::from_le_bytes(*first), u32::from_le_bytes(*last));
+            bad(u64::from(first) | u64::from(last) << 32)
+        }
+        _ => match bytes {
+            [] => 0,
+            [first, ..] => {
+                let [middle, last] = [bytes.len() / 2, bytes.len() - 1].map(|at| bytes[at]);
+                bad(u64::from_le_bytes([*first, middle, last, b'a', b'a', b'a', b'a', b'a']))
+            }
+        },
+    };
+    found != 0
 }
+
+/// Not nothing when one of eight bytes is this one.
+#[inline]
+const fn has(word: u64, byte: u8) -> u64 {
+    let word = word ^ (EACH * byte as u64);
+    word.wrapping_sub(EACH) & !word & (EACH << 7)
+}
+
+/// Not nothing when one of eight bytes is a space or a character before it.
+#[inline]
+const fn below_or_at_space(word: u64) -> u64 {
+    word.wrapping_sub(EACH * 0x21) & !word & (EACH << 7)
+}
+
+/// One in each byte of a word.
+const EACH: u64 = 0x0101_0101_0101_0101;
 
 /// Writes one header line.
 pub(crate) fn write_line(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
@@ -461,6 +526,10 @@ impl fmt::Debug for Headers {
 
 /// Bytes of a header block's memory that is kept for the next.
 const KEPT_TEXT_MAX: usize = 16 << 10;
+
+/// What an empty block gets memory for with its first field: text and fields.
+const FIRST_TEXT: usize = 384;
+const FIRST_FIELDS: usize = 12;
 
 /// Bytes one header block may grow to by what is added to it.
 const HEAD_TEXT_MAX: usize = 4 << 20;
@@ -587,6 +656,42 @@ mod tests {
         copy.append("B", b"3");
         assert_eq!(text(&copy), "A: 1\r\na: 2\r\nB: 3\r\n");
         assert_eq!(copy.get("a"), Some(b"1".as_slice()));
+    }
+
+    #[test]
+    fn a_byte_that_cannot_stand_is_found_wherever_it_stands() {
+        for len in 1..40 {
+            let good = "x".repeat(len);
+            for at in 0..len {
+                for byte in 0..=0x7f_u8 {
+                    let mut text = good.clone().into_bytes();
+                    text[at] = byte;
+                    let text = String::from_utf8(text).expect("ASCII");
+                    let mut headers = Headers::new();
+                    headers.append(&text, b"v");
+                    let names = byte > b' ' && byte != b':' && byte != 0x7f;
+                    assert_eq!(!headers.is_empty(), names, "name {text:?}");
+                    headers.clear();
+                    headers.set("n", text.as_bytes());
+                    assert_eq!(headers.is_empty(), b"\r\n\0".contains(&byte), "value {text:?}");
+                }
+            }
+        }
+        let mut headers = block(&[("ü", "\u{8d}\u{8a}\u{80}")]);
+        headers.append("empty", b"");
+        assert_eq!(text(&headers), "ü: \u{8d}\u{8a}\u{80}\r\nempty: \r\n");
+    }
+
+    #[test]
+    fn another_blocks_fields_take_the_places_of_their_names() {
+        let mut headers = block(&[("Vary", "a"), ("X-B", "1"), ("vary", "b"), ("Server", "s")]);
+        let mut others = block(&[("old", "x"), ("VARY", "c"), ("x-new", "2"), ("Vary", "d")]);
+        others.remove("old");
+        headers.take_over(&others);
+        assert_eq!(text(&headers), "VARY: c\r\nX-B: 1\r\nServer: s\r\nx-new: 2\r\nVary: d\r\n");
+        headers.take_over(&block(&[("server", "t"), ("Connection", "close")]));
+        assert_eq!(headers.known(Known::Server), Some(b"t".as_slice()));
+        assert_eq!(headers.known(Known::Connection), Some(b"close".as_slice()));
     }
 
     #[test]
