@@ -626,6 +626,14 @@ impl Exchange {
         self.consumer = Some(consumer);
     }
 
+    /// [`Exchange::response_headers`], to be added to, with the memory of an earlier block.
+    pub fn add_response_headers(&mut self) -> &mut Headers {
+        if self.response_headers.is_empty() {
+            self.response_headers = self.core.pool.headers();
+        }
+        &mut self.response_headers
+    }
+
     /// Has `then` called with the answer as whoever makes it gives it, before any plugin's
     /// `header_filter` and before [`Exchange::response_headers`] are added.
     pub fn when_answered(&mut self, then: impl FnOnce(&mut Exchange, &mut Response) + 'static) {

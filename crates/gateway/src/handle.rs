@@ -27,8 +27,9 @@ pub async fn handle(exchange: &mut Exchange) -> Response {
         answered(exchange, &mut response);
     }
     if !exchange.response_headers.is_empty() {
-        response.headers.take_over(&exchange.response_headers);
-        exchange.response_headers.clear();
+        let headers = std::mem::take(&mut exchange.response_headers);
+        response.headers.take_over(&headers);
+        exchange.core.pool.recycle(headers);
     }
     exchange.status = response.status.as_u16();
     let status = response.status;

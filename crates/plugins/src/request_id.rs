@@ -96,7 +96,7 @@ impl Plugin for RequestId {
             None => {
                 let id = self.algorithm.id(exchange);
                 exchange.request.headers.set(&self.header, id.as_bytes());
-                id.into()
+                id
             }
         };
         if self.in_response {
@@ -124,7 +124,7 @@ impl Plugin for RequestId {
 }
 
 impl Algorithm {
-    fn id(&self, exchange: &Exchange) -> String {
+    fn id(&self, exchange: &Exchange) -> Arc<str> {
         let core = &exchange.core;
         let since_epoch = exchange.started_at.duration_since(UNIX_EPOCH).unwrap_or_default();
         match self {
@@ -143,14 +143,15 @@ impl Algorithm {
             Self::Nanoid => {
                 let mut raw = [0; NANOID_LENGTH];
                 core.random(&mut raw);
-                raw.iter().map(|byte| char::from(NANOID_CHARS[usize::from(byte & 63)])).collect()
+                let char = |byte| char::from(NANOID_CHARS[usize::from(byte & 63)]);
+                raw.into_iter().map(char).collect::<String>().into()
             }
             Self::Ksuid => {
                 let mut raw = [0; 20];
                 core.random(&mut raw[4..]);
                 let seconds = since_epoch.as_secs().saturating_sub(KSUID_EPOCH) as u32;
                 raw[..4].copy_from_slice(&seconds.to_be_bytes());
-                ksuid(raw)
+                ksuid(raw).into()
             }
             Self::Range { length, chars } => {
                 let mut raw = vec![0; length * 4];
@@ -161,27 +162,28 @@ impl Algorithm {
                     let at = (u64::from(random) * chars.len() as u64) >> 32;
                     char::from(chars[at as usize])
                 };
-                raw.chunks_exact(4).map(pick).collect()
+                raw.chunks_exact(4).map(pick).collect::<String>().into()
             }
         }
     }
 }
 
 /// The text of a UUID (RFC 9562).
-pub(crate) fn uuid(mut raw: [u8; 16], version: u8) -> String {
+pub(crate) fn uuid<T: for<'a> From<&'a str>>(mut raw: [u8; 16], version: u8) -> T {
     raw[6] = raw[6] & 0x0f | version << 4;
     raw[8] = raw[8] & 0x3f | 0x80;
-    let mut text = String::with_capacity(36);
-    for (at, byte) in raw.iter().enumerate() {
-        if matches!(at, 4 | 6 | 8 | 10) {
-            text.push('-');
-        }
-        for digit in [byte >> 4, byte & 15] {
-            text.push(char::from(b"0123456789abcdef"[usize::from(digit)]));
-        }
+    let mut text = [b'-'; 36];
+    for (byte, at) in raw.into_iter().zip(UUID_PLACES) {
+        text[at] = HEX_DIGITS[usize::from(byte >> 4)];
+        text[at + 1] = HEX_DIGITS[usize::from(byte & 15)];
     }
-    text
+    T::from(str::from_utf8(&text).unwrap_or_default())
 }
+
+/// Where each byte's two digits stand in the text of a UUID.
+const UUID_PLACES: [usize; 16] = [0, 2, 4, 6, 9, 11, 14, 16, 19, 21, 24, 26, 28, 30, 32, 34];
+
+const HEX_DIGITS: &[u8; 16] = b"0123456789abcdef";
 
 /// 20 bytes in base 62, 27 digits (<https://github.com/segmentio/ksuid>).
 fn ksuid(mut raw: [u8; 20]) -> String {

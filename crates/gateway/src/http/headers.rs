@@ -9,7 +9,52 @@ use std::fmt;
 pub struct Headers {
     text: Vec<u8>,
     fields: Vec<Field>,
+    /// The marks of the names of all fields, and of some that went: what is not in it is not there.
+    names: Marks,
 }
+
+/// Marks of field names: a bit for each known name, and one of some for each of the others. Most
+/// questions are about fields that a head does not have, and this answers them at once.
+#[derive(Clone, Copy, Default)]
+struct Marks(u64);
+
+impl Marks {
+    const NONE: Self = Self(0);
+
+    #[inline]
+    const fn of_known(known: Known) -> Self {
+        Self(1 << known as u8)
+    }
+
+    /// The mark of a name that is known as `known`.
+    #[inline]
+    fn of(name: &[u8], known: Known) -> Self {
+        match (known, name) {
+            (Known::Other, [first, ..]) => {
+                let place = |at: usize| usize::from(name[at] | FOLD as u8);
+                let mixed = name.len() * 11 ^ place(name.len() - 1) ^ place(name.len() / 2) * 5;
+                Self(
+                    1 << (MARKS_KNOWN
+                        + (mixed ^ usize::from(first | FOLD as u8) * 3) % (64 - MARKS_KNOWN)),
+                )
+            }
+            _ => Self::of_known(known),
+        }
+    }
+
+    #[inline]
+    fn add(&mut self, more: Self) {
+        self.0 |= more.0;
+    }
+
+    #[inline]
+    const fn any(self, of: Self) -> bool {
+        self.0 & of.0 != 0
+    }
+}
+
+/// Bits of [`Marks`] that known names have, each its own.
+const MARKS_KNOWN: usize = 32;
 
 #[derive(Clone, Copy)]
 struct Field {
@@ -116,19 +161,21 @@ impl Known {
     /// Is the field about one connection only (RFC 9110 section 7.6.1, and the older
     /// names that peers still send)?
     pub fn is_hop_by_hop(self) -> bool {
-        matches!(
-            self,
-            Known::Connection
-                | Known::KeepAlive
-                | Known::ProxyConnection
-                | Known::Te
-                | Known::Trailer
-                | Known::TransferEncoding
-                | Known::Upgrade
-                | Known::Http2Settings
-        )
+        HOP_BY_HOP.any(Marks::of_known(self))
     }
 }
+
+/// Fields about one connection only.
+const HOP_BY_HOP: Marks = Marks(
+    Marks::of_known(Known::Connection).0
+        | Marks::of_known(Known::KeepAlive).0
+        | Marks::of_known(Known::ProxyConnection).0
+        | Marks::of_known(Known::Te).0
+        | Marks::of_known(Known::Trailer).0
+        | Marks::of_known(Known::TransferEncoding).0
+        | Marks::of_known(Known::Upgrade).0
+        | Marks::of_known(Known::Http2Settings).0,
+);
 
 /// The first and the last word of a name in lower case. Letters differ from their capitals in one
 /// bit, which is set here; no two characters of a token that have another meaning become alike
@@ -159,6 +206,7 @@ impl Headers {
     pub fn clear(&mut self) {
         self.text.clear();
         self.fields.clear();
+        self.names = Marks::NONE;
     }
 
     /// How many fields there are.
@@ -188,12 +236,14 @@ impl Headers {
         self.text.clear();
         self.text.extend_from_slice(raw);
         self.fields.clear();
+        self.names = Marks::NONE;
     }
 
     /// Adds a field that lies in the raw head given to [`Headers::reset_to`].
     pub(crate) fn push_range(&mut self, name: (usize, usize), value: (usize, usize), known: Known) {
         let between = self.text.get(name.0 + name.1..value.0);
         let end = self.text.get(value.0 + value.1..value.0 + value.1 + 2);
+        self.names.add(Marks::of(&self.text[name.0..name.0 + name.1], known));
         self.fields.push(Field {
             name_at: name.0 as u32,
             name_len: name.1 as u16,
@@ -218,6 +268,9 @@ impl Headers {
     }
 
     fn position(&self, name: &[u8], known: Known) -> Option<usize> {
+        if !self.names.any(Marks::of(name, known)) {
+            return None;
+        }
         self.fields.iter().position(|f| f.is(&self.text, name, known))
     }
 
@@ -234,12 +287,17 @@ impl Headers {
 
     /// The first value of a known field.
     pub fn known(&self, known: Known) -> Option<&[u8]> {
+        if !self.names.any(Marks::of_known(known)) {
+            return None;
+        }
         self.fields.iter().find(|f| f.known == known).map(|f| self.value_of(f))
     }
 
     /// Every value of a known field.
     pub fn all_known(&self, known: Known) -> impl Iterator<Item = &[u8]> {
-        self.fields.iter().filter(move |f| f.known == known).map(|f| self.value_of(f))
+        let some = self.names.any(Marks::of_known(known));
+        let fields = if some { &self.fields[..] } else { &[] };
+        fields.iter().filter(move |f| f.known == known).map(|f| self.value_of(f))
     }
 
     /// Every value of a field, in order.
@@ -292,6 +350,7 @@ impl Headers {
         }
         let name_at = self.text.len();
         write_line(&mut self.text, name, value);
+        self.names.add(Marks::of(name, known));
         Field {
             name_at: name_at as u32,
             name_len: name.len() as u16,
@@ -318,6 +377,7 @@ impl Headers {
         }
         let start = self.text.len() as u32;
         self.text.extend_from_slice(&others.text);
+        let mut before = Marks::NONE;
         for (nth, other) in others.fields.iter().enumerate() {
             let (name, known) = (others.name_of(other), other.known);
             let field = Field {
@@ -325,11 +385,15 @@ impl Headers {
                 value_at: start + other.value_at,
                 ..*other
             };
-            let again = others.fields[..nth].iter().any(|f| f.is(&others.text, name, known));
+            let mark = Marks::of(name, known);
+            let again = before.any(mark)
+                && others.fields[..nth].iter().any(|f| f.is(&others.text, name, known));
+            before.add(mark);
             match self.position(name, known).filter(|_| !again) {
                 None => self.fields.push(field),
                 Some(at) => self.replace(at, field),
             }
+            self.names.add(mark);
         }
     }
 
@@ -362,7 +426,7 @@ impl Headers {
         let known = Known::of(name);
         let there = self.position(name, known).is_some();
         if there {
-            let Self { text, fields } = self;
+            let Self { text, fields, .. } = self;
             fields.retain(|f| !f.is(text, name, known));
         }
         there
@@ -370,7 +434,7 @@ impl Headers {
 
     /// Keeps the fields that `keep` says yes to.
     pub fn retain(&mut self, mut keep: impl FnMut(Known, &[u8], &[u8]) -> bool) {
-        let Self { text, fields } = self;
+        let Self { text, fields, .. } = self;
         fields.retain(|f| {
             keep(
                 f.known,
@@ -386,13 +450,14 @@ impl Headers {
         self.text.clear();
         self.text.extend_from_slice(&from.text);
         self.fields.clear();
+        self.names = from.names;
         self.fields.extend(from.fields.iter().filter(|f| keep(f.known, from.name_of(f))));
     }
 
     /// Drops what belongs to one connection only: the hop-by-hop fields and every
     /// field that `Connection` names (RFC 9110 section 7.6.1).
     pub fn remove_hop_by_hop(&mut self) {
-        if !self.fields.iter().any(|f| f.known.is_hop_by_hop()) {
+        if !self.names.any(HOP_BY_HOP) {
             return;
         }
         let named: Vec<Vec<u8>> = self
@@ -680,6 +745,26 @@ mod tests {
         let mut headers = block(&[("ü", "\u{8d}\u{8a}\u{80}")]);
         headers.append("empty", b"");
         assert_eq!(text(&headers), "ü: \u{8d}\u{8a}\u{80}\r\nempty: \r\n");
+    }
+
+    #[test]
+    fn what_a_block_has_is_found_and_nothing_else_whatever_their_marks() {
+        let names: Vec<String> =
+            (0..200).map(|n| format!("X-{n}-{}", "y".repeat(n % 17))).collect();
+        let mut headers = Headers::new();
+        headers.append("Host", b"h");
+        for (n, name) in names.iter().enumerate() {
+            assert_eq!(headers.get(name), None);
+            headers.set(&name.to_uppercase(), n.to_string().as_bytes());
+            assert_eq!(headers.get(&name.to_lowercase()), Some(n.to_string().as_bytes()));
+        }
+        let mut copy = Headers::new();
+        copy.copy_from(&headers, |known, _| known == Known::Other);
+        assert_eq!((copy.len(), copy.known(Known::Host)), (200, None));
+        assert!(names.iter().all(|name| copy.remove(name) && !copy.contains(name)));
+        assert_eq!(copy.all("x-5-yyyyy").count() + copy.all_known(Known::Host).count(), 0);
+        headers.clear();
+        assert!(!names.iter().any(|name| headers.contains(name)));
     }
 
     #[test]

@@ -217,7 +217,7 @@ pub(super) fn request_id(received: &Received) -> &str {
 /// Passes AWS's id on to the client, whatever becomes of the answer.
 pub(super) fn tell_request_id(exchange: &mut Exchange, received: &Received) {
     if let Some(id) = received.headers.get(REQUEST_ID) {
-        exchange.response_headers.set(REQUEST_ID, id);
+        exchange.add_response_headers().set(REQUEST_ID, id);
     }
 }
 

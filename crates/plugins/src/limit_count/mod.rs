@@ -202,16 +202,19 @@ impl LimitCount {
                     let _ = write!(Text(name), ":{window_s}");
                     windows.sliding(name, now_ms(), (limit, window_s), 1)
                 }
-                Counters::Remote(remote) => match remote.count(name, (limit, window_s)).await {
-                    Ok(counted) => counted,
-                    Err(error) => {
-                        error!(route = exchange.route_id(), %error, "The Redis of limit-count does not answer.");
-                        return self.without_limit(|| {
-                            let said = json!({"error_msg": "failed to limit count"});
-                            Response::message(StatusCode::INTERNAL_SERVER_ERROR, &said)
-                        });
+                // In a box: without it the future would be too large for a quick allocation, local or not.
+                Counters::Remote(remote) => {
+                    match Box::pin(remote.count(name, (limit, window_s))).await {
+                        Ok(counted) => counted,
+                        Err(error) => {
+                            error!(route = exchange.route_id(), %error, "The Redis of limit-count does not answer.");
+                            return self.without_limit(|| {
+                                let said = json!({"error_msg": "failed to limit count"});
+                                Response::message(StatusCode::INTERNAL_SERVER_ERROR, &said)
+                            });
+                        }
                     }
-                },
+                }
             };
             let (remaining, reset) = match counted {
                 Counted::Within { remaining, reset } => (Some(remaining), reset),
@@ -265,7 +268,7 @@ impl Rule {
 
 impl Headers {
     fn set(&self, exchange: &mut Exchange, limit: u64, remaining: u64, reset: f64) {
-        let headers = &mut exchange.response_headers;
+        let headers = exchange.add_response_headers();
         let mut digits = itoa::Buffer::new();
         headers.set(&self.limit, digits.format(limit).as_bytes());
         headers.set(&self.remaining, digits.format(remaining).as_bytes());

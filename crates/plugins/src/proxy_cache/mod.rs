@@ -239,7 +239,7 @@ impl Plugin for ProxyCache {
 }
 
 fn set_status(exchange: &mut Exchange, status: &str) {
-    exchange.response_headers.set(STATUS, status.as_bytes());
+    exchange.add_response_headers().set(STATUS, status.as_bytes());
 }
 
 /// What a look into the cache gives.
