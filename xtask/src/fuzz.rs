@@ -1,10 +1,10 @@
 //! `cargo xtask fuzz`: the fuzz targets, one after the other.
 
-use std::path::Path;
+use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::command::{program, run as run_program};
+use crate::command::{cargo, output, run as run_program};
 
 /// A target: its name, the folder that declares it, and what the engine is told.
 struct Target {
@@ -51,15 +51,15 @@ pub(crate) fn run(words: &[String]) -> Result<()> {
         let names: Vec<_> = TARGETS.iter().map(|target| target.name).collect();
         bail!("there is no target {target:?}, but {}", names.join(", "));
     }
+    must_have_engine(&mut cargo(ENGINE_PROBE))?;
     for Target { name, folder, limits } in
         TARGETS.iter().filter(|known| target.is_none_or(|target| target == known.name))
     {
         println!("Fuzzing {name} for {seconds} s.");
         run_program(
-            program(Path::new("cargo"))
+            cargo(&["fuzz", "run", "--fuzz-dir", folder, name, "--"])
                 // The engine's flags are unstable; this takes them with any compiler.
                 .env("RUSTC_BOOTSTRAP", "1")
-                .args(["fuzz", "run", "--fuzz-dir", folder, name, "--"])
                 .arg(format!("-max_total_time={seconds}"))
                 .args(*limits),
         )
@@ -68,9 +68,29 @@ pub(crate) fn run(words: &[String]) -> Result<()> {
     Ok(())
 }
 
+/// Fails with the next step unless cargo has the subcommand that the probe calls.
+fn must_have_engine(probe: &mut Command) -> Result<()> {
+    output(probe).map(drop).context(
+        "cargo-fuzz is missing: `cargo install cargo-fuzz --locked` brings it (what it builds needs a \
+         C++ compiler)",
+    )
+}
+
+const ENGINE_PROBE: &[&str] = &["fuzz", "--version"];
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn without_cargo_fuzz_the_error_says_how_to_get_it() {
+        let mut probe = cargo(ENGINE_PROBE);
+        // Cargo looks for its subcommands in both.
+        probe.env("PATH", "").env("CARGO_HOME", "/nowhere");
+        let error = must_have_engine(&mut probe).expect_err("there is none").to_string();
+        assert!(error.contains("`cargo install cargo-fuzz"), "{error}");
+        must_have_engine(&mut Command::new("true")).expect("a probe that succeeds is enough");
+    }
 
     #[test]
     fn every_target_is_in_the_list() {

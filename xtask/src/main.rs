@@ -103,8 +103,9 @@ cargo xtask COMMAND
         400 MB from PyPI, npm and crates.io, and minutes of building): `cargo lambda watch` with a
         function on the official Rust adapter, serverless-offline, and moto.
   fuzz [TARGET] [SECONDS]
-        Feeds made-up bytes to the readers of the AWS crate (crates/aws/fuzz), each for so many SECONDS
-        (60). Needs cargo-fuzz and a C++ compiler; with `cargo install cargo-fuzz` it is there.
+        Feeds made-up bytes to the readers of the AWS crate (crates/aws/fuzz) and made-up functions and
+        requests to the Lua host (crates/lua/fuzz), each for so many SECONDS (60). Needs a C++ compiler
+        and cargo-fuzz: `cargo install cargo-fuzz --locked`.
   help
         This text.
 ";

@@ -6,31 +6,20 @@ use std::fs;
 
 use anyhow::{Context as _, Result};
 
-use crate::command::{output, program, root, run, target};
+use crate::command::{program, root, run, target};
+use crate::tools::{bring_packages, make_environment, python_with_venv};
 
 pub(crate) fn command() -> Result<()> {
     let folder = target().join("real-ends");
     let venv = folder.join("venv");
     if !venv.join("bin/moto_server").exists() {
-        println!("Making a virtual environment with {}.", MODULES.join(" and "));
-        output(program("python3").args(["-m", "venv", "--clear"]).arg(&venv))?;
-        let mut pip = program(venv.join("bin/python"));
-        pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"]);
-        output(pip.args(MODULES))?;
+        let python = python_with_venv()
+            .context("no Python with its venv module: install python3-venv (Debian's name)")?;
+        make_environment(&python, &venv, &MODULES)?;
     }
     let node = folder.join("node");
     if !node.join("node_modules/serverless-offline").exists() {
-        println!("Having npm bring {}.", PACKAGES.join(" and "));
-        let mut npm = program("npm");
-        npm.args([
-            "install",
-            "--ignore-scripts",
-            "--no-audit",
-            "--no-fund",
-            "--silent",
-            "--prefix",
-        ]);
-        output(npm.arg(&node).args(PACKAGES))?;
+        bring_packages(&node, &PACKAGES)?;
     }
     let functions = root().join("crates/testkit/functions");
     let app = folder.join("app");
@@ -49,8 +38,9 @@ pub(crate) fn command() -> Result<()> {
 }
 
 /// Python's packages, in the versions that the tests were checked with.
-const MODULES: [&str; 3] = ["boto3==1.44.5", "cargo-lambda==1.9.2", "moto[server]==5.2.5"];
+const MODULES: [(&str, &str); 3] =
+    [("boto3", "1.44.5"), ("cargo-lambda", "1.9.2"), ("moto[server]", "5.2.5")];
 
 /// npm's packages. A serverless of version 4 wants an account.
-const PACKAGES: [&str; 3] =
-    ["serverless@3.40.0", "serverless-offline@13.9.0", "serverless-http@4.0.0"];
+const PACKAGES: [(&str, &str); 3] =
+    [("serverless", "3.40.0"), ("serverless-offline", "13.9.0"), ("serverless-http", "4.0.0")];

@@ -55,13 +55,13 @@ pub(crate) fn set_up() -> Result<()> {
     match python_with_venv() {
         Some(system_python) => {
             if let Err(error) = virtual_environment(&system_python) {
-                problems.push(format!("no {}: {error:#}", module_names()));
+                problems.push(format!("no {}: {error:#}", names(&MODULES)));
             }
         }
-        None => problems.push(format!("no {}: no Python to run them", module_names())),
+        None => problems.push(format!("no {}: no Python to run them", names(&MODULES))),
     }
     if let Err(error) = node_packages() {
-        problems.push(format!("no {}: {error:#}", node_package_names()));
+        problems.push(format!("no {}: {error:#}", names(&NODE_PACKAGES)));
     }
     if problems.is_empty() {
         return Ok(());
@@ -86,16 +86,9 @@ fn virtual_environment(system_python: &Path) -> Result<()> {
     if has_all() {
         return Ok(());
     }
-    let folder = target().join("venv");
-    println!("Making a virtual environment with {}.", module_names());
-    output(program(system_python).args(["-m", "venv", "--clear"]).arg(&folder))?;
-    output(
-        program(python())
-            .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"])
-            .args(MODULES.map(|(name, version)| format!("{name}=={version}"))),
-    )?;
+    make_environment(system_python, &target().join("venv"), &MODULES)?;
     if !has_all() {
-        bail!("pip installed {}, but {} has not", module_names(), python().display());
+        bail!("pip installed {}, but {} has not", names(&MODULES), python().display());
     }
     Ok(())
 }
@@ -112,34 +105,39 @@ fn node_packages() -> Result<()> {
     if has_all() {
         return Ok(());
     }
-    println!("Having npm bring {}.", node_package_names());
-    // No package's own scripts are run.
-    output(
-        program("npm")
-            .args([
-                "install",
-                "--ignore-scripts",
-                "--no-audit",
-                "--no-fund",
-                "--silent",
-                "--prefix",
-            ])
-            .arg(target().join("node"))
-            .args(NODE_PACKAGES.map(|(name, version)| format!("{name}@{version}"))),
-    )?;
+    bring_packages(&target().join("node"), &NODE_PACKAGES)?;
     if !has_all() {
         let folder = node_modules();
-        bail!("npm brought {}, but {} has not", node_package_names(), folder.display());
+        bail!("npm brought {}, but {} has not", names(&NODE_PACKAGES), folder.display());
     }
     Ok(())
 }
 
-fn node_package_names() -> String {
-    NODE_PACKAGES.map(|(name, _)| name).join(" and ")
+/// Makes a virtual environment, in place of one that is there, and has pip bring modules into it.
+pub(crate) fn make_environment(
+    system_python: &Path,
+    folder: &Path,
+    modules: &[(&str, &str)],
+) -> Result<()> {
+    println!("Making a virtual environment with {}.", names(modules));
+    output(program(system_python).args(["-m", "venv", "--clear"]).arg(folder))?;
+    let mut pip = program(folder.join("bin/python"));
+    pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"]);
+    pip.args(modules.iter().map(|(name, version)| format!("{name}=={version}")));
+    output(&mut pip).map(drop)
 }
 
-fn module_names() -> String {
-    MODULES.map(|(name, _)| name).join(" and ")
+/// Has npm bring packages into a folder. No package's own scripts are run.
+pub(crate) fn bring_packages(folder: &Path, packages: &[(&str, &str)]) -> Result<()> {
+    println!("Having npm bring {}.", names(packages));
+    let mut npm = program("npm");
+    npm.args(["install", "--ignore-scripts", "--no-audit", "--no-fund", "--silent", "--prefix"]);
+    npm.arg(folder).args(packages.iter().map(|(name, version)| format!("{name}@{version}")));
+    output(&mut npm).map(drop)
+}
+
+fn names(pieces: &[(&str, &str)]) -> String {
+    pieces.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(" and ")
 }
 
 fn install(missing: &[&Piece]) -> Result<()> {
@@ -174,7 +172,7 @@ fn packages(pieces: &[&Piece]) -> Vec<&'static str> {
 
 /// A Python that can make virtual environments. The system's own comes second: the one first on the
 /// path may be one that apt cannot complete.
-fn python_with_venv() -> Option<PathBuf> {
+pub(crate) fn python_with_venv() -> Option<PathBuf> {
     [on_path("python3"), Some(PathBuf::from("/usr/bin/python3"))]
         .into_iter()
         .flatten()

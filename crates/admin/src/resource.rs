@@ -318,10 +318,7 @@ async fn delete(
     }
     start.check()?;
     // What belongs to it goes in the same step, so that no failure leaves a part of both.
-    let deleted = match kind.child() {
-        Some(_) => state.store.delete_tree(&key, Expect::Any).await,
-        None => state.store.delete(&key, Expect::Any).await,
-    };
+    let deleted = state.store.remove(&key, Expect::Any, kind.child().is_some()).await;
     let revision = deleted.map_err(store_failed)?.ok_or_else(Answer::key_not_found)?;
     state.index.wrote(revision);
     drop(guard);

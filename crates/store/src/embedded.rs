@@ -131,20 +131,14 @@ impl Store for EmbeddedStore {
         })
     }
 
-    fn delete<'a>(
+    fn remove<'a>(
         &'a self,
         key: &'a str,
         expect: Expect,
+        tree: bool,
     ) -> BoxFuture<'a, Result<Option<u64>, StoreError>> {
-        Box::pin(self.write(key, |answer| Operation::Delete { tree: false, answer }, expect.into()))
-    }
-
-    fn delete_tree<'a>(
-        &'a self,
-        key: &'a str,
-        expect: Expect,
-    ) -> BoxFuture<'a, Result<Option<u64>, StoreError>> {
-        Box::pin(self.write(key, |answer| Operation::Delete { tree: true, answer }, expect.into()))
+        let change = move |answer| Operation::Delete { tree, answer };
+        Box::pin(self.write(key, change, expect.into()))
     }
 
     fn write_all<'a>(&'a self, changes: Vec<Bulk>) -> BoxFuture<'a, Result<(), BulkError>> {

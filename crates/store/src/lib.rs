@@ -54,21 +54,25 @@ pub trait Store: Send + Sync + 'static {
         how: Put,
     ) -> BoxFuture<'a, Result<Written, StoreError>>;
 
-    /// Removes `key` if `expect` holds. Answers the removal's revision, or `None` when there was
-    /// nothing to remove (which takes no revision).
+    /// Removes `key` if `expect` holds, and for a `tree` in the same step every entry below it, whose
+    /// keys start with `key` and a slash; those go, too, where there is nothing at `key` itself.
+    /// Answers the removal's revision, or `None` when there was nothing at `key` (for a lone key that
+    /// takes no revision).
+    fn remove<'a>(
+        &'a self,
+        key: &'a str,
+        expect: Expect,
+        tree: bool,
+    ) -> BoxFuture<'a, Result<Option<u64>, StoreError>>;
+
+    /// Removes `key` alone, see [`Store::remove`].
     fn delete<'a>(
         &'a self,
         key: &'a str,
         expect: Expect,
-    ) -> BoxFuture<'a, Result<Option<u64>, StoreError>>;
-
-    /// As [`Store::delete`], and removes in the same step every entry below `key`, whose keys
-    /// start with it and a slash. Those go, too, where there is nothing at `key` itself.
-    fn delete_tree<'a>(
-        &'a self,
-        key: &'a str,
-        expect: Expect,
-    ) -> BoxFuture<'a, Result<Option<u64>, StoreError>>;
+    ) -> BoxFuture<'a, Result<Option<u64>, StoreError>> {
+        self.remove(key, expect, false)
+    }
 
     /// Makes many changes, each as [`Store::put`] and [`Store::delete`] (for `None`) would without
     /// expectations. For importing a configuration.

@@ -89,7 +89,7 @@ impl Inner {
         Ok(Written { entry, created: old.is_none() })
     }
 
-    fn delete(&self, key: &str, expect: Expect, tree: bool) -> Result<Option<u64>, StoreError> {
+    fn remove(&self, key: &str, expect: Expect, tree: bool) -> Result<Option<u64>, StoreError> {
         check_key(key)?;
         let mut expiring = self.writing();
         let old = self.shared.get(key);
@@ -172,20 +172,13 @@ impl Store for MemoryStore {
         Box::pin(async move { self.inner.put(key, value, how) })
     }
 
-    fn delete<'a>(
+    fn remove<'a>(
         &'a self,
         key: &'a str,
         expect: Expect,
+        tree: bool,
     ) -> BoxFuture<'a, Result<Option<u64>, StoreError>> {
-        Box::pin(async move { self.inner.delete(key, expect, false) })
-    }
-
-    fn delete_tree<'a>(
-        &'a self,
-        key: &'a str,
-        expect: Expect,
-    ) -> BoxFuture<'a, Result<Option<u64>, StoreError>> {
-        Box::pin(async move { self.inner.delete(key, expect, true) })
+        Box::pin(async move { self.inner.remove(key, expect, tree) })
     }
 
     fn next_id(&self) -> BoxFuture<'_, Result<u64, StoreError>> {

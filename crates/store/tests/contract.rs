@@ -439,7 +439,7 @@ async fn what_lies_below_a_key_goes_in_one_step_with_it(store: Shared) {
     };
     all().await;
     let stale = Expect::Absent;
-    let refused = store.delete_tree(keys[0], stale).await.unwrap_err();
+    let refused = store.remove(keys[0], stale, true).await.unwrap_err();
     assert!(matches!(refused, StoreError::Conflict { .. }), "{refused:?}");
     let clearing = |expect| Put { expect, clears: true, ..Put::default() };
     let refused = store.put(keys[0], bytes("y"), clearing(stale)).await.unwrap_err();
@@ -447,7 +447,7 @@ async fn what_lies_below_a_key_goes_in_one_step_with_it(store: Shared) {
     assert_eq!(left().await.len(), 5, "what is refused removes nothing");
 
     let (_, mut watch) = store.snapshot_and_watch("/").await.unwrap();
-    let revision = store.delete_tree(keys[0], Expect::Any).await.unwrap().unwrap();
+    let revision = store.remove(keys[0], Expect::Any, true).await.unwrap().unwrap();
     assert_eq!(left().await, others);
     let mut gone = within(5_000, watch.changes()).await.expect("in time").unwrap();
     gone.sort_by(|a, b| a.key.cmp(&b.key));
@@ -455,7 +455,7 @@ async fn what_lies_below_a_key_goes_in_one_step_with_it(store: Shared) {
     assert!(gone.iter().all(|e| e.change == Change::Delete && e.revision <= revision));
 
     put(&store, keys[1], "left behind").await;
-    assert_eq!(store.delete_tree(keys[0], Expect::Any).await.unwrap(), None);
+    assert_eq!(store.remove(keys[0], Expect::Any, true).await.unwrap(), None);
     assert_eq!(left().await, others, "what lies below goes, whether there is something above");
 
     all().await;

@@ -444,20 +444,13 @@ impl Store for Hanging {
         }
     }
 
-    fn delete<'a>(
+    fn remove<'a>(
         &'a self,
         key: &'a str,
         expect: Expect,
+        tree: bool,
     ) -> BoxFuture<'a, Result<Option<u64>, StoreError>> {
-        self.0.delete(key, expect)
-    }
-
-    fn delete_tree<'a>(
-        &'a self,
-        key: &'a str,
-        expect: Expect,
-    ) -> BoxFuture<'a, Result<Option<u64>, StoreError>> {
-        self.0.delete_tree(key, expect)
+        self.0.remove(key, expect, tree)
     }
 
     fn next_id(&self) -> BoxFuture<'_, Result<u64, StoreError>> {
@@ -661,20 +654,13 @@ impl Store for Yielding {
         yielding(self.0.put(key, value, how))
     }
 
-    fn delete<'a>(
+    fn remove<'a>(
         &'a self,
         key: &'a str,
         expect: Expect,
+        tree: bool,
     ) -> BoxFuture<'a, Result<Option<u64>, StoreError>> {
-        yielding(self.0.delete(key, expect))
-    }
-
-    fn delete_tree<'a>(
-        &'a self,
-        key: &'a str,
-        expect: Expect,
-    ) -> BoxFuture<'a, Result<Option<u64>, StoreError>> {
-        yielding(self.0.delete_tree(key, expect))
+        yielding(self.0.remove(key, expect, tree))
     }
 
     fn next_id(&self) -> BoxFuture<'_, Result<u64, StoreError>> {

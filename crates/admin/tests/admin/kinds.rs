@@ -415,24 +415,14 @@ impl Store for Watched {
         }
     }
 
-    fn delete<'a>(
+    fn remove<'a>(
         &'a self,
         key: &'a str,
         expect: Expect,
+        tree: bool,
     ) -> BoxFuture<'a, Result<Option<u64>, StoreError>> {
         match self.fault(key) {
-            Ok(()) => self.inner.delete(key, expect),
-            Err(fault) => Box::pin(async { Err(fault) }),
-        }
-    }
-
-    fn delete_tree<'a>(
-        &'a self,
-        key: &'a str,
-        expect: Expect,
-    ) -> BoxFuture<'a, Result<Option<u64>, StoreError>> {
-        match self.fault(key) {
-            Ok(()) => self.inner.delete_tree(key, expect),
+            Ok(()) => self.inner.remove(key, expect, tree),
             Err(fault) => Box::pin(async { Err(fault) }),
         }
     }

@@ -437,7 +437,7 @@ impl EtcdStore {
         Ok(Written { entry, created: created_now })
     }
 
-    async fn delete_now(
+    async fn remove_now(
         &self,
         key: &str,
         expect: Expect,
@@ -550,20 +550,13 @@ impl Store for EtcdStore {
         Box::pin(self.put_now(key, value, how))
     }
 
-    fn delete<'a>(
+    fn remove<'a>(
         &'a self,
         key: &'a str,
         expect: Expect,
+        tree: bool,
     ) -> BoxFuture<'a, Result<Option<u64>, StoreError>> {
-        Box::pin(self.delete_now(key, expect, false))
-    }
-
-    fn delete_tree<'a>(
-        &'a self,
-        key: &'a str,
-        expect: Expect,
-    ) -> BoxFuture<'a, Result<Option<u64>, StoreError>> {
-        Box::pin(self.delete_now(key, expect, true))
+        Box::pin(self.remove_now(key, expect, tree))
     }
 
     fn write_all<'a>(&'a self, changes: Vec<Bulk>) -> BoxFuture<'a, Result<(), BulkError>> {

@@ -142,18 +142,11 @@ impl Store for DeclaredStore {
         Box::pin(async move { Err(self.read_only()) })
     }
 
-    fn delete<'a>(
+    fn remove<'a>(
         &'a self,
         _key: &'a str,
         _expect: Expect,
-    ) -> BoxFuture<'a, Result<Option<u64>, StoreError>> {
-        Box::pin(async move { Err(self.read_only()) })
-    }
-
-    fn delete_tree<'a>(
-        &'a self,
-        _key: &'a str,
-        _expect: Expect,
+        _tree: bool,
     ) -> BoxFuture<'a, Result<Option<u64>, StoreError>> {
         Box::pin(async move { Err(self.read_only()) })
     }
@@ -213,7 +206,7 @@ mod tests {
         let expected = "the configuration store takes no writes: edit the file";
         let put = store.put("/routes/1", Arc::from(*b"{}"), Put::default()).await.unwrap_err();
         let delete = store.delete("/routes/1", Expect::Any).await.unwrap_err();
-        let tree = store.delete_tree("/routes/1", Expect::Any).await.unwrap_err();
+        let tree = store.remove("/routes/1", Expect::Any, true).await.unwrap_err();
         let id = store.next_id().await.unwrap_err();
         for error in [put, delete, tree, id] {
             assert_eq!(error.to_string(), expected);
