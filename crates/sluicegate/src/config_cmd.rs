@@ -5,7 +5,7 @@
 //! keyring) unless `--decrypt` is given; an import opens them with the keyring of config.yaml, and
 //! stores them encrypted by it. An import checks everything before it changes anything.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -361,10 +361,9 @@ impl Rules {
         let mut keys: HashMap<(&str, &str, &str), Vec<&Key>> = HashMap::new();
         for (name, one) in kept().chain(wanted) {
             let plugins = one.value.get("plugins").and_then(Value::as_object);
-            let is_consumers = matches!(one.key.kind, Kind::Consumers | Kind::Credentials);
             // A credential that its consumer left behind is nobody's.
             let left = owner(one).is_some_and(|owner| there(&owner).is_none());
-            if let Some(plugins) = plugins.filter(|_| is_consumers && !left) {
+            if let Some(plugins) = plugins.filter(|_| is_consumers(one.key.kind) && !left) {
                 for (plugin, member, text) in unique_keys(&self.catalog, plugins) {
                     let others = keys.entry((plugin, member, text)).or_default();
                     if let Some(other) = others.iter().find(|other| !may_share(other, &one.key))
@@ -553,7 +552,7 @@ impl Side {
 
     fn apply(&mut self, plan: Plan, rules: &Rules) -> anyhow::Result<()> {
         match self {
-            Self::Api(api) => api.apply(plan),
+            Self::Api(api) => api.apply(plan, rules),
             Self::Store { runtime, store, .. } => {
                 let mut changes: Vec<Bulk> = Vec::new();
                 for mut one in plan.created.into_iter().chain(plan.changed) {
@@ -728,36 +727,156 @@ impl Api {
         Ok(found.collect())
     }
 
-    fn apply(&mut self, plan: Plan) -> anyhow::Result<()> {
+    /// Makes the changes one by one, each answered before the next.
+    ///
+    /// What one resource gives up, a key or a plugin, another may take: what is refused waits, and
+    /// is sent again when others have been made, until nothing more goes through.
+    fn apply(&mut self, plan: Plan, rules: &Rules) -> anyhow::Result<()> {
         let total = plan.created.len() + plan.changed.len() + plan.deleted.len();
-        let writes = plan.created.into_iter().chain(plan.changed).map(|mut one| {
+        let mut made = 0;
+        let result = self.apply_counted(plan, rules, &mut made);
+        result.with_context(|| format!("the import stopped, {made} of {total} changes were made"))
+    }
+
+    fn apply_counted(&mut self, plan: Plan, rules: &Rules, made: &mut usize) -> anyhow::Result<()> {
+        // A plugin may stand in one global rule only: those that go make room first.
+        let (first, later): (Vec<_>, Vec<_>) =
+            plan.deleted.into_iter().partition(|key| key.kind == Kind::GlobalRules);
+        let (mut holders, last): (Vec<_>, Vec<_>) =
+            later.into_iter().partition(|key| is_consumers(key.kind));
+        self.delete(&first, made)?;
+        let writes = plan.created.into_iter().chain(plan.changed).collect();
+        let mut refused = self.put(writes, made)?;
+        let mut bare = HashSet::new();
+        while !refused.is_empty() {
+            let before = *made;
+            let waiting = refused.into_iter().map(|(one, _)| one).collect();
+            refused = self.put(waiting, made)?;
+            if *made > before {
+                continue;
+            }
+            // Consumers that go stay for as long as nobody waits for their keys.
+            let is_key = refused.iter().any(|(one, _)| is_consumers(one.key.kind));
+            if is_key && !holders.is_empty() {
+                self.delete(&std::mem::take(&mut holders), made)?;
+                continue;
+            }
+            let ring = in_a_ring(&refused).map(|one| &refused[one].0);
+            match ring.filter(|one| bare.insert(one.key.to_string())) {
+                Some(one) => self.let_go(one, rules)?,
+                None => return Err(stuck(&refused)),
+            }
+        }
+        self.delete(&holders, made)?;
+        self.delete(&last, made)
+    }
+
+    /// Writes what is taken; answers the rest with the reasons.
+    fn put(
+        &mut self,
+        resources: Vec<Resource>,
+        made: &mut usize,
+    ) -> anyhow::Result<Vec<(Resource, String)>> {
+        let mut refused = Vec::new();
+        for mut one in resources {
             if let Some(resource) = one.value.as_object_mut() {
                 // The Admin API sets them itself.
                 TIMES.iter().for_each(|time| drop(resource.shift_remove(*time)));
             }
-            (Method::PUT, format!("/apisix/admin{}", one.key), one.value.to_string())
-        });
-        let removals = plan
-            .deleted
-            .iter()
-            .map(|key| (Method::DELETE, format!("/apisix/admin{key}?force=true"), String::new()));
-        let (first, last): (Vec<_>, Vec<_>) =
-            // A plugin may stand in one global rule only: those that go make room first.
-            removals.partition(|(_, path, _)| path.starts_with("/apisix/admin/global_rules/"));
-        let all: Vec<_> = first.into_iter().chain(writes).chain(last).collect();
-        for (done, (method, path, body)) in all.into_iter().enumerate() {
-            let (status, answer) = self.call(method.clone(), &path, body)?;
-            // What belongs to another resource goes with it.
-            let went_before = method == Method::DELETE && status == StatusCode::NOT_FOUND;
-            if !status.is_success() && !went_before {
-                bail!(
-                    "{method} {path} was answered {status}: {}; {done} of {total} changes were made before",
-                    told(&answer)
-                );
+            match self.change(Method::PUT, &format!("/apisix/admin{}", one.key), &one.value)? {
+                None => *made += 1,
+                Some(why) => refused.push((one, why)),
             }
+        }
+        Ok(refused)
+    }
+
+    fn delete(&mut self, keys: &[Key], made: &mut usize) -> anyhow::Result<()> {
+        for key in keys {
+            let path = format!("/apisix/admin{key}?force=true");
+            if let Some(why) = self.change(Method::DELETE, &path, &Value::Null)? {
+                bail!("DELETE {path} was refused: {why}");
+            }
+            *made += 1;
         }
         Ok(())
     }
+
+    /// Takes away what no other may have from a resource that is about to be written anew.
+    fn let_go(&mut self, one: &Resource, rules: &Rules) -> anyhow::Result<()> {
+        let path = format!("/apisix/admin{}", one.key);
+        let refusal = if one.key.kind == Kind::Credentials {
+            self.change(Method::DELETE, &path, &Value::Null)?
+        } else {
+            let mut value = one.value.clone();
+            if let Some(plugins) = value.get_mut("plugins").and_then(Value::as_object_mut) {
+                let unique = unique_keys(&rules.catalog, plugins);
+                let names: Vec<String> = unique.iter().map(|key| key.0.to_owned()).collect();
+                names.iter().for_each(|name| drop(plugins.shift_remove(name)));
+            }
+            self.change(Method::PUT, &path, &value)?
+        };
+        match refusal {
+            Some(why) => bail!("{path} was refused: {why}"),
+            None => Ok(()),
+        }
+    }
+
+    /// One change; the reason, where the gateway does not take it as things are.
+    fn change(
+        &mut self,
+        method: Method,
+        path: &str,
+        value: &Value,
+    ) -> anyhow::Result<Option<String>> {
+        let body = if value.is_null() { String::new() } else { value.to_string() };
+        let (status, answer) = self.call(method.clone(), path, body)?;
+        // What belongs to another resource goes with it.
+        let went_before = method == Method::DELETE && status == StatusCode::NOT_FOUND;
+        if status.is_success() || went_before {
+            return Ok(None);
+        }
+        if status == StatusCode::BAD_REQUEST {
+            return Ok(Some(told(&answer)));
+        }
+        bail!("{method} {path} was answered {status}: {}", told(&answer))
+    }
+}
+
+fn is_consumers(kind: Kind) -> bool {
+    matches!(kind, Kind::Consumers | Kind::Credentials)
+}
+
+/// One of those that wait for each other: each is refused for a key that the next one has.
+fn in_a_ring(refused: &[(Resource, String)]) -> Option<usize> {
+    let waits_for = |why: &str| {
+        let holder = why.split_once(" found with ")?.1;
+        refused.iter().position(|(one, _)| is_consumers(one.key.kind) && who(&one.key) == holder)
+    };
+    let next: Vec<Option<usize>> = refused.iter().map(|(_, why)| waits_for(why)).collect();
+    (0..next.len()).find(|&start| {
+        let mut at = next[start];
+        for _ in 0..next.len() {
+            match at {
+                Some(one) if one == start => return true,
+                Some(one) => at = next[one],
+                None => return false,
+            }
+        }
+        false
+    })
+}
+
+/// None of these can be written, and what else there was to write is.
+fn stuck(refused: &[(Resource, String)]) -> anyhow::Error {
+    let mut text = "the gateway refuses".to_owned();
+    for (one, why) in refused.iter().take(PROBLEMS_SHOWN_MAX) {
+        text += &format!("\n  {}: {why}", one.key);
+    }
+    if let Some(more) = refused.len().checked_sub(PROBLEMS_SHOWN_MAX).filter(|more| *more > 0) {
+        text += &format!("\n  and {more} more");
+    }
+    anyhow!(text)
 }
 
 async fn handshake(
@@ -880,6 +999,39 @@ mod tests {
             let urls: Vec<String> = urls.iter().map(|url| (*url).to_owned()).collect();
             let found = etcd_hosts(&urls).map_err(|error| error.to_string());
             assert_eq!(found, expected.map_err(str::to_owned), "{urls:?}");
+        }
+    }
+
+    #[test]
+    fn those_that_wait_for_each_other_are_a_ring() {
+        let consumer = |id: &str| Key::new(Kind::Consumers, id);
+        let credential = Key::parse("/consumers/c/credentials/d").unwrap();
+        let held_by = |who: &str| format!("duplicate key of plugin key-auth found with {who}");
+        for (refused, ring) in [
+            (vec![(consumer("a"), held_by("consumer: b"))], None),
+            (vec![(consumer("a"), "wrong type".to_owned())], None),
+            // a waits for b and c, who have a ring of their own.
+            (
+                vec![
+                    (consumer("a"), held_by("consumer: b")),
+                    (consumer("b"), held_by("credential: d of consumer: c")),
+                    (credential, held_by("consumer: b")),
+                ],
+                Some(1),
+            ),
+            (
+                vec![
+                    (consumer("a"), held_by("consumer: b")),
+                    (consumer("b"), held_by("consumer: gone")),
+                ],
+                None,
+            ),
+        ] {
+            let refused: Vec<_> = refused
+                .into_iter()
+                .map(|(key, why)| (Resource::new(key, json!({})), why))
+                .collect();
+            assert_eq!(in_a_ring(&refused), ring, "{refused:?}");
         }
     }
 

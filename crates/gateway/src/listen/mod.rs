@@ -68,12 +68,12 @@ impl Listeners {
             };
             if listen.addr.port() != 0 {
                 // With port sharing on, another process of ours would go unnoticed.
-                socket(listen.addr, false).map_err(|e| wrap(listen.addr, e))?;
+                bound(listen.addr, false).map_err(|e| wrap(listen.addr, e))?;
             }
             for sockets in &mut per_worker {
-                let bound = socket(listen.addr, true).map_err(|e| wrap(listen.addr, e))?;
-                listen.addr = bound.local_addr().map_err(|e| wrap(listen.addr, e))?;
-                sockets.push((listen.clone(), bound));
+                let socket = listening(listen.addr).map_err(|e| wrap(listen.addr, e))?;
+                listen.addr = socket.local_addr().map_err(|e| wrap(listen.addr, e))?;
+                sockets.push((listen.clone(), socket));
             }
             addrs.push(listen);
         }
@@ -81,7 +81,15 @@ impl Listeners {
     }
 }
 
-fn socket(addr: SocketAddr, share: bool) -> io::Result<StdListener> {
+/// One of the sockets that take connections to an address.
+fn listening(addr: SocketAddr) -> io::Result<StdListener> {
+    let socket = bound(addr, true)?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// A socket that has an address and takes no connections: they would be reset with it.
+fn bound(addr: SocketAddr, share: bool) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(share)?;
@@ -90,8 +98,7 @@ fn socket(addr: SocketAddr, share: bool) -> io::Result<StdListener> {
     }
     socket.set_nonblocking(true)?;
     socket.bind(&addr.into())?;
-    socket.listen(BACKLOG)?;
-    Ok(socket.into())
+    Ok(socket)
 }
 
 /// How far a stop has come.
@@ -440,3 +447,26 @@ const DRAIN_LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// The first byte of every TLS connection.
 const TLS_HANDSHAKE: u8 = 22;
+
+#[cfg(test)]
+mod tests {
+    use std::io::ErrorKind;
+    use std::net::TcpStream as StdStream;
+
+    use super::*;
+
+    #[test]
+    fn looking_whether_an_address_is_free_takes_no_connection() {
+        let first = listening(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+        let addr = first.local_addr().unwrap();
+        let taken = bound(addr, false).unwrap_err();
+        assert_eq!(taken.kind(), ErrorKind::AddrInUse, "another process of ours listens");
+        drop(first);
+        let looking = bound(addr, false).unwrap();
+        let refused = StdStream::connect(addr).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+        drop(looking);
+        let (_one, _other) = (listening(addr).unwrap(), listening(addr).unwrap());
+        StdStream::connect(addr).unwrap();
+    }
+}

@@ -163,6 +163,116 @@ fn an_import_checks_everything_before_it_changes_anything() {
 }
 
 #[test]
+fn what_only_one_may_have_moves_from_one_to_another_while_a_gateway_runs() {
+    let gateway = GatewayProcess::start(BINARY);
+    let file = gateway.path("all.yaml");
+    let import = |words: &[&str], text: &str| {
+        fs::write(&file, format!("{text}\n#END")).unwrap();
+        run(&gateway, &[&["import", file.to_str().unwrap()], words].concat())
+    };
+    let keyed = |name: &str, key: &str| {
+        format!("{{username: {name}, plugins: {{key-auth: {{key: {key}}}}}}}")
+    };
+    let key_of = |path: &str| {
+        let (status, answer) = gateway.get(path);
+        match status {
+            200 => answer["value"]["plugins"]["key-auth"]["key"].as_str().unwrap().to_owned(),
+            _ => status.to_string(),
+        }
+    };
+    let consumers = |all: &[String]| format!("consumers: [{}]", all.join(", "));
+    let d_of_a =
+        |key: &str| format!("{{id: a/credentials/d, plugins: {{key-auth: {{key: {key}}}}}}}");
+    // Each file is imported over what the one before left.
+    for (what, words, file, told_at_end, a, b, c) in [
+        (
+            "two consumers",
+            &[][..],
+            consumers(&[keyed("a", "k1"), keyed("b", "k2")]),
+            "2 created, 0 changed, 0 unchanged, 0 deleted",
+            "k1",
+            "k2",
+            "404",
+        ),
+        (
+            "a new one takes a key, and each other the next one's",
+            &[],
+            consumers(&[keyed("a", "k2"), keyed("b", "k3"), keyed("c", "k1")]),
+            "1 created, 2 changed, 0 unchanged, 0 deleted",
+            "k2",
+            "k3",
+            "k1",
+        ),
+        (
+            "all three in a ring",
+            &[],
+            consumers(&[keyed("a", "k3"), keyed("b", "k1"), keyed("c", "k2")]),
+            "0 created, 3 changed, 0 unchanged, 0 deleted",
+            "k3",
+            "k1",
+            "k2",
+        ),
+        (
+            "from one that goes",
+            &["--replace"],
+            consumers(&[keyed("a", "k2"), keyed("b", "k3")]),
+            "0 created, 2 changed, 0 unchanged, 1 deleted",
+            "k2",
+            "k3",
+            "404",
+        ),
+        (
+            "to a credential",
+            &[],
+            consumers(&[keyed("a", "k4"), keyed("b", "k2"), d_of_a("k3")]),
+            "1 created, 2 changed, 0 unchanged, 0 deleted",
+            "k4",
+            "k2",
+            "404",
+        ),
+        (
+            "between a consumer and another one's credential",
+            &[],
+            consumers(&[keyed("b", "k3"), d_of_a("k2")]),
+            "0 created, 2 changed, 0 unchanged, 0 deleted",
+            "k4",
+            "k3",
+            "404",
+        ),
+    ] {
+        let output = import(words, &file);
+        let told = told(&output);
+        assert!(output.status.success() && told.contains(told_at_end), "{what}: {told}");
+        let found = ["a", "b", "c"].map(|name| key_of(&format!("/consumers/{name}")));
+        assert_eq!(found, [a, b, c], "{what}");
+    }
+    assert_eq!(key_of("/consumers/a/credentials/d"), "k2");
+
+    let rule = |id: &str, plugin: &str| format!("{{id: {id}, plugins: {{{plugin}: {{}}}}}}");
+    let rules = |all: &[String]| format!("global_rules: [{}]", all.join(", "));
+    let output = import(&[], &rules(&[rule("b", "cors"), rule("c", "request-id")]));
+    assert!(output.status.success(), "{}", told(&output));
+    let output =
+        import(&[], &rules(&[rule("a", "cors"), rule("b", "request-id"), rule("c", "gzip")]));
+    let text = told(&output);
+    assert!(output.status.success() && text.contains("1 created, 2 changed"), "{text}");
+
+    // Two rules that swap: there is no order, and neither is left without its plugin on the way.
+    let swapped = rules(&[rule("a", "request-id"), rule("b", "cors"), rule("d", "brotli")]);
+    let output = import(&["--replace"], &swapped);
+    let text = told(&output);
+    assert!(!output.status.success(), "{text}");
+    for part in [
+        "the import stopped, 2 of 7 changes were made: the gateway refuses",
+        "/global_rules/a: plugin 'request-id' already exists in global rule with id 'b'",
+        "/global_rules/b: plugin 'cors' already exists in global rule with id 'a'",
+    ] {
+        assert!(text.contains(part), "{text}");
+    }
+    assert_eq!(key_of("/consumers/a"), "k4", "what is to go stays when an import stops");
+}
+
+#[test]
 fn a_text_that_json_would_fill_in_is_not_exported_to_json() {
     let gateway = GatewayProcess::start(BINARY);
     gateway.set(
