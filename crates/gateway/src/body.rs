@@ -62,6 +62,19 @@ pub enum BodyError {
     /// Nothing came for this long.
     #[error("no body bytes for {0:?}")]
     TimedOut(Duration),
+    /// As [`BodyError::TimedOut`], for the answer of a call whose limit has a name.
+    #[error(
+        "`{name}` of {limit:?} ended while the answer came, and nothing more of it had come for so long: raise it if functions may pause for longer"
+    )]
+    Silent {
+        /// The limit's name in configurations.
+        name: &'static str,
+        /// The limit.
+        limit: Duration,
+    },
+    /// Who it is for took none of it for this long.
+    #[error("the client took no bytes for {0:?}")]
+    NotTaken(Duration),
     /// It did not end within the time for all of it.
     #[error("`{name}` of {limit:?} ended before the body did")]
     Overdue {

@@ -394,6 +394,8 @@ pub struct UpstreamRecord {
     pub scheme: &'static str,
     /// The target sent, where it differs from the client's.
     pub uri: Option<String>,
+    /// What configurations call the limit of its silence, where that has a name.
+    pub silence: Option<&'static str>,
 }
 
 /// Who made a response.

@@ -128,6 +128,14 @@ pub enum InvokeError {
     /// The call failed.
     #[error(transparent)]
     Call(#[from] CallError),
+    /// [`InvokerOptions::timeout`] ended first.
+    #[error("`timeout` of {limit:?} ended before {}", step_and_advice(.cause))]
+    Late {
+        /// The step that took too long.
+        cause: CallError,
+        /// The limit.
+        limit: Duration,
+    },
     /// One of [`CallLimits`] ended first.
     #[error("`timeouts.{name}` of {limit:?} ended before the function answered")]
     Expired {
@@ -149,10 +157,22 @@ impl InvokeError {
             Self::Body(BodyError::NoRoom { .. }) => StatusCode::SERVICE_UNAVAILABLE,
             Self::Body(BodyError::TimedOut(_)) => StatusCode::REQUEST_TIMEOUT,
             Self::Body(_) | Self::Path => StatusCode::BAD_REQUEST,
-            Self::Call(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Call(_) | Self::Late { .. } => StatusCode::SERVICE_UNAVAILABLE,
             Self::Expired { .. } => StatusCode::GATEWAY_TIMEOUT,
         }
     }
+}
+
+/// What had not happened when the limit ended, and what to do.
+fn step_and_advice(cause: &CallError) -> String {
+    if cause.is_late_to_connect() {
+        return format!("there was a connection ({cause}): look at the way there, or raise it");
+    }
+    let step = match cause {
+        CallError::SendTimeout(_) => "the function took the request",
+        _ => "the function answered",
+    };
+    format!("{step}: raise it if functions may take longer")
 }
 
 impl FunctionInvoker {
@@ -285,14 +305,22 @@ impl FunctionInvoker {
     /// 504 for one that took too long. It is logged and counted.
     pub fn not_whole(&self, exchange: &Exchange, error: &BodyError) -> PluginError {
         exchange.core.counters.function_errors.add(1);
+        let error = match (error, self.silence()) {
+            (BodyError::TimedOut(limit), Some(name)) => &BodyError::Silent { name, limit: *limit },
+            (error, _) => error,
+        };
         let status = match error {
-            BodyError::NoRoom { .. } => StatusCode::SERVICE_UNAVAILABLE,
-            BodyError::TimedOut(_) if self.limits.is_none() => StatusCode::SERVICE_UNAVAILABLE,
+            BodyError::NoRoom { .. } | BodyError::Silent { .. } => StatusCode::SERVICE_UNAVAILABLE,
             BodyError::TimedOut(_) | BodyError::Overdue { .. } => StatusCode::GATEWAY_TIMEOUT,
             _ => StatusCode::BAD_GATEWAY,
         };
         error!(route = exchange.route_id(), function = %self.authority(), %error, status = status.as_u16(), "A function's answer did not arrive whole.");
         PluginError { status, cause: error.to_string() }
+    }
+
+    /// What configurations call the limit of an answer's silence, where it has a name.
+    pub fn silence(&self) -> Option<&'static str> {
+        self.limits.is_none().then_some("timeout")
     }
 
     /// Waits for what an answer begins with, behind its head: [`CallLimits::first_byte`] goes on until
@@ -423,6 +451,7 @@ impl FunctionInvoker {
         let record = &mut exchange.upstream;
         record.began = Some(began);
         record.scheme = self.endpoint.scheme();
+        record.silence = self.silence();
         record.host = Some(self.endpoint.authority().clone());
         match self.try_invoke(exchange, call).await {
             Ok(received) => {
@@ -444,7 +473,7 @@ impl FunctionInvoker {
         }
         exchange.upstream.response_time = exchange.upstream.began.map(|began| began.elapsed());
         exchange.upstream.status = Some(match error {
-            InvokeError::Call(call) => call.status().as_u16(),
+            InvokeError::Call(cause) | InvokeError::Late { cause, .. } => cause.status().as_u16(),
             other => other.status().as_u16(),
         });
         error!(route = exchange.route_id(), function = %self.authority(), %error, may_have_run = ambiguous, "A function did not answer.");
@@ -459,7 +488,12 @@ impl FunctionInvoker {
         let core = exchange.core.clone();
         let ask = call.ask();
         let answer = self.endpoint.call(&core, &ask, &mut exchange.upstream);
-        let Some(limits) = self.limits else { return Ok(answer.await?) };
+        let Some(limits) = self.limits else {
+            return answer.await.map_err(|cause| match cause.is_late() {
+                true => InvokeError::Late { cause, limit: self.endpoint.timeouts().read },
+                false => cause.into(),
+            });
+        };
         let now = Instant::now();
         let total = call.deadline.map(|at| at.saturating_duration_since(now));
         let (name, wait) = match (limits.first_byte, total) {
@@ -539,7 +573,7 @@ fn not_called(exchange: &Exchange, error: &InvokeError) -> PluginError {
 
 fn is_before_sending(error: &InvokeError) -> bool {
     match error {
-        InvokeError::Call(error) => error.is_before_sending(),
+        InvokeError::Call(cause) | InvokeError::Late { cause, .. } => cause.is_before_sending(),
         InvokeError::Expired { connected, .. } => !connected,
         InvokeError::Body(_) | InvokeError::Path => true,
     }

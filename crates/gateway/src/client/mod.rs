@@ -177,6 +177,11 @@ impl CallError {
         }
     }
 
+    /// Did the time for any of the steps end?
+    pub fn is_late(&self) -> bool {
+        self.is_late_to_connect() || matches!(self, Self::SendTimeout(_) | Self::ReadTimeout(_))
+    }
+
     /// Is it certain that no byte of the request was taken?
     pub fn is_before_sending(&self) -> bool {
         matches!(

@@ -317,7 +317,7 @@ async fn send(exchange: &mut Exchange, respond: &mut SendResponse<Bytes>, mut re
                     armed = true;
                 }
                 if timer.poll_expired(cx).is_ready() {
-                    return Poll::Ready(Err(BodyError::TimedOut(limit)));
+                    return Poll::Ready(Err(BodyError::NotTaken(limit)));
                 }
                 if let Poll::Ready(error) = body.poll_overdue(cx) {
                     return Poll::Ready(Err(error));
@@ -372,7 +372,7 @@ async fn send_piece(
     while !one.is_empty() {
         stream.reserve_capacity(one.data().len());
         let granted = within(limit, poll_fn(|cx| stream.poll_capacity(cx))).await;
-        let granted = granted.ok_or(BodyError::TimedOut(limit))?;
+        let granted = granted.ok_or(BodyError::NotTaken(limit))?;
         let n = granted.ok_or(BodyError::Ended)??.min(one.data().len());
         let part = Bytes::copy_from_slice(&one.data()[..n]);
         one.consume(n);

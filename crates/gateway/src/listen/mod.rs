@@ -415,9 +415,15 @@ pub(crate) async fn discard(body: &mut Body) -> Result<(), BodyError> {
 
 /// Tells why an answer did not reach its end; who made a `Broken` one has told already.
 fn log_broken_body(exchange: &Exchange, error: &BodyError) {
-    if !matches!(error, BodyError::Broken(_)) {
-        error!(route = exchange.route_id(), %error, "A response broke off on the way from the upstream.");
-    }
+    let error = match (error, exchange.upstream.silence) {
+        (BodyError::Broken(_), _) => return,
+        (BodyError::NotTaken(_), _) => {
+            return debug!(%error, "A client went away before its response was sent.");
+        }
+        (BodyError::TimedOut(limit), Some(name)) => &BodyError::Silent { name, limit: *limit },
+        (error, _) => error,
+    };
+    error!(route = exchange.route_id(), %error, "A response broke off on the way from the upstream.");
 }
 
 /// A request out of its parts.

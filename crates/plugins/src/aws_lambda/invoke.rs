@@ -447,7 +447,8 @@ impl Invoke {
         let id = request_id(&received);
         let route: Arc<str> = exchange.route_id().into();
         let refusals = self.caller.refusals.clone();
-        let told = stream::Told { route, request_id: id.into(), refusals };
+        let silence = self.caller.invoker.silence();
+        let told = stream::Told { route, request_id: id.into(), refusals, silence };
         let with_prelude = self.response != ResponseFormat::Raw
             && stream::content_type(&received.headers).is_some_and(stream::announces_prelude);
         let Received { status, headers, body, tunnel: _ } = received;

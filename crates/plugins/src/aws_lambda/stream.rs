@@ -52,6 +52,8 @@ pub(super) struct Told {
     pub(super) route: Arc<str>,
     pub(super) request_id: Box<str>,
     pub(super) refusals: Arc<AwsRefusals>,
+    /// What configurations call the limit of its silence.
+    pub(super) silence: Option<&'static str>,
 }
 
 /// What a function says its bytes are. AWS's own `Content-Type` is that of the frames, and the
@@ -100,7 +102,7 @@ impl Stream {
 
     /// Tells that it broke after its beginning was sent on.
     fn broke_off(&self, broken: &Broken) -> BodyError {
-        let Told { route, request_id, refusals } = &self.told;
+        let Told { route, request_id, refusals, silence: _ } = &self.told;
         self.core.counters.function_streams_broken.add(1);
         refusals.note(route, "broken_stream", request_id);
         error!(route = %route, aws_request_id = %request_id, cause = %broken, "A streamed answer broke off after its beginning was sent: the client's connection or stream is reset.");
@@ -125,7 +127,12 @@ impl Stream {
                 // What follows is the end, which gives the connection back.
                 Some(InvokeEvent::InvokeComplete(_)) => {}
                 None => {
-                    let n = ready!(self.body.poll_fill(cx))?;
+                    let n = match (ready!(self.body.poll_fill(cx)), self.told.silence) {
+                        (Err(BodyError::TimedOut(limit)), Some(name)) => {
+                            return Poll::Ready(Err(BodyError::Silent { name, limit }.into()));
+                        }
+                        (filled, _) => filled?,
+                    };
                     if n == 0 {
                         self.frames.finish()?;
                         return Poll::Ready(Ok(()));

@@ -13,6 +13,7 @@ use sluicegate_testkit::{GatewayProcess, client, wait};
 use crate::BINARY;
 use crate::doors::door;
 use crate::lambda_invoke::{Lambda, keys};
+use crate::lambda_streams::frame;
 use crate::wire::{Peer, RawOrigin};
 
 #[test]
@@ -164,6 +165,122 @@ fn a_limit_that_ended_is_named_in_the_log_wherever_it_ended() {
         }
     }
     assert_eq!(counter(&gateway, "function_ambiguous"), ambiguous);
+}
+
+#[test]
+fn the_one_limit_of_old_is_named_in_the_log_wherever_it_ended() {
+    let silent = RawOrigin::start(|peer, _| peer.bytes(1 << 20).map(drop));
+    let answers = |bytes: Vec<u8>| {
+        RawOrigin::start(move |peer: &mut Peer, _| {
+            let head = peer.head()?;
+            peer.body(&head)?;
+            peer.send(&bytes)?;
+            peer.bytes(1).map(drop)
+        })
+    };
+    let nothing = answers(Vec::new());
+    let half = answers(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf".to_vec());
+    let mut begun = b"HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n".to_vec();
+    begun.extend(frame("PayloadChunk", b"half"));
+    let begun = answers(begun);
+    let dns = UdpSocket::bind("127.0.0.1:0").expect("loopback has a free port");
+    let resolver = dns.local_addr().expect("it is bound").to_string();
+    let gateway = with_control(json!({"apisix": {
+        "dns_resolver": [resolver], "resolver_timeout": 9,
+    }}));
+    let by_url = |addr| json!({"function_uri": format!("http://{addr}/")});
+    let no_answer = "A function did not answer.";
+    let longer = "raise it if functions may take longer";
+    let pause = "raise it if functions may pause for longer";
+    let way = "look at the way there, or raise it";
+    let stream = |mut config: Value| {
+        config["invocation"] = json!("stream");
+        config
+    };
+    // Route, what it calls; status, message, what had not happened, advice, and whether it may have run.
+    for (id, mut config, status, message, step, advice, may_have_run) in [
+        (
+            "tls",
+            by_name(&format!("https://{}", silent.addr)),
+            503,
+            no_answer,
+            "there was a connection (",
+            way,
+            Some(false),
+        ),
+        (
+            "dns",
+            by_name("http://nowhere.test"),
+            503,
+            no_answer,
+            "there was a connection (nowhere.test does not resolve",
+            way,
+            Some(false),
+        ),
+        (
+            "name",
+            by_name(&format!("http://{}", nothing.addr)),
+            503,
+            no_answer,
+            "the function answered",
+            longer,
+            Some(true),
+        ),
+        ("url", by_url(nothing.addr), 503, no_answer, "the function answered", longer, Some(false)),
+        (
+            "held",
+            by_name(&format!("http://{}", half.addr)),
+            503,
+            "A function's answer did not arrive whole.",
+            "while the answer came",
+            pause,
+            None,
+        ),
+        (
+            "passed",
+            by_url(half.addr),
+            200,
+            "A response broke off on the way",
+            "while the answer came",
+            pause,
+            None,
+        ),
+        (
+            "stream",
+            stream(by_name(&format!("http://{}", begun.addr))),
+            200,
+            "A streamed answer broke off",
+            "while the answer came",
+            pause,
+            None,
+        ),
+        (
+            "no-stream",
+            stream(by_name(&format!("http://{}", half.addr))),
+            503,
+            "A function's answer did not arrive whole.",
+            "while the answer came",
+            pause,
+            None,
+        ),
+    ] {
+        config["timeout"] = json!(300);
+        config["ssl_verify"] = json!(false);
+        gateway.set_lambda(id, &format!("/{id}"), config);
+        let mut client = Client::connect(gateway.http);
+        client.send(format!("GET /{id} HTTP/1.1\r\nHost: a\r\n\r\n"));
+        assert_eq!(client.try_head().expect("a head comes").status, status, "{id}");
+        let line = wait::until("a line of the route", || {
+            let log = gateway.error_log();
+            log.lines().find(|line| line.contains(&format!("route={id} "))).map(str::to_owned)
+        });
+        for part in [message, "`timeout` of 300ms ended", step, advice] {
+            assert!(line.contains(part), "{id}: {part:?} in {line}");
+        }
+        if let Some(may) = may_have_run {
+            assert!(line.contains(&format!("may_have_run={may}")), "{id}: {line}");
+        }
+    }
 }
 
 #[test]

@@ -28,6 +28,7 @@ mod functions;
 mod grpc;
 mod lambda_answers;
 mod lambda_invoke;
+mod lambda_streams;
 mod lifecycle;
 mod limits;
 #[cfg(feature = "lua")]
