@@ -9,6 +9,8 @@ mod conformance;
 #[cfg(test)]
 mod differs;
 mod fuzz;
+#[cfg(test)]
+mod proofs;
 mod real_ends;
 mod test;
 mod tools;

@@ -22,6 +22,7 @@ use crate::{
     query::segments,
     resource::{entries, key, parse, store_failed},
     secrets::{hide_private_keys, redact_plain},
+    sender,
 };
 
 /// The Control API over `state`.
@@ -62,8 +63,9 @@ async fn control(State(state): State<Arc<ControlState>>, request: Request) -> Re
     let path = segments(request.uri().path()).unwrap_or_default();
     let path: Vec<&str> = path.iter().map(String::as_str).collect();
     let browser = for_browsers(request.headers());
-    let answer = match (request.method().as_str(), path.as_slice()) {
-        ("POST", ["v1", "aws-lambda", "explain"]) => state.explain(request).await,
+    let answer = match (sender::check(&request), request.method().as_str(), path.as_slice()) {
+        (Err(refusal), ..) => Err(refusal),
+        (Ok(()), "POST", ["v1", "aws-lambda", "explain"]) => state.explain(request).await,
         _ => state.answer(request.method(), &path).await,
     };
     let mut shown = None;

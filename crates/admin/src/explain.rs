@@ -1,13 +1,9 @@
 //! `POST /v1/aws-lambda/explain`: what the gateway would send for a request, of one route or of a
 //! configuration that stands in the question.
 
-use std::{future::Future, net::IpAddr, pin::Pin, sync::Arc};
+use std::{future::Future, pin::Pin, sync::Arc};
 
-use axum::{
-    body::to_bytes,
-    extract::Request,
-    http::{HeaderMap, StatusCode, header, uri::Authority},
-};
+use axum::{body::to_bytes, extract::Request, http::StatusCode};
 use serde_json::{Map, Value, json};
 use sluicegate_model::Kind;
 
@@ -15,6 +11,7 @@ use crate::{
     answer::Answer,
     control::ControlState,
     resource::{key, parse, store_failed},
+    sender::check_closely,
 };
 
 /// Explains what `aws-lambda` does with a request.
@@ -38,7 +35,7 @@ pub type Explained = Pin<Box<dyn Future<Output = Result<Value, String>> + Send>>
 impl ControlState {
     /// Answers the question in a request's body.
     pub(crate) async fn explain(&self, request: Request) -> Result<Answer, Answer> {
-        check_sender(request.headers())?;
+        check_closely(request.headers())?;
         let explain = self
             .explain
             .as_ref()
@@ -126,33 +123,6 @@ impl ControlState {
         self.catalog.load().decrypt_resource(&self.keyring, kind, &mut value);
         Ok(if value.is_object() { value } else { json!({}) })
     }
-}
-
-/// The Control API asks for no key, and a question has calls signed and sent. So a web page must not get
-/// a browser on this machine to ask one: not from its own origin, nor, by a name that it has lead
-/// here, from ours.
-fn check_sender(headers: &HeaderMap) -> Result<(), Answer> {
-    let text = |name| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    if headers.contains_key(header::ORIGIN) {
-        let why = "a browser sends `Origin`, and web pages are not answered";
-        return Err(Answer::error(StatusCode::FORBIDDEN, why));
-    }
-    let host = text(header::HOST).parse::<Authority>();
-    let is_ours = host.is_ok_and(|host| {
-        let host = host.host();
-        let bare = host.trim_start_matches('[').trim_end_matches(']');
-        host.eq_ignore_ascii_case("localhost") || bare.parse::<IpAddr>().is_ok()
-    });
-    if !is_ours {
-        let why = "`Host` must be localhost or an address: other names may be anybody's";
-        return Err(Answer::error(StatusCode::FORBIDDEN, why));
-    }
-    let content = text(header::CONTENT_TYPE).split(';').next().unwrap_or_default().trim();
-    if !content.eq_ignore_ascii_case("application/json") {
-        let why = "the question is JSON: send it with `Content-Type: application/json`";
-        return Err(Answer::error(StatusCode::UNSUPPORTED_MEDIA_TYPE, why));
-    }
-    Ok(())
 }
 
 const PLUGIN: &str = "aws-lambda";

@@ -27,6 +27,7 @@ mod query;
 mod references;
 mod resource;
 mod secrets;
+mod sender;
 pub mod status;
 mod validate;
 

@@ -10,6 +10,7 @@ use std::borrow::Cow;
 use std::time::{Duration, UNIX_EPOCH};
 
 use serde::Deserialize;
+use serde_json::Value;
 
 /// Reads an answer whose status is 300 or above.
 ///
@@ -30,20 +31,20 @@ use serde::Deserialize;
 /// assert_eq!(failure.skew_seconds(1_795_345_200), Some(3600));
 /// ```
 pub fn classify(answer: &Answer<'_>, target: &Target<'_>) -> Failure {
-    let said: Said<'_> = serde_json::from_slice(answer.body).unwrap_or_default();
-    let error_type = answer
-        .error_type
-        .map(Cow::Borrowed)
-        .or(said.kind)
-        .map(|kind| bare_type(&kind))
-        .unwrap_or_default();
-    let message = limited(&said.message.unwrap_or_default());
-    let reason = said.reason.map(|reason| limited(&reason)).filter(|reason| !reason.is_empty());
+    let said: Value = serde_json::from_slice(answer.body).unwrap_or_default();
+    let text = |names: &[&str]| {
+        let mut texts = names.iter().filter_map(|name| said.get(name)?.as_str());
+        texts.find(|text| !text.is_empty())
+    };
+    let error_type = answer.error_type.or_else(|| text(&["__type", "code"]));
+    let error_type = error_type.map(bare_type).unwrap_or_default();
+    let message = limited(text(&["message", "Message", "errorMessage"]).unwrap_or_default());
+    let reason = text(&["Reason"]).map(limited);
     let kind = kind_of(answer, target, &error_type, &message);
     let retry_after = answer
         .retry_after
-        .or(said.retry_after_seconds.as_deref())
         .and_then(|seconds| seconds.trim().parse().ok())
+        .or_else(|| number(said.get("retryAfterSeconds")?))
         .map(|seconds: u64| Duration::from_secs(seconds.min(RETRY_AFTER_SECONDS_MAX)));
     let server_time = answer.date.and_then(|date| {
         let date = httpdate::parse_http_date(date).ok()?;
@@ -261,17 +262,21 @@ pub enum Retry {
 pub fn function_error(header: &str, payload: &[u8]) -> FunctionError {
     #[derive(Deserialize, Default)]
     #[serde(rename_all = "camelCase", default)]
-    struct Payload<'a> {
-        #[serde(borrow)]
-        error_type: Option<Cow<'a, str>>,
-        #[serde(borrow)]
-        error_message: Option<Cow<'a, str>>,
+    struct Payload {
+        error_type: Value,
+        error_message: Value,
     }
-    let payload: Payload<'_> = serde_json::from_slice(payload).unwrap_or_default();
+    let payload: Payload = serde_json::from_slice(payload).unwrap_or_default();
+    // Whatever a function raises ends up there: not only texts.
+    let text = |value: Value| match value {
+        Value::Null => String::new(),
+        Value::String(text) => limited(&text),
+        other => limited(&other.to_string()),
+    };
     FunctionError {
         unhandled: header == "Unhandled",
-        error_type: payload.error_type.map(|text| limited(&text)).unwrap_or_default(),
-        message: payload.error_message.map(|text| limited(&text)).unwrap_or_default(),
+        error_type: text(payload.error_type),
+        message: text(payload.error_message),
     }
 }
 
@@ -293,18 +298,9 @@ impl FunctionError {
     }
 }
 
-/// What the body of a refusal may say, in either case.
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Said<'a> {
-    #[serde(borrow, alias = "Message", alias = "errorMessage")]
-    message: Option<Cow<'a, str>>,
-    #[serde(borrow, rename = "__type", alias = "code")]
-    kind: Option<Cow<'a, str>>,
-    #[serde(borrow, rename = "Reason")]
-    reason: Option<Cow<'a, str>>,
-    #[serde(borrow, rename = "retryAfterSeconds")]
-    retry_after_seconds: Option<Cow<'a, str>>,
+/// A number, be it written as a text.
+fn number(value: &Value) -> Option<u64> {
+    value.as_u64().or_else(|| value.as_str()?.trim().parse().ok())
 }
 
 fn kind_of(answer: &Answer<'_>, target: &Target<'_>, error_type: &str, message: &str) -> ErrorKind {
@@ -802,6 +798,34 @@ mod tests {
         for text in ["", "x-amz-security-token", "x-amz-security-token:", "x-amz-security-token:\\"]
         {
             assert_eq!(hide_session_token(text).len(), text.len(), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_written_otherwise_than_expected_hides_nothing_else() {
+        for (body, message, wait) in [
+            (r#"{"message":"a","Message":"b"}"#, "a", None),
+            (r#"{"message":null,"Message":"b"}"#, "b", None),
+            (r#"{"message":"","Message":"b"}"#, "b", None),
+            (r#"{"message":{"no":"text"},"Message":"b","Reason":7}"#, "b", None),
+            (r#"{"message":"a","retryAfterSeconds":9,"Reason":null}"#, "a", Some(9)),
+            (r#"{"message":"a","retryAfterSeconds":" 9 ","code":5}"#, "a", Some(9)),
+            (r#"["message"]"#, "", None),
+            ("message", "", None),
+        ] {
+            let failure = read(429, "", body);
+            assert_eq!(failure.message, message, "{body}");
+            assert_eq!(failure.retry_after, wait.map(Duration::from_secs), "{body}");
+            assert_eq!((failure.kind, failure.reason), (ErrorKind::Throttled, None), "{body}");
+        }
+        for (payload, error_type, message) in [
+            (r#"{"errorType":"E","errorMessage":"m","trace":[]}"#, "E", "m"),
+            (r#"{"errorType":"E","errorMessage":{"a":1}}"#, "E", r#"{"a":1}"#),
+            (r#"{"errorType":null,"errorMessage":7}"#, "", "7"),
+            (r#""E""#, "", ""),
+        ] {
+            let error = function_error("Unhandled", payload.as_bytes());
+            assert_eq!((&*error.error_type, &*error.message), (error_type, message), "{payload}");
         }
     }
 

@@ -59,7 +59,9 @@ pub async fn send(
     match poll_fn(|cx| call.poll_head(cx)).await {
         Ok((head, headers)) => Answer::Received(call.into_received(head, headers)),
         Err(error) => {
-            let quiet = call.conn.as_ref().is_some_and(|c| c.buffer.is_empty());
+            // An interim answer is one, too.
+            let quiet =
+                call.interim == 0 && call.conn.as_ref().is_some_and(|c| c.buffer.is_empty());
             Answer::Failed {
                 stale: reused
                     && quiet

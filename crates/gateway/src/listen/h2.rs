@@ -549,7 +549,8 @@ const CONNECTION_WINDOW_BYTES: u32 = 1 << 20;
 /// How long an answered request waits for the rest of a short body.
 const DISCARD_TIME: Duration = Duration::from_secs(1);
 
-/// Bytes of responses a connection holds until the client takes them.
+/// Bytes of a response that its stream holds until the client takes them: what a client that reads nothing
+/// costs, times the streams that it may have open.
 const SEND_BUFFER_BYTES: usize = 256 << 10;
 
 /// How long a connection that was told goodbye may take no byte before it is closed, and how

@@ -9,6 +9,7 @@ use sluicegate_aws::lambda::{
     Answer, ErrorKind, Failure, HTTP_API_BODY_MAX, Target, classify, is_http_api_refusal,
 };
 use sluicegate_aws::sigv4::{first_difference, printed_canonical_request, signed_time};
+use sluicegate_gateway::body::Body;
 use sluicegate_gateway::client::Received;
 use sluicegate_gateway::exchange::Exchange;
 use sluicegate_gateway::invoker::{Call, FunctionInvoker};
@@ -125,6 +126,16 @@ impl Caller {
         self.note(exchange, failure.kind.name(), request_id(&received));
         // What AWS says may go on to the client, and the session token is not for it.
         let token = call.headers.get(TOKEN).filter(|_| signed).map(<[u8]>::to_vec);
+        let is_compressed = |of: &Received| {
+            of.headers
+                .get("content-encoding")
+                .is_some_and(|it| !it.eq_ignore_ascii_case(b"identity"))
+        };
+        if token.is_some() && is_compressed(&received) {
+            // Nobody finds it in there.
+            received.body = Body::Empty;
+            received.headers.remove("Content-Encoding");
+        }
         received.body = masked(std::mem::take(&mut received.body), token.as_deref());
         let difference = match (used, failure.kind) {
             (Some((signing, _)), ErrorKind::SignatureMismatch) => {
@@ -204,14 +215,15 @@ async fn first_difference_to(
     })
 }
 
-/// AWS's id of a request, or nothing.
+/// AWS's id of a request, or nothing; no more than its beginning, should it be longer than AWS's are.
 pub(super) fn request_id(received: &Received) -> &str {
     let headers = &received.headers;
-    headers
+    let id = headers
         .get_str(REQUEST_ID)
         .or_else(|| headers.get_str("x-amz-apigw-id"))
         .or_else(|| headers.get_str(HTTP_API_ID))
-        .unwrap_or_default()
+        .unwrap_or_default();
+    &id[..id.floor_char_boundary(REQUEST_ID_BYTES_MAX)]
 }
 
 /// Passes AWS's id on to the client, whatever becomes of the answer.
@@ -225,6 +237,8 @@ pub(super) fn tell_request_id(exchange: &mut Exchange, received: &Received) {
 pub(super) const REQUEST_ID: &str = "x-amzn-requestid";
 /// The id of a request at an HTTP API, which its refusals and the answers of functions have.
 const HTTP_API_ID: &str = "apigw-requestid";
+/// The most of an id that is logged and counted. AWS's have 36 bytes, and some fronts' a few more.
+const REQUEST_ID_BYTES_MAX: usize = 128;
 const TOKEN: &str = "x-amz-security-token";
 /// The most of a refusal's body that is looked at.
 const REFUSAL_BYTES_MAX: usize = 64 << 10;

@@ -1,6 +1,7 @@
 //! `function_uri`: a function behind an API Gateway, a function URL or anything else that speaks HTTP.
 
 use http::Method;
+use http::header::SET_COOKIE;
 use sluicegate_aws::Secret;
 use sluicegate_aws::event::{EventEncoder, EventTooLarge};
 use sluicegate_aws::response::{Reply, ResponseFormat, unwrap};
@@ -181,6 +182,10 @@ impl Front {
         response.reason = head.reason.map(Into::into);
         response.headers.remove("Content-Length");
         response.headers.remove("Content-Type");
+        // What the function says takes the place of what its front says; cookies stand side by side.
+        for (name, _) in head.headers.iter().filter(|(name, _)| *name != SET_COOKIE) {
+            response.headers.remove(name.as_str());
+        }
         for (name, value) in &head.headers {
             response.headers.append(name.as_str(), value.as_bytes());
         }

@@ -75,6 +75,46 @@ fn a_session_token_in_a_refusal_does_not_reach_the_client_however_it_is_sent() {
 }
 
 #[test]
+fn an_id_longer_than_aws_has_any_is_logged_and_counted_by_its_beginning() {
+    for (sent, told) in [("x".repeat(5_000), 128), ("é".repeat(99), 128), ("id-1".into(), 4)] {
+        let mut headers = sluicegate_gateway::http::headers::Headers::new();
+        headers.append("x-amzn-RequestId", sent.as_bytes());
+        let received = sluicegate_gateway::client::Received {
+            status: http::StatusCode::FORBIDDEN,
+            headers,
+            body: sluicegate_gateway::body::Body::Empty,
+            tunnel: None,
+        };
+        let id = super::caller::request_id(&received);
+        assert_eq!((id.len(), sent.starts_with(id)), (told, true), "{}", sent.len());
+    }
+}
+
+#[test]
+fn a_refusal_that_could_hold_the_token_and_cannot_be_read_has_no_body_for_the_client() {
+    for (encoding, passes) in [("gzip", false), ("br, gzip", false), ("Identity", true)] {
+        let origin = Origin::start(move |_| {
+            let answer = Answer::status(403).header("Content-Encoding", encoding);
+            answer.header("x-amzn-ErrorType", "InvalidSignatureException").body("compressed")
+        });
+        for (iam, has_token) in
+            [(keys(), false), (with(keys(), json!({"session_token": TOKEN})), true)]
+        {
+            let config = json!({"function_uri": origin.url("/"), "authorization": {"iam": iam}});
+            let said = client::get(route("/*", config).addr, "/");
+            let passes = passes || !has_token;
+            assert_eq!(said.status, 403);
+            assert_eq!(
+                said.text(),
+                if passes { "compressed" } else { "" },
+                "{encoding} {has_token}"
+            );
+            assert_eq!(said.header("content-encoding").is_some(), passes, "{encoding} {has_token}");
+        }
+    }
+}
+
+#[test]
 fn an_event_that_was_refused_is_compared_but_for_its_body() {
     let origin = Origin::start(|_| Answer::text("{}"));
     let config = by_name(

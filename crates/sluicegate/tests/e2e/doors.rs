@@ -193,6 +193,34 @@ fn the_control_api_listens_and_shows_what_is_configured() {
 }
 
 #[test]
+fn no_endpoint_of_the_control_api_answers_a_web_page() {
+    let changes = json!({"apisix": {"enable_control": true, "control": {"port": 0}}});
+    let gateway = GatewayProcess::with(BINARY, changes);
+    let control = door(&gateway, "control=");
+    for (method, path) in [
+        ("GET", "/v1/schema"),
+        ("GET", "/v1/routes"),
+        ("GET", "/v1/status"),
+        ("GET", "/v1/healthcheck"),
+        ("PUT", "/v1/plugins/reload"),
+        ("POST", "/v1/gc"),
+    ] {
+        for (field, value, status) in [
+            ("Accept", "*/*", 200),
+            ("Host", "localhost", 200),
+            ("Host", "rebound.attacker.com", 403),
+            ("Origin", "http://rebound.attacker.com", 403),
+            ("Sec-Fetch-Site", "cross-site", if method == "GET" { 200 } else { 403 }),
+        ] {
+            let answer = client::request(control, method, path, &[(field, value)], "");
+            assert_eq!(answer.status, status, "{method} {path} {field}: {}", answer.text());
+            let told = answer.text();
+            assert!(status == 200 || told.starts_with("{\"error_msg\":"), "{told}");
+        }
+    }
+}
+
+#[test]
 fn the_status_api_is_ready_while_requests_are_served() {
     let gateway = GatewayProcess::with(BINARY, json!({"apisix": {"status": {"port": 0}}}));
     let status = door(&gateway, "status=");

@@ -110,6 +110,36 @@ fn the_request_id_is_passed_on_whatever_becomes_of_the_answer_and_once() {
 }
 
 #[test]
+fn behind_a_url_a_functions_fields_take_the_place_of_its_fronts() {
+    let envelope = json!({
+        "statusCode": 200, "body": "x", "cookies": ["own=1"],
+        "headers": {"cache-control": "no-store", "content-type": "text/plain"},
+        "multiValueHeaders": {"vary": ["a", "b"]},
+    });
+    let answer = sluicegate_testkit::Answer::text(envelope.to_string())
+        .header("Cache-Control", "max-age=60")
+        .header("Vary", "front")
+        .header("Set-Cookie", "front=1")
+        .header("X-Front", "stays");
+    let ran = PluginTest::<AwsLambda>::new()
+        .config(json!({"function_uri": "http://fn.test/", "response_format": "apigw"}))
+        .origin_answer(answer)
+        .run();
+    let all = |name: &str| ran.response.all(name);
+    assert_eq!((ran.status, ran.response.text().as_str()), (200, "x"));
+    for (name, values) in [
+        ("cache-control", vec!["no-store"]),
+        ("content-type", vec!["text/plain"]),
+        ("vary", vec!["a", "b"]),
+        ("set-cookie", vec!["front=1", "own=1"]),
+        ("x-front", vec!["stays"]),
+        ("content-length", vec!["1"]),
+    ] {
+        assert_eq!(all(name), values, "{name}");
+    }
+}
+
+#[test]
 fn a_stream_is_of_the_type_that_the_function_gave_it() {
     let frames = "application/vnd.amazon.eventstream";
     let http = "application/vnd.awslambda.http-integration-response";
