@@ -85,7 +85,7 @@ fn an_id_longer_than_aws_has_any_is_logged_and_counted_by_its_beginning() {
             body: sluicegate_gateway::body::Body::Empty,
             tunnel: None,
         };
-        let id = super::caller::request_id(&received);
+        let id = caller::request_id(&received);
         assert_eq!((id.len(), sent.starts_with(id)), (told, true), "{}", sent.len());
     }
 }
