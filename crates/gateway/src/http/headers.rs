@@ -32,10 +32,10 @@ impl Marks {
         match (known, name) {
             (Known::Other, [first, ..]) => {
                 let place = |at: usize| usize::from(name[at] | FOLD as u8);
-                let mixed = name.len() * 11 ^ place(name.len() - 1) ^ place(name.len() / 2) * 5;
+                let mixed = (name.len() * 11) ^ place(name.len() - 1) ^ (place(name.len() / 2) * 5);
                 Self(
                     1 << (MARKS_KNOWN
-                        + (mixed ^ usize::from(first | FOLD as u8) * 3) % (64 - MARKS_KNOWN)),
+                        + (mixed ^ (usize::from(first | FOLD as u8) * 3)) % (64 - MARKS_KNOWN)),
                 )
             }
             _ => Self::of_known(known),
