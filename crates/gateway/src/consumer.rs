@@ -35,6 +35,10 @@ impl Consumer {
     }
 }
 
+/// The claims of the token that told who sends a request, among its notes for what runs later
+/// (`store_in_ctx` of `jwt-auth`).
+pub struct JwtClaims(pub JsonMap<String, Value>);
+
 /// What a consumer has for one authentication plugin: in its own `plugins` or in a credential.
 #[derive(Clone)]
 pub struct Credential {

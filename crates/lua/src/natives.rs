@@ -527,7 +527,7 @@ fn regexes(lua: &Lua, inner: &Rc<Inner>, add: Add<'_>) -> Result<()> {
             let inner = inner.clone();
             move |regex: &LuaString, options: &LuaString, subject: &[u8], at: usize| {
                 inner.budget.charge(subject.len().saturating_sub(at))?;
-                let compiled = inner.regexes.get(&regex.as_bytes(), &options.as_bytes());
+                let compiled = inner.regexes.get(&regex.as_bytes(), &options.as_bytes(), subject);
                 Ok::<_, mlua::Error>(compiled.and_then(|compiled| {
                     Ok((compiled.find(subject, at, &inner.budget)?, compiled))
                 }))
@@ -591,7 +591,7 @@ fn regexes(lua: &Lua, inner: &Rc<Inner>, add: Add<'_>) -> Result<()> {
     )| {
         let failed = |why: String| (Value::Nil, why).into_lua_multi(lua);
         let (subject, with) = (subject.as_bytes(), with.as_bytes());
-        let compiled = match inner.regexes.get(&regex.as_bytes(), &options.as_bytes()) {
+        let compiled = match inner.regexes.get(&regex.as_bytes(), &options.as_bytes(), &subject) {
             Ok(compiled) => compiled,
             Err(why) => return failed(why),
         };

@@ -13,7 +13,7 @@ use std::fmt;
 use std::rc::Rc;
 
 use fancy_regex::{BytesMode, Captures, Error, Expr, Regex, RegexBuilder, RuntimeError};
-use sluicegate_model::schema::pattern::translate;
+use sluicegate_model::schema::pattern::{translate, translate_for_line};
 
 use crate::limits::{Budget, TEXT_BYTES_MAX, TEXT_TOO_LONG};
 
@@ -22,7 +22,7 @@ use crate::limits::{Budget, TEXT_BYTES_MAX, TEXT_TOO_LONG};
 pub(crate) struct Regexes(RefCell<HashMap<Key, Rc<Compiled>>>);
 
 /// The expression and its options.
-type Key = (Box<[u8]>, Box<[u8]>);
+type Key = (Box<[u8]>, Box<[u8]>, bool);
 
 /// An expression with its options.
 pub(crate) struct Compiled {
@@ -37,13 +37,22 @@ pub(crate) struct Compiled {
 }
 
 impl Regexes {
-    /// The compiled form.
-    pub(crate) fn get(&self, regex: &[u8], options: &[u8]) -> Result<Rc<Compiled>, String> {
-        let key = (Box::from(regex), Box::from(options));
+    /// The compiled form, for such a subject.
+    pub(crate) fn get(
+        &self,
+        regex: &[u8],
+        options: &[u8],
+        subject: &[u8],
+    ) -> Result<Rc<Compiled>, String> {
+        // With `m` every line has an end, with `D` only the subject has.
+        let is_line = subject.ends_with(b"\n")
+            && regex.contains(&b'$')
+            && !options.iter().any(|option| matches!(option, b'm' | b'D'));
+        let key = (Box::from(regex), Box::from(options), is_line);
         if let Some(known) = self.0.borrow().get(&key) {
             return Ok(known.clone());
         }
-        let compiled = Rc::new(compile(regex, options)?);
+        let compiled = Rc::new(compile(regex, options, is_line)?);
         let mut all = self.0.borrow_mut();
         if all.len() >= REGEXES_KEPT {
             all.clear();
@@ -82,7 +91,7 @@ impl Source {
     }
 }
 
-fn compile(regex: &[u8], options: &[u8]) -> Result<Compiled, String> {
+fn compile(regex: &[u8], options: &[u8], is_line: bool) -> Result<Compiled, String> {
     let failed = |why: &str| format!("pcre_compile() failed: {why}");
     if regex.len() > SOURCE_BYTES_MAX {
         return Err(failed("the expression is too long"));
@@ -92,7 +101,10 @@ fn compile(regex: &[u8], options: &[u8]) -> Result<Compiled, String> {
     // Bytes, as PCRE without its UTF flag; only what cannot be said in bytes is Unicode. Classes are
     // those of ASCII either way.
     let mut source = Source {
-        pattern: translate(regex),
+        pattern: is_line
+            .then(|| translate_for_line(regex))
+            .flatten()
+            .unwrap_or_else(|| translate(regex)),
         flags: Vec::new(),
         unicode: !regex.is_ascii(),
         anchored: false,
@@ -349,7 +361,7 @@ mod tests {
     use crate::limits::{Limits, Meter};
 
     fn cost(regex: &str) -> Vec<f64> {
-        compile(regex.as_bytes(), b"").unwrap().cost.0
+        compile(regex.as_bytes(), b"", false).unwrap().cost.0
     }
 
     #[test]
@@ -375,7 +387,11 @@ mod tests {
             (r"(a)\1", true),
             ("(?:a++|ab)c", true),
         ] {
-            assert_eq!(compile(regex.as_bytes(), b"").unwrap().plain.is_none(), back, "{regex}");
+            assert_eq!(
+                compile(regex.as_bytes(), b"", false).unwrap().plain.is_none(),
+                back,
+                "{regex}"
+            );
         }
     }
 
@@ -386,7 +402,7 @@ mod tests {
         let lua = mlua::Lua::new();
         let budget = Budget::watch(&lua).unwrap();
         let mut meter = Meter::new(&Limits { time, ..Limits::default() });
-        let compiled = compile(regex.as_bytes(), b"")?;
+        let compiled = compile(regex.as_bytes(), b"", false)?;
         let (found, _) =
             budget.metered(&lua, &mut meter, || compiled.find(text.as_bytes(), 0, &budget));
         found.map(|found| found.map(|found| found.from))
@@ -441,20 +457,20 @@ mod tests {
         ] {
             assert_eq!(search(regex, text, LONG), Ok(from), "{regex} on {text}");
         }
-        let found = compile(b"^.$", b"u").unwrap();
+        let found = compile(b"^.$", b"u", false).unwrap();
         let lua = mlua::Lua::new();
         let budget = Budget::watch(&lua).unwrap();
         assert!(found.find("\u{e9}".as_bytes(), 0, &budget).unwrap().is_some());
-        let bytes = compile(b"b", b"").unwrap().find(b"\xffb", 0, &budget).unwrap();
+        let bytes = compile(b"b", b"", false).unwrap().find(b"\xffb", 0, &budget).unwrap();
         assert_eq!(bytes.map(|found| found.from), Some(1), "what is no UTF-8 is searched, too");
     }
 
     #[test]
     fn recursion_and_long_expressions_are_refused() {
         let long = format!("(?x)a{}", " ".repeat(SOURCE_BYTES_MAX - 5));
-        assert!(compile(long.as_bytes(), b"").is_ok());
+        assert!(compile(long.as_bytes(), b"", false).is_ok());
         for regex in [&format!("{long} "), r"(a\g<1>?)", "(?~ab)"] {
-            let error = compile(regex.as_bytes(), b"").err().unwrap_or_default();
+            let error = compile(regex.as_bytes(), b"", false).err().unwrap_or_default();
             assert!(error.starts_with("pcre_compile() failed: "), "{error}");
         }
     }

@@ -7,6 +7,7 @@ use http::Method;
 use mlua::{IntoLua, IntoLuaMulti, Lua, Result, String as LuaString, Table, Value};
 use sluicegate_gateway::OtherVars;
 use sluicegate_gateway::body::Body;
+use sluicegate_gateway::consumer::JwtClaims;
 use sluicegate_gateway::exchange::Version;
 use sluicegate_gateway::expr::{VarName, Vars};
 use sluicegate_gateway::http::Headers;
@@ -610,6 +611,14 @@ fn context(lua: &Lua, null: &Value, add: Add<'_>) -> Result<()> {
             let labels = serde_json::Value::Object(consumer.labels.clone());
             table.raw_set("labels", json::to_lua(lua, &labels, &null)?)?;
             return table.into_lua_multi(lua);
+        }
+        if name == "jwt_auth_payload" {
+            let claims = here(|step| {
+                let claims = step.exchange().notes.get::<JwtClaims>();
+                claims.map(|claims| serde_json::Value::Object(claims.0.clone()))
+            })?;
+            let Some(claims) = claims else { return Value::Nil.into_lua_multi(lua) };
+            return json::to_lua(lua, &claims, &null)?.into_lua_multi(lua);
         }
         found.into_lua_multi(lua)
     };

@@ -64,10 +64,14 @@ pub(crate) async fn serve(
         return Ok(refuse(StatusCode::BAD_REQUEST, "a batch cannot hold a batch".to_owned()));
     }
     let body_max = limit("max_body_size", BODY_BYTES_MAX);
+    let announced = exchange.request.body.remaining();
     let body = match exchange.peek_body(body_max).await {
         Ok(Some(body)) => body,
         Ok(None) => {
-            let text = format!("request size is greater than the maximum size {body_max} allowed");
+            // A body in chunks is not read to its end, so nobody knows how long it is.
+            let size = announced.map(|size| format!(" {size}")).unwrap_or_default();
+            let text =
+                format!("request size{size} is greater than the maximum size {body_max} allowed");
             return Ok(refuse(StatusCode::PAYLOAD_TOO_LARGE, text));
         }
         Err(error) => {

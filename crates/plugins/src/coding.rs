@@ -113,8 +113,11 @@ pub(crate) fn asked(exchange: &Exchange, coding: &[u8]) -> bool {
 /// same (RFC 9110 section 8.8.3). One that cannot say so is taken out.
 pub(crate) fn weaken_etag(response: &mut Response) {
     let weak = match response.headers.get("ETag") {
-        Some([b'W', b'/', b'"', .., b'"']) | None => return,
-        Some(tag @ [b'"', .., b'"']) if tag.len() > 1 => Some([b"W/", tag].concat()),
+        None => return,
+        Some([b'W', b'/', b'"', tag @ .., b'"']) if !tag.contains(&b'"') => return,
+        Some([b'"', tag @ .., b'"']) if !tag.contains(&b'"') => {
+            Some([b"W/\"", tag, b"\""].concat())
+        }
         Some(_) => None,
     };
     match weak {
@@ -150,6 +153,24 @@ const BROTLI_BUFFER_BYTES: usize = 4 << 10;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_tag_becomes_weak_or_goes() {
+        for (tag, weak) in [
+            ("\"a\"", Some("W/\"a\"")),
+            ("W/\"a\"", Some("W/\"a\"")),
+            ("\"\"", Some("W/\"\"")),
+            ("a", None),
+            ("\"", None),
+            ("\"12\"34\"", None),
+            ("W/\"12\"34\"", None),
+        ] {
+            let mut response = Response::page(http::StatusCode::OK);
+            response.headers.set("ETag", tag.as_bytes());
+            weaken_etag(&mut response);
+            assert_eq!(response.headers.get("ETag"), weak.map(str::as_bytes), "{tag}");
+        }
+    }
 
     #[test]
     fn a_coding_is_accepted_unless_it_is_left_out_or_weighs_nothing() {

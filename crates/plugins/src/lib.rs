@@ -77,7 +77,7 @@ pub use google_cloud_functions::GoogleCloudFunctions;
 pub use gzip::Gzip;
 pub use hmac_auth::HmacAuth;
 pub use ip_restriction::IpRestriction;
-pub use jwt_auth::{JwtAuth, JwtClaims};
+pub use jwt_auth::JwtAuth;
 pub use key_auth::KeyAuth;
 pub use limit_conn::LimitConn;
 pub use limit_count::LimitCount;

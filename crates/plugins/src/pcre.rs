@@ -1,11 +1,15 @@
 //! Regular expressions of plugins: PCRE as `ngx.re` reads them, over bytes, with bounded backtracking.
 
 use fancy_regex::{BytesMode, Regex, RegexBuilder};
-use sluicegate_model::schema::pattern::translate;
+use sluicegate_model::schema::pattern::{translate, translate_for_line};
 
 /// A compiled expression.
 #[derive(Clone, Debug)]
-pub struct Pcre(Regex);
+pub struct Pcre {
+    regex: Regex,
+    /// For a text that ends with a line feed, where that makes a difference.
+    for_line: Option<Regex>,
+}
 
 /// What an expression captured: the whole match, then its groups; a group that took no part is empty.
 pub type Captures = Vec<Box<[u8]>>;
@@ -30,22 +34,20 @@ impl Pcre {
     /// # Errors
     /// What is wrong with the expression or its options.
     pub fn with_options(source: &str, options: &str) -> Result<Self, String> {
-        let pcre = translate(source);
         let mut unicode = false;
-        let mut anchored = String::new();
+        let mut anchored = false;
         let has = |option| options.contains(option);
         for option in options.chars() {
             match option {
                 'j' | 'o' | 'd' | 'i' | 's' | 'm' | 'x' | 'D' | 'J' => {}
                 'u' | 'U' => unicode = true,
-                'a' => anchored = format!("\\G(?:{pcre})"),
+                'a' => anchored = true,
                 other => {
                     return Err(format!("unknown flag \"{other}\" (flags \"{options}\")"));
                 }
             }
         }
-        let pattern = if anchored.is_empty() { &pcre } else { &anchored };
-        let build = |mode| {
+        let build = |pattern: &str, mode| {
             RegexBuilder::new(pattern)
                 .case_insensitive(has('i'))
                 .dot_matches_new_line(has('s'))
@@ -56,15 +58,31 @@ impl Pcre {
                 .delegate_size_limit(REGEX_BYTES_MAX)
                 .build()
         };
-        let built = match unicode {
-            true => build(BytesMode::UnicodeBytes),
-            // Bytes, as PCRE without its UTF flag; only what cannot be said in bytes is Unicode.
-            false => build(BytesMode::Ascii).or_else(|error| match source.is_ascii() {
-                true => Err(error),
-                false => build(BytesMode::UnicodeBytes),
-            }),
+        let built = |pattern: String| {
+            let pattern = if anchored { format!("\\G(?:{pattern})") } else { pattern };
+            let built = match unicode {
+                true => build(&pattern, BytesMode::UnicodeBytes),
+                // Bytes, as PCRE without its UTF flag; only what cannot be said in bytes is Unicode.
+                false => {
+                    build(&pattern, BytesMode::Ascii).or_else(|error| match source.is_ascii() {
+                        true => Err(error),
+                        false => build(&pattern, BytesMode::UnicodeBytes),
+                    })
+                }
+            };
+            built.map_err(|error| error.to_string())
         };
-        built.map(Self).map_err(|error| error.to_string())
+        let regex = built(translate(source))?;
+        // With `m` every line has an end, with `D` only the text has.
+        let for_line = translate_for_line(source).filter(|_| !has('m') && !has('D'));
+        Ok(Self { regex, for_line: for_line.map(built).transpose()? })
+    }
+
+    fn regex(&self, text: &[u8]) -> &Regex {
+        match &self.for_line {
+            Some(regex) if text.ends_with(b"\n") => regex,
+            _ => &self.regex,
+        }
     }
 
     /// Compiles an expression that finds what any of these find; `None` when there is none.
@@ -83,7 +101,7 @@ impl Pcre {
 
     /// Is it found in the text? A search that goes back too often finds nothing.
     pub fn is_match(&self, text: &[u8]) -> bool {
-        self.0.is_match(text).unwrap_or(false)
+        self.regex(text).is_match(text).unwrap_or(false)
     }
 
     /// The first match and its groups.
@@ -91,7 +109,8 @@ impl Pcre {
     /// # Errors
     /// The search went back too often.
     pub fn captures(&self, text: &[u8]) -> Result<Option<Captures>, SearchError> {
-        let found = self.0.captures(text).map_err(|error| SearchError(error.to_string()))?;
+        let found =
+            self.regex(text).captures(text).map_err(|error| SearchError(error.to_string()))?;
         Ok(found.map(|groups| {
             let group = |at| groups.get(at).map(|found| text[found.start()..found.end()].into());
             (0..groups.len()).map(|at| group(at).unwrap_or_default()).collect()
@@ -110,7 +129,7 @@ impl Pcre {
     ) -> Result<Option<Vec<u8>>, SearchError> {
         let mut out: Option<Vec<u8>> = None;
         let mut copied = 0;
-        for found in self.0.captures_iter(text) {
+        for found in self.regex(text).captures_iter(text) {
             let groups = found.map_err(|error| SearchError(error.to_string()))?;
             let Some(whole) = groups.get(0) else { break };
             let out = out.get_or_insert_with(|| Vec::with_capacity(text.len()));
@@ -223,6 +242,9 @@ mod tests {
             ("b", "a", "ab", "-", false, None),
             ("é", "u", "caf\u{e9}", "e", false, Some("cafe")),
             ("", "", "ab", "-", true, Some("-a-b-")),
+            (r"\w\S+$", "", "hello world\n", "*", false, Some("hello *\n")),
+            (r"\w\S+$", "D", "hello world\n", "*", false, None),
+            ("o$", "am", "o\no\n", "-", false, Some("-\no\n")),
         ] {
             let pcre = Pcre::with_options(pattern, options).unwrap();
             let by = Replacement::compile(by).unwrap();

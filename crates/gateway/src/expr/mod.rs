@@ -14,6 +14,7 @@ use std::borrow::Cow;
 
 use fancy_regex::{BytesMode, Regex, RegexBuilder};
 use serde_json::Value as Json;
+use sluicegate_model::schema::pattern::translate_for_line;
 
 pub use self::{
     body_path::BodyPath,
@@ -92,7 +93,7 @@ enum Test {
     Equal(Literal),
     NotEqual(Literal),
     Order(Order, f64),
-    Regex(Box<Regex>),
+    Regex(Box<Matcher>),
     In(Vec<Literal>),
     Has(Literal),
     IpMatch(IpSet),
@@ -114,9 +115,7 @@ impl Test {
             Self::Regex(regex) => match value {
                 Value::Bool(false) => false,
                 // Running into the backtracking limit is an error: no match, as in APISIX.
-                value => {
-                    value.to_bytes().is_some_and(|text| regex.is_match(&*text).unwrap_or(false))
-                }
+                value => value.to_bytes().is_some_and(|text| regex.is_match(&text)),
             },
             Self::In(literals) => literals.iter().any(|literal| literal.is(value)),
             Self::Has(literal) => match value {
@@ -277,7 +276,7 @@ fn right_number(right: Option<&Json>) -> Option<f64> {
     }
 }
 
-fn compile_regex(right: Option<&Json>, case_insensitive: bool) -> Result<Regex, String> {
+fn compile_regex(right: Option<&Json>, case_insensitive: bool) -> Result<Matcher, String> {
     let pattern: Cow<'_, str> = match right {
         Some(Json::String(text)) => text.as_str().into(),
         Some(Json::Number(number)) => number.to_string().into(),
@@ -285,19 +284,40 @@ fn compile_regex(right: Option<&Json>, case_insensitive: bool) -> Result<Regex, 
     };
     // PCRE without its UTF flag reads bytes, and so does this. Only a pattern that needs more
     // (a class with a letter beyond ASCII) is read as Unicode.
-    let build = |mode| {
-        RegexBuilder::new(&pattern)
+    let build = |pattern: &str, mode| {
+        RegexBuilder::new(pattern)
             .case_insensitive(case_insensitive)
             .bytes_mode(mode)
             .backtrack_limit(BACKTRACK_MAX)
             .delegate_size_limit(REGEX_BYTES_MAX)
             .build()
     };
-    build(BytesMode::Ascii)
-        .or_else(
-            |error| if pattern.is_ascii() { Err(error) } else { build(BytesMode::UnicodeBytes) },
-        )
-        .map_err(|error| format!("invalid regex '{pattern}': {error}"))
+    let built = |source: &str| {
+        build(source, BytesMode::Ascii)
+            .or_else(|error| match source.is_ascii() {
+                true => Err(error),
+                false => build(source, BytesMode::UnicodeBytes),
+            })
+            .map_err(|error| format!("invalid regex '{pattern}': {error}"))
+    };
+    let regex = built(&pattern)?;
+    let for_line = translate_for_line(&pattern).map(|pattern| built(&pattern)).transpose()?;
+    Ok(Matcher { regex, for_line })
+}
+
+/// A compiled regular expression.
+#[derive(Clone, Debug)]
+struct Matcher {
+    regex: Regex,
+    /// For a text that ends with a line feed, where that makes a difference.
+    for_line: Option<Regex>,
+}
+
+impl Matcher {
+    fn is_match(&self, text: &[u8]) -> bool {
+        let regex = self.for_line.as_ref().filter(|_| text.ends_with(b"\n"));
+        regex.unwrap_or(&self.regex).is_match(text).unwrap_or(false)
+    }
 }
 
 fn compile_addresses(right: Option<&Json>) -> Result<IpSet, String> {
@@ -446,6 +466,8 @@ mod tests {
         for (test, value, expected) in [
             (json!(["~~", "^[Dd]ev$"]), json!("dev"), true),
             (json!(["~~", "ev"]), json!("devel"), true),
+            (json!(["~~", r"\.php$"]), json!("/a.php\n"), true),
+            (json!(["~~", r"\.php$"]), json!("/a.php\n\n"), false),
             (json!(["~~", "dev"]), json!("DEV"), false),
             (json!(["~*", "dev"]), json!("a DEV"), true),
             (json!(["~~", "^(?!internal).*$"]), json!("internal-1"), false),

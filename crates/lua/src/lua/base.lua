@@ -732,6 +732,11 @@ local ctx_meta = {
             if matched then rawset(t, key, matched) end
             return matched
         end
+        if key == "jwt_auth_payload" then
+            local claims = N.ctx_field(key)
+            if claims then rawset(t, key, claims) end
+            return claims
+        end
         return N.ctx_field(key)
     end,
     __metatable = false,

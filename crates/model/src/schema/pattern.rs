@@ -38,8 +38,22 @@ impl Pattern {
     }
 }
 
-/// Rewrites a PCRE pattern so that `fancy-regex` reads it with the same meaning.
+/// Rewrites a PCRE pattern so that `fancy-regex` reads it with the same meaning, but for a text that
+/// ends with a line feed: see [`translate_for_line`].
 pub fn translate(source: &str) -> String {
+    rewrite(source, "$").0
+}
+
+/// The same for texts that end with a line feed: PCRE's `$` is found before it, too. `None`: there is
+/// no `$`, and [`translate`] does for all texts.
+pub fn translate_for_line(source: &str) -> Option<String> {
+    let (pattern, has_end) = rewrite(source, r"(?:$|(?=\n\z))");
+    has_end.then_some(pattern)
+}
+
+/// The pattern with `end` for each `$`, and whether there was one.
+fn rewrite(source: &str, end: &str) -> (String, bool) {
+    let mut has_end = false;
     let chars: Vec<char> = source.chars().collect();
     let mut out = String::with_capacity(source.len() + 16);
     let mut at = 0;
@@ -63,6 +77,11 @@ pub fn translate(source: &str) -> String {
                 at += 2;
             }
             '[' => at = class(&chars, at, &mut out),
+            '$' => {
+                has_end = true;
+                out.push_str(end);
+                at += 1;
+            }
             '{' if !is_quantifier(&chars[at..]) => {
                 out.push_str(r"\{");
                 at += 1;
@@ -73,7 +92,7 @@ pub fn translate(source: &str) -> String {
             }
         }
     }
-    out
+    (out, has_end)
 }
 
 /// Rewrites the class that starts at `at`; returns the place after it.
@@ -209,6 +228,25 @@ const COMPILED_BYTES_MAX: usize = 10 * 1024 * 1024;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_end_is_before_a_last_line_feed_too() {
+        for (pattern, text, expected) in [
+            ("d$", "end\n", Some(2..3)),
+            ("^end$", "end\n", Some(0..3)),
+            ("d$", "end\n\n", None),
+            (r"\s*$", "a \n", Some(1..3)),
+            (r"\s*?$", "a \n", Some(1..2)),
+            ("^$", "\n", Some(0..0)),
+        ] {
+            let regex = Regex::new(&translate_for_line(pattern).unwrap()).unwrap();
+            let found = regex.find(text).unwrap().map(|found| found.range());
+            assert_eq!(found, expected, "{pattern} {text:?}");
+        }
+        for pattern in ["d", r"\$", "[$]", r"[^\]$]"] {
+            assert_eq!(translate_for_line(pattern), None, "{pattern}");
+        }
+    }
 
     #[test]
     fn patterns_mean_what_pcre_means() {

@@ -7,14 +7,13 @@ use http::StatusCode;
 use serde_json::{Value, json};
 use sluicegate_aws::event::{ClientCertificate, EventEncoder, EventRequest, EventTooLarge};
 use sluicegate_gateway::ForwardedFields;
+use sluicegate_gateway::consumer::JwtClaims;
 use sluicegate_gateway::exchange::{Exchange, Response};
 use sluicegate_gateway::http::headers::{Headers, Known};
 use sluicegate_gateway::tls::ToldCertificate;
 use sluicegate_gateway::uri;
 use smallvec::SmallVec;
 use tracing::warn;
-
-use crate::JwtClaims;
 
 /// A request as events tell of it: one that came, or one that somebody asks about.
 pub(super) struct Seen<'a> {

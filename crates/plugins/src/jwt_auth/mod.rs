@@ -19,7 +19,7 @@ use std::time::UNIX_EPOCH;
 use base64::Engine as _;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
-use sluicegate_gateway::consumer::Credential;
+use sluicegate_gateway::consumer::{Credential, JwtClaims};
 use sluicegate_gateway::exchange::Exchange;
 use sluicegate_gateway::expr::{VarName, Vars};
 use sluicegate_gateway::plugin::{
@@ -42,10 +42,6 @@ pub struct JwtAuth {
     times: Box<[Time]>,
     store: bool,
 }
-
-/// The claims of the token that told who sends the request, for plugins that run later
-/// (`store_in_ctx`).
-pub struct JwtClaims(pub Map<String, Value>);
 
 impl Plugin for JwtAuth {
     const NAME: &'static str = "jwt-auth";

@@ -21,7 +21,7 @@ use http::StatusCode;
 use sluicegate_gateway::body::{Body, BodyError, Source};
 use sluicegate_gateway::http::Headers;
 use tokio::runtime::Handle;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
@@ -39,6 +39,9 @@ pub(super) struct Disk {
     writing: Arc<AtomicUsize>,
     next_temporary: AtomicU64,
     warned: Mutex<Option<Instant>>,
+    opened: Instant,
+    /// Is everything that lay there in the zone?
+    read_in: watch::Sender<bool>,
     /// Held for as long as the folder is this gateway's.
     _lock: File,
 }
@@ -72,6 +75,8 @@ impl Disk {
             writing: Arc::default(),
             next_temporary: AtomicU64::new(0),
             warned: Mutex::new(None),
+            opened: Instant::now(),
+            read_in: watch::Sender::new(false),
             _lock: lock,
         })
     }
@@ -82,8 +87,23 @@ impl Disk {
         let (disk, zone) = (self.clone(), zone.clone());
         self.background.spawn_blocking(move || {
             let answers = disk.scan_folder(&disk.root, 0, &zone);
+            disk.read_in.send_replace(true);
             info!(folder = %disk.root.display(), answers, "A cache of files is read in.");
         });
+    }
+
+    /// Waits, for so long, until the zone knows what lies in the folder. Says whether it does.
+    pub(super) async fn is_read_in(&self, limit: Duration) -> bool {
+        let mut read_in = self.read_in.subscribe();
+        let waited = tokio::time::timeout(limit, read_in.wait_for(|done| *done)).await;
+        waited.is_ok_and(|done| done.is_ok())
+    }
+
+    /// The same for a request that could be served without: the first ones after a start wait a
+    /// little, as few files are read in at once. Says whether it is worth it to look again.
+    pub(super) async fn was_just_read_in(&self) -> bool {
+        let left = FIRST_LOOKS_WAIT.saturating_sub(self.opened.elapsed());
+        !left.is_zero() && self.is_read_in(left).await
     }
 
     /// The number of answers found.
@@ -571,6 +591,8 @@ const PIECE_BYTES: usize = 256 << 10;
 const READERS_MAX: usize = 128;
 /// How long a request waits for a file to be opened before it goes to its upstream.
 const READ_WAIT: Duration = Duration::from_secs(2);
+/// How long after a zone was opened a request waits for what lies in its folder.
+const FIRST_LOOKS_WAIT: Duration = Duration::from_millis(200);
 /// Files that are written at one time; further answers are not kept.
 const WRITERS_MAX: usize = 128;
 /// Bytes of an answer that wait to be written; an answer that comes faster than that is not kept.
@@ -620,6 +642,21 @@ mod tests {
         let fields: Vec<_> = read.headers.iter().collect();
         let expected = head().headers;
         assert_eq!(fields, expected.iter().collect::<Vec<_>>());
+    }
+
+    #[tokio::test]
+    async fn who_wants_to_know_what_lies_in_a_folder_waits_until_it_is_looked_through() {
+        let folder = tempfile::tempdir().unwrap();
+        let disk = Disk::open(folder.path(), &[1, 2], Handle::current()).unwrap();
+        let (disk, zone) = (Arc::new(disk), Arc::new(Zone::new(1 << 20, 1 << 20)));
+        assert!(!disk.is_read_in(Duration::from_millis(10)).await);
+        let waiting = tokio::spawn({
+            let disk = disk.clone();
+            async move { disk.is_read_in(Duration::from_secs(20)).await }
+        });
+        disk.scan(&zone);
+        assert!(waiting.await.unwrap());
+        assert!(disk.is_read_in(Duration::ZERO).await, "nobody waits any more");
     }
 
     #[test]

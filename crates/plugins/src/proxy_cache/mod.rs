@@ -17,6 +17,7 @@ mod zones;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, StatusCode};
@@ -211,7 +212,7 @@ impl Plugin for ProxyCache {
     async fn access(&self, exchange: &mut Exchange) -> Result<Flow, PluginError> {
         let Some(open) = &self.rules.open else { return Ok(Flow::Continue) };
         if exchange.client_method().as_str() == "PURGE" {
-            return Ok(Flow::Respond(self.rules.purge(exchange, open)));
+            return Ok(Flow::Respond(self.rules.purge(exchange, open).await));
         }
         let status = match self.rules.look(exchange, open).await {
             Look::Hit(response) => return Ok(Flow::Respond(*response)),
@@ -282,7 +283,13 @@ impl Rules {
         key.digest()
     }
 
-    fn purge(&self, exchange: &Exchange, open: &Open) -> Response {
+    async fn purge(&self, exchange: &Exchange, open: &Open) -> Response {
+        // What is not known yet would serve again after it was said to be gone.
+        if let Some(disk) = &open.disk
+            && !disk.is_read_in(PURGE_WAIT).await
+        {
+            return Response::page(StatusCode::SERVICE_UNAVAILABLE);
+        }
         let Some(files) = open.zone.purge(&self.key(exchange)) else {
             return Response::page(StatusCode::NOT_FOUND);
         };
@@ -314,7 +321,13 @@ impl Rules {
         }
         let key = self.key(exchange);
         let now = now_ms();
-        let slot = open.zone.get(&key);
+        let mut slot = open.zone.get(&key);
+        if slot.is_none()
+            && let Some(disk) = &open.disk
+            && disk.was_just_read_in().await
+        {
+            slot = open.zone.get(&key);
+        }
         let missed = |status| match asks.only_if_cached {
             true => Look::OnlyIfCached,
             false => Look::Missed(status, key),
@@ -578,6 +591,8 @@ enum Strategy {
 
 /// Tells what became of a request here.
 const STATUS: &str = "Apisix-Cache-Status";
+/// How long a `PURGE` waits until it is known what lies in a zone's folder.
+const PURGE_WAIT: Duration = Duration::from_secs(10);
 
 /// Variables that tell who asks.
 const IDENTITIES: [&str; 4] =

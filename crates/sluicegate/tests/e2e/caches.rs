@@ -305,6 +305,10 @@ fn files_serve_again_after_a_restart_and_what_is_no_answer_does_not() {
     statuses.sort();
     assert_eq!(statuses, ["HIT", "MISS", "MISS"]);
     assert!(odd.exists(), "what is not a cache's stays");
+    // At once: what lies in the folder has to be known before anything is said about it.
+    gate.restart();
+    assert_eq!(ask(&gate, "PURGE", "/upstream", &[]).1.status, 200);
+    assert_eq!(ask(&gate, "GET", "/upstream", &[]).0, "MISS");
     wait::until("unfinished files are gone", || (!unfinished.exists()).then_some(()));
 }
 

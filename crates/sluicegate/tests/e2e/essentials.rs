@@ -409,5 +409,9 @@ fn apis_of_plugins_are_served_where_a_route_lets_them() {
         batch(two).json()["error_msg"],
         "too many pipeline requests, 2 exceeds the maximum of 1"
     );
-    assert_eq!(batch(json!({"pipeline": [{"path": "/p".repeat(50)}]})).status, 413);
+    let long = json!({"pipeline": [{"path": "/p".repeat(50)}]});
+    let refused = batch(long.clone());
+    let size = long.to_string().len();
+    let text = format!("request size {size} is greater than the maximum size 60 allowed");
+    assert_eq!((refused.status, refused.json()["error_msg"].as_str()), (413, Some(&*text)));
 }

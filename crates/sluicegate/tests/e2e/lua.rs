@@ -48,6 +48,42 @@ fn a_function_stands_in_front_of_an_upstream_and_of_a_lambda_function() {
 }
 
 #[test]
+fn a_function_finds_the_claims_of_a_token_where_jwt_auth_keeps_them() {
+    let gateway = GatewayProcess::start(BINARY);
+    let key = json!({"key": "k", "secret": "a-secret-for-tests"});
+    gateway.set("/consumers/ann", &json!({"username": "ann", "plugins": {"jwt-auth": key}}));
+    // {"key":"k","roles":["a","b"]}
+    let token = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJrZXkiOiJrIiwicm9sZXMiOlsiYSIsImIiXX0.MqWMxNhQfvzXe4d6dRrc1untn7XbUuumbdF0xW1RGWc";
+    let source = "return function(conf, ctx)
+        local claims = ctx.jwt_auth_payload
+        if not claims then return 403, 'none' end
+        claims.seen = (claims.seen or 0) + 1
+        return 200, claims.key .. claims.roles[2] .. ctx.jwt_auth_payload.seen
+    end";
+    for (store, status, said) in [(true, 200, "kb1"), (false, 403, "none")] {
+        let mut plugins = pre("access", source);
+        plugins["jwt-auth"] = json!({"store_in_ctx": store});
+        gateway.set("/routes/1", &json!({"uri": "/jwt", "plugins": plugins}));
+        let answer = request(gateway.http, "GET", "/jwt", &[("Authorization", token)], b"");
+        assert_eq!((answer.status, answer.text().as_str()), (status, said), "{store}");
+    }
+}
+
+#[test]
+fn a_dollar_is_found_before_a_last_line_feed_unless_it_may_not() {
+    let gateway = GatewayProcess::start(BINARY);
+    let source = r#"return function(conf, ctx)
+        local text, found = "ab\ncd\n", {}
+        for _, one in ipairs({{"d$", ""}, {"d$", "D"}, {"b$", ""}, {"b$", "m"}}) do
+            found[#found + 1] = ngx.re.find(text, one[1], one[2]) or "-"
+        end
+        return 200, table.concat(found, " ") .. " " .. ngx.re.sub(text, "d$", "x", "jo")
+    end"#;
+    gateway.set("/routes/1", &json!({"uri": "/re", "plugins": pre("access", source)}));
+    assert_eq!(get(gateway.http, "/re").text(), "5 - - 2 ab\ncx\n");
+}
+
+#[test]
 fn behind_proxy_rewrite_nginx_has_the_new_path_and_apisix_the_clients() {
     let gateway = GatewayProcess::start(BINARY);
     let say = "return function(conf, ctx) ngx.say(ngx.var.uri, ' ', ctx.var.uri) ngx.exit(200) end";
