@@ -8,7 +8,7 @@ use sluicegate_model::schema::pattern::{translate, translate_for_line};
 pub struct Pcre {
     regex: Regex,
     /// For a text that ends with a line feed, where that makes a difference.
-    for_line: Option<Regex>,
+    for_line: Option<Box<Regex>>,
 }
 
 /// What an expression captured: the whole match, then its groups; a group that took no part is empty.
@@ -75,7 +75,7 @@ impl Pcre {
         let regex = built(translate(source))?;
         // With `m` every line has an end, with `D` only the text has.
         let for_line = translate_for_line(source).filter(|_| !has('m') && !has('D'));
-        Ok(Self { regex, for_line: for_line.map(built).transpose()? })
+        Ok(Self { regex, for_line: for_line.map(built).transpose()?.map(Box::new) })
     }
 
     fn regex(&self, text: &[u8]) -> &Regex {
