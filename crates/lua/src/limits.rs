@@ -229,7 +229,7 @@ impl Budget {
 }
 
 /// Instructions between two looks at the limits.
-const STEP: u32 = 1000;
+const STEP: u32 = 200;
 
 /// Bytes of one text that the library makes at one go, outside of Lua's own memory: JSON, arguments,
 /// replacements.

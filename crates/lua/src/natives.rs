@@ -172,7 +172,12 @@ fn bytes(lua: &Lua, inner: &Rc<Inner>, add: Add<'_>) -> Result<()> {
     let budget = inner.budget.clone();
     let args = move |_: &Lua, args: Table| encode_args(&args, &budget).map(Bytes);
     add("encode_args", lua.create_function(args)?)?;
-    let dashed = |lua: &Lua, name: LuaString| -> Result<LuaString> {
+    let budget = inner.budget.clone();
+    let charge = move |_: &Lua, bytes: f64| budget.charge(bytes.max(0.0) as usize);
+    add("charge", lua.create_function(charge)?)?;
+    let budget = inner.budget.clone();
+    let dashed = move |lua: &Lua, name: LuaString| -> Result<LuaString> {
+        budget.charge(name.as_bytes().len())?;
         if !name.as_bytes().contains(&b'_') {
             return Ok(name);
         }
@@ -636,7 +641,7 @@ fn logs(lua: &Lua, add: Add<'_>) -> Result<()> {
     add(
         "log",
         lua.create_function(|lua, (level, text): (u8, LuaString)| {
-            log(lua, level, &text.to_string_lossy());
+            log(lua, level, &text.as_bytes());
             Ok(())
         })?,
     )
@@ -658,14 +663,12 @@ pub(crate) fn place(lua: &Lua, level: usize) -> Option<String> {
 }
 
 /// Writes a line as nginx would: the script, its line, the function, the text.
-fn log(lua: &Lua, level: u8, text: &str) {
+fn log(lua: &Lua, level: u8, text: &[u8]) {
     let place = place(lua, 1).map(|place| format!("{place}(): ")).unwrap_or_default();
-    let mut end = text.len().min(LOG_BYTES);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
+    // Cut first: the text may have tens of megabytes.
+    let text = String::from_utf8_lossy(&text[..text.len().min(LOG_BYTES)]);
     let route = crate::request::with(|step| step.exchange().route_id().to_owned());
-    let (route, text) = (route.unwrap_or_default(), &text[..end]);
+    let route = route.unwrap_or_default();
     match level {
         0..=4 => error!(route, "[lua] {place}{text}"),
         5 => warn!(route, "[lua] {place}{text}"),

@@ -15,6 +15,7 @@ use sluicegate_gateway::uri;
 
 use crate::host::Inner;
 use crate::json;
+use crate::limits::Budget;
 use crate::natives::{Add, Bytes, append, plain};
 use crate::request::{Parts, Phase, Step, with};
 use crate::run::Registered;
@@ -24,8 +25,8 @@ pub(crate) fn add(lua: &Lua, inner: &Rc<Inner>, null: &Value, add: Add<'_>) -> R
     state(lua, inner, add)?;
     variables(lua, inner, add)?;
     request(lua, inner, add)?;
-    answer(lua, add)?;
-    context(lua, null, add)
+    answer(lua, inner, add)?;
+    context(lua, inner, null, add)
 }
 
 /// Outside of a request there is nothing to look at.
@@ -169,6 +170,9 @@ fn state(lua: &Lua, inner: &Rc<Inner>, add: Add<'_>) -> Result<()> {
 fn variables(lua: &Lua, inner: &Rc<Inner>, add: Add<'_>) -> Result<()> {
     let shared = inner.clone();
     let get = move |lua: &Lua, name: LuaString| {
+        if name.as_bytes().len() > VAR_NAME_MAX {
+            return Ok(None);
+        }
         let known = shared.vars.borrow().get(&*name.as_bytes()).cloned();
         let var = match known {
             Some(var) => var,
@@ -307,12 +311,15 @@ fn put(headers: &mut Headers, name: &str, values: Option<Vec<Vec<u8>>>) {
 }
 
 /// Values of a field as they go out: control characters escaped, as OpenResty escapes them.
-fn bytes_of(values: Option<Table>) -> Result<Option<Vec<Vec<u8>>>> {
+fn bytes_of(budget: &Budget, values: Option<Table>) -> Result<Option<Vec<Vec<u8>>>> {
     let bad = |byte: u8| byte.is_ascii_control() && byte != b'\t';
     let Some(values) = values else { return Ok(None) };
     let (mut all, mut bytes) = (Vec::new(), 0);
     for value in values.sequence_values::<LuaString>() {
-        let value = escaped(&value?.as_bytes(), bad);
+        let value = value?;
+        // A head is kept outside of Lua's memory as long as its request.
+        budget.charge(value.as_bytes().len().saturating_mul(FIELD_BYTE_COST))?;
+        let value = escaped(&value.as_bytes(), bad);
         bytes += value.len();
         if all.len() >= FIELD_VALUES_MAX || bytes > FIELD_BYTES_MAX {
             return Err(mlua::Error::RuntimeError(format!(
@@ -325,10 +332,12 @@ fn bytes_of(values: Option<Table>) -> Result<Option<Vec<Vec<u8>>>> {
 }
 
 /// A field's name as it goes out: what is no part of a name escaped, as OpenResty escapes it.
-fn field_name(name: &LuaString) -> String {
+fn field_name(budget: &Budget, name: &LuaString) -> Result<String> {
+    budget
+        .charge(name.as_bytes().len().saturating_add(FIELD_COST).saturating_mul(FIELD_BYTE_COST))?;
     let part = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
     let name = escaped(&name.as_bytes(), |byte| !part(byte));
-    String::from_utf8_lossy(&name).into_owned()
+    Ok(String::from_utf8_lossy(&name).into_owned())
 }
 
 fn escaped(bytes: &[u8], bad: impl Fn(u8) -> bool) -> Vec<u8> {
@@ -351,8 +360,9 @@ fn request(lua: &Lua, inner: &Rc<Inner>, add: Add<'_>) -> Result<()> {
         fields(lua, all, raw)
     };
     add("req_headers", lua.create_function(headers)?)?;
-    let set = |_: &Lua, (name, values): (LuaString, Option<Table>)| {
-        let (name, values) = (field_name(&name), bytes_of(values)?);
+    let budget = inner.budget.clone();
+    let set = move |_: &Lua, (name, values): (LuaString, Option<Table>)| {
+        let (name, values) = (field_name(&budget, &name)?, bytes_of(&budget, values)?);
         here(|step| {
             if let Some(exchange) = step.exchange_mut() {
                 put(&mut exchange.request.headers, &name, values);
@@ -360,8 +370,9 @@ fn request(lua: &Lua, inner: &Rc<Inner>, add: Add<'_>) -> Result<()> {
         })
     };
     add("req_set_header", lua.create_function(set)?)?;
-    let add_header = |_: &Lua, (name, values): (LuaString, Option<Table>)| {
-        let (name, values) = (field_name(&name), bytes_of(values)?);
+    let budget = inner.budget.clone();
+    let add_header = move |_: &Lua, (name, values): (LuaString, Option<Table>)| {
+        let (name, values) = (field_name(&budget, &name)?, bytes_of(&budget, values)?);
         here(|step| {
             if let Some(exchange) = step.exchange_mut() {
                 for value in values.unwrap_or_default().iter().filter(|_| !name.is_empty()) {
@@ -475,7 +486,7 @@ fn request(lua: &Lua, inner: &Rc<Inner>, add: Add<'_>) -> Result<()> {
     add("raw_header", lua.create_function(raw)?)
 }
 
-fn answer(lua: &Lua, add: Add<'_>) -> Result<()> {
+fn answer(lua: &Lua, inner: &Rc<Inner>, add: Add<'_>) -> Result<()> {
     let headers = |lua: &Lua, (max, raw): (usize, bool)| {
         let all = here(|step| step.answer_seen().map(|headers| copied(headers, max)))?;
         fields(lua, all.unwrap_or_default(), raw)
@@ -501,8 +512,9 @@ fn answer(lua: &Lua, add: Add<'_>) -> Result<()> {
         }
     };
     add("header_get", lua.create_function(get)?)?;
-    let set = |_: &Lua, (name, values): (LuaString, Option<Table>)| {
-        let (name, values) = (field_name(&name), bytes_of(values)?);
+    let budget = inner.budget.clone();
+    let set = move |_: &Lua, (name, values): (LuaString, Option<Table>)| {
+        let (name, values) = (field_name(&budget, &name)?, bytes_of(&budget, values)?);
         here(|step| {
             if let Some(headers) = step.answer() {
                 put(headers, &name, values);
@@ -510,8 +522,9 @@ fn answer(lua: &Lua, add: Add<'_>) -> Result<()> {
         })
     };
     add("header_set", lua.create_function(set)?)?;
-    let append = |_: &Lua, (name, values): (LuaString, Option<Table>)| {
-        let (name, values) = (field_name(&name), bytes_of(values)?);
+    let budget = inner.budget.clone();
+    let append = move |_: &Lua, (name, values): (LuaString, Option<Table>)| {
+        let (name, values) = (field_name(&budget, &name)?, bytes_of(&budget, values)?);
         here(|step| {
             if let Some(headers) = step.answer() {
                 for value in values.unwrap_or_default().iter().filter(|_| !name.is_empty()) {
@@ -523,7 +536,7 @@ fn answer(lua: &Lua, add: Add<'_>) -> Result<()> {
     add("header_add", lua.create_function(append)?)
 }
 
-fn context(lua: &Lua, null: &Value, add: Add<'_>) -> Result<()> {
+fn context(lua: &Lua, inner: &Rc<Inner>, null: &Value, add: Add<'_>) -> Result<()> {
     let ctx = |_: &Lua, at: usize| {
         let pair = here(|step| step.remembered.context.borrow().clone())?;
         pair.map(|(_, pair)| pair.get::<Table>()?.raw_get::<Value>(at)).transpose()
@@ -535,8 +548,10 @@ fn context(lua: &Lua, null: &Value, add: Add<'_>) -> Result<()> {
     };
     add("set_ctx", lua.create_function(set_ctx)?)?;
     let null_of = null.clone();
+    let budget = inner.budget.clone();
     let route = move |lua: &Lua, ()| {
         let text = here(|step| step.exchange().route.as_ref().map(|route| route.text.clone()))?;
+        budget.charge(text.as_ref().map_or(0, |text| text.len() * FIELD_BYTE_COST))?;
         match text.and_then(|text| serde_json::from_slice(&text).ok()) {
             Some(json) => json::to_lua(lua, &json, &null_of),
             None => Ok(Value::Nil),
@@ -629,5 +644,12 @@ fn context(lua: &Lua, null: &Value, add: Add<'_>) -> Result<()> {
 pub(crate) const FIELD_VALUES_MAX: usize = 1000;
 pub(crate) const FIELD_BYTES_MAX: usize = 4 << 20;
 
+/// A byte of a field counts as this many that are only copied, and a field as this many bytes more.
+const FIELD_BYTE_COST: usize = 8;
+const FIELD_COST: usize = 64;
+
 /// Parsed names of variables kept per core; all are dropped when there are more.
 const VARS_KEPT: usize = 4096;
+
+/// Bytes of a variable's name; no longer one is there.
+const VAR_NAME_MAX: usize = 4096;

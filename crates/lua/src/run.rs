@@ -107,7 +107,7 @@ impl Functions {
                 match resumed? {
                     Ran::Ended(values) => break values,
                     Ran::Waits(what, argument) => {
-                        if remembered.exit.get().is_some() {
+                        if what == "exit" {
                             return exited(&remembered, exchange);
                         }
                         thread = thread.waits(&host)?;

@@ -156,22 +156,34 @@ function strings.gsub(s, pattern, repl, max)
     return concat(out), count
 end
 
+local function less(a, b) return a < b end
+
 -- These write without asking a metatable.
-local move = table.move
+local move, charge = table.move, N.charge
 local tables = {
     concat = concat, maxn = table.maxn, getn = table.getn, foreach = table.foreach,
     foreachi = table.foreachi, pack = table.pack, unpack = unpack,
     insert = function(t, ...)
         if protected[t] then unshared(t) end
+        if select("#", ...) == 2 and type(t) == "table" then
+            -- C moves what is behind the place, and would do so from any place that there is not.
+            local at = tonumber((...))
+            if at and not (at >= 0 and at < 2 ^ 31) then
+                error("bad argument #2 to 'insert' (position out of bounds)", 2)
+            end
+            local moved = #t - (at or 0)
+            if moved > 1000 then charge(moved * 8) end
+        end
         return insert(t, ...)
     end,
     remove = function(t, ...)
         if protected[t] then unshared(t) end
         return remove(t, ...)
     end,
-    sort = function(t, ...)
+    -- Compares in Lua, where it is counted: C alone would go on for hours with a list made for that.
+    sort = function(t, before)
         if protected[t] then unshared(t) end
-        return sort(t, ...)
+        return sort(t, before == nil and less or before)
     end,
 }
 if move then
@@ -1144,7 +1156,7 @@ local core = {
     request = shared(core_request, "core.request"), response = shared(core_response, "core.response"),
     table = shared(core_table, "core.table"), string = shared(core_string, "core.string"),
     ctx = shared(core_ctx, "core.ctx"), utils = shared(core_utils, "core.utils"),
-    sleep = ngx.sleep, empty_tab = shared({}, "core.empty_tab"), version = {VERSION = "3.18.0"},
+    sleep = ngx.sleep, empty_tab = shared({}, "core.empty_tab"), version = shared({VERSION = "3.18.0"}, "core.version"),
     id = shared({get = N.uuid}, "core.id"),
 }
 

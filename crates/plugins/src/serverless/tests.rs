@@ -332,6 +332,7 @@ fn no_script_changes_what_others_use() {
         "getmetatable('').__index = {}",
         "setmetatable(ngx.req, {})",
         "setmetatable(_G, {})",
+        "require('apisix.core').version.VERSION = '0'",
     ] {
         let script = format!("ngx.print(pcall(function() {script} end) == false)");
         says(&script, "true");
@@ -429,6 +430,32 @@ fn body_filters_change_the_body() {
 }
 
 #[test]
+fn lists_are_sorted_and_grow_as_ever() {
+    says("local t = {3, 1, 2} table.sort(t) ngx.print(t)", "123");
+    says("local t = {3, 1, 2} table.sort(t, function(a, b) return a > b end) ngx.print(t)", "321");
+    says("local t = {1, 3} table.insert(t, 2, 2) table.insert(t, 4) ngx.print(t)", "1234");
+    says("local t = {1} table.insert(t, 5, 2) ngx.print(t[5], table.maxn(t))", "25");
+    says("ngx.print((pcall(table.sort, {1, 'a', 2})))", "false");
+    says("ngx.print((pcall(table.sort, {1, 2}, 1)))", "false");
+    for place in ["-1", "0 / 0", "2 ^ 31", "'-1e300'", "-math.huge"] {
+        says(
+            &format!("ngx.print(select(2, pcall(table.insert, {{}}, {place}, 1)))"),
+            "bad argument #2 to 'insert' (position out of bounds)",
+        );
+    }
+    says("ngx.print(#('x'):rep(1e5):upper():reverse(), ('%s'):format('a'))", "100000a");
+}
+
+#[test]
+fn an_exit_that_did_not_end_its_function_is_not_taken_for_one_when_it_waits() {
+    // Nothing yields across C.
+    says(
+        "pcall(table.sort, {3, 2, 1}, function() ngx.exit(403) end) ngx.sleep(0.001) ngx.print('on')",
+        "on",
+    );
+}
+
+#[test]
 fn no_script_holds_the_gateway() {
     for script in [
         "while true do end",
@@ -474,6 +501,17 @@ fn no_script_holds_the_gateway() {
         "return assert(ngx.re.match(('a'):rep(9e5), '(?:(?=a*)a)*'))",
         "return assert(ngx.re.gsub(('a'):rep(9e5), '(?=a*c)a', 'b'))",
         "return require('cjson').decode('[' .. ('1,'):rep(1.5e7) .. '1]')",
+        // One call of C's that goes on for hours.
+        "local t = {} table.insert(t, -2147483647, 1)",
+        "local t = {} for i = 1, 1e6 do t[i] = i end while true do table.sort(t) end",
+        "local s = ('x'):rep(1.5e7) local a, b, t = s .. 'a', s .. 'b', {}
+            for i = 1, 1e5 do t[i] = i % 2 == 0 and a or b end table.sort(t)",
+        // Each short, together long: the clock is looked at between them.
+        "local s = ('x'):rep(1.5e7) local a, b, x = s .. 'a', s .. 'b' while true do x = a < b end",
+        "local s = ('X'):rep(1.5e7) while true do local x = s:lower() end",
+        "local s = ('\\0'):rep(4e6) while true do local x = ('%q'):format(s) end",
+        "local s = ('\\255'):rep(2e7) while true do ngx.log(ngx.ERR, s) end",
+        "local v = ('v'):rep(4e6) for i = 1, 500 do ngx.header['x' .. i] = v end",
         // More values than Rust can refer to at one time.
         "local t = {} for i = 1, 7000 do t[i] = 'v' .. i end
             for i = 1, 200 do ngx.timer.at(1000, print, unpack(t)) end error('done')",
