@@ -186,7 +186,9 @@ fn bytes(lua: &Lua, inner: &Rc<Inner>, add: Add<'_>) -> Result<()> {
         lua.create_string(name)
     };
     add("dashed", lua.create_function(dashed)?)?;
-    let url = |lua: &Lua, text: LuaString| {
+    let budget = inner.budget.clone();
+    let url = move |lua: &Lua, text: LuaString| {
+        budget.charge(text.as_bytes().len().saturating_mul(URL_BYTE_COST))?;
         let text = text.to_string_lossy();
         let Ok(uri) = text.parse::<http::Uri>() else { return Ok(None) };
         let (Some(scheme), Some(host)) = (uri.scheme_str(), uri.host()) else { return Ok(None) };
@@ -200,9 +202,13 @@ fn bytes(lua: &Lua, inner: &Rc<Inner>, add: Add<'_>) -> Result<()> {
         Ok(Some(parts))
     };
     add("parse_url", lua.create_function(url)?)?;
+    let budget = inner.budget.clone();
     add(
         "parse_net_url",
-        lua.create_function(|lua, text: LuaString| net_url(lua, &text.to_string_lossy()))?,
+        lua.create_function(move |lua, text: LuaString| {
+            budget.charge(text.as_bytes().len().saturating_mul(URL_BYTE_COST))?;
+            net_url(lua, &text.to_string_lossy())
+        })?,
     )?;
     Ok(())
 }
@@ -752,6 +758,9 @@ fn read_module(path: &Path) -> std::result::Result<Option<Vec<u8>>, String> {
 
 /// Digests cost more than copies: about this many times.
 const BYTE_COST: usize = 8;
+
+/// Taking an address apart looks at each byte many times.
+const URL_BYTE_COST: usize = 64;
 
 /// Arguments taken from one text.
 const ARGS_MAX: usize = 1000;

@@ -415,7 +415,9 @@ fn request(lua: &Lua, inner: &Rc<Inner>, add: Add<'_>) -> Result<()> {
         })
     };
     add("set_uri", lua.create_function(set_uri)?)?;
-    let set_method = |_: &Lua, name: LuaString| {
+    let budget = inner.budget.clone();
+    let set_method = move |_: &Lua, name: LuaString| {
+        budget.charge(name.as_bytes().len().saturating_mul(FIELD_BYTE_COST))?;
         let Ok(method) = Method::from_bytes(&name.as_bytes()) else { return Ok(false) };
         here(|step| {
             if let Some(exchange) = step.exchange_mut() {

@@ -512,6 +512,8 @@ fn no_script_holds_the_gateway() {
         "local s = ('\\0'):rep(4e6) while true do local x = ('%q'):format(s) end",
         "local s = ('\\255'):rep(2e7) while true do ngx.log(ngx.ERR, s) end",
         "local v = ('v'):rep(4e6) for i = 1, 500 do ngx.header['x' .. i] = v end",
+        "local s = 'http://a/' .. ('x'):rep(1e7) while true do require('net.url').parse(s) end",
+        "local s = ('X'):rep(2e7) while true do pcall(ngx.req.set_method, s) end",
         // More values than Rust can refer to at one time.
         "local t = {} for i = 1, 7000 do t[i] = 'v' .. i end
             for i = 1, 200 do ngx.timer.at(1000, print, unpack(t)) end error('done')",
