@@ -7,6 +7,7 @@
 //! line, key, what was expected and what was found, and all errors come at once.
 
 mod admin_key;
+mod build;
 mod check;
 mod ciphers;
 mod error;

@@ -1,48 +1,44 @@
 //! Putting the rooms together. The only place that knows all of them.
 
-use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use anyhow::{Context, anyhow, bail};
 use arc_swap::ArcSwap;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use serde_json::{Value, json};
+use serde_json::Value;
 use sluicegate_admin::configs::Declared;
-use sluicegate_admin::control::{ControlState, Status};
-use sluicegate_admin::status::{Broken, Readiness, Stale, StatusState};
+use sluicegate_admin::control::ControlState;
+use sluicegate_admin::status::StatusState;
 use sluicegate_admin::{AdminState, Applied};
 use sluicegate_config::{Config, ConfigProvider, TrustedCertificate, Warning};
 use sluicegate_gateway::client::{Egress, TlsClients};
 use sluicegate_gateway::core::Shared;
 use sluicegate_gateway::listen::{Gateway, Listeners};
-use sluicegate_gateway::plugin::{PluginState, Registry};
-use sluicegate_gateway::snapshot::{Change, Compiler, Deps, Report};
+use sluicegate_gateway::plugin::Registry;
+use sluicegate_gateway::snapshot::{Compiler, Deps, Report};
 use sluicegate_gateway::upstream::discovery::Services;
 use sluicegate_gateway::upstream::health::HealthChecks;
 use sluicegate_gateway::upstream::resolve::Resolver;
 use sluicegate_gateway::upstream::{Known, UpstreamDeps};
-use sluicegate_identity::IdentityStatus;
 use sluicegate_model::check::Outside;
-use sluicegate_model::encrypt::{Keyring, each_private_key};
+use sluicegate_model::encrypt::Keyring;
 use sluicegate_model::plugin::Catalog;
-use sluicegate_model::resource::Key;
-use sluicegate_plugins::{AwsIdentities, AwsRefusals, Refusals, TokenIdentities};
-use sluicegate_store::{
-    Change as StoreChange, Entry, Event, Health, Listing, Store, StoreError, Watch,
-};
+use sluicegate_store::{Event, Store};
 use tokio::runtime::{Handle, Runtime};
 use tokio::sync::{Mutex, watch};
 use tracing::{error, info, warn};
 
 use crate::cli::Place;
 use crate::doors::{Door, DoorTls, Doors};
+use crate::follow::{Decoder, Follower, PLUGINS_KEY, gone, managers_first, put, take_plugins};
 use crate::judge::{DeclaredPlugins, FileJudge, Source};
 use crate::references::{CHANGE_WAIT, References, START_WAIT};
 use crate::signals::Signals;
+use crate::status::{Inside, Staleness, Unreadable, look, status};
 use crate::stores::{self, Opened};
 use crate::{error_log, explain, settings};
 
@@ -617,380 +613,6 @@ impl Reloader {
     }
 }
 
-/// What the Control and Status APIs look at.
-#[derive(Clone)]
-struct Inside {
-    plugin_state: Arc<PluginState>,
-    shared: Arc<Shared>,
-    reports: Arc<ArcSwap<Vec<Report>>>,
-    store: Arc<dyn Store>,
-    references: Arc<References>,
-    unreadable: Arc<Unreadable>,
-    staleness: Arc<Staleness>,
-}
-
-impl Inside {
-    fn broken(&self) -> Vec<Broken> {
-        let shown =
-            |r: &Report| Broken { kind: r.kind.plural(), id: r.id.clone(), cause: r.cause.clone() };
-        self.unreadable.all().chain(self.reports.load().iter().map(shown)).collect()
-    }
-
-    fn readiness(&self) -> Readiness {
-        if self.shared.draining.load(Ordering::Acquire) {
-            return Readiness::Not("the gateway stops".to_owned());
-        }
-        let stale = match self.store.health() {
-            Health::Ready => None,
-            Health::Stale { since, reason } => Some(Stale { since, reason }),
-        };
-        Readiness::Serving { stale, broken: self.broken() }
-    }
-}
-
-/// Counts how often the store's source was lost. What is lost and back within a moment is not seen.
-#[derive(Default)]
-struct Staleness {
-    count: AtomicU64,
-}
-
-impl Staleness {
-    async fn watch(self: Arc<Self>, store: Arc<dyn Store>) {
-        let mut known = None;
-        loop {
-            if let Health::Stale { since, .. } = store.health()
-                && known.replace(since) != Some(since)
-            {
-                self.count.fetch_add(1, Ordering::Relaxed);
-            }
-            tokio::time::sleep(STALENESS_LOOK).await;
-        }
-    }
-}
-
-/// Stored resources that are no JSON, by their keys.
-#[derive(Default)]
-struct Unreadable(std::sync::Mutex<BTreeMap<Arc<str>, Broken>>);
-
-impl Unreadable {
-    fn change(&self, key: &Arc<str>, broken: Option<Broken>) {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match broken {
-            Some(broken) => drop(all.insert(key.clone(), broken)),
-            None if all.is_empty() => {}
-            None => drop(all.remove(key)),
-        }
-    }
-
-    fn clear(&self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
-    }
-
-    fn all(&self) -> impl Iterator<Item = Broken> {
-        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.values().cloned().collect::<Vec<_>>().into_iter()
-    }
-}
-
-/// What the status API tells, before and after there is something inside.
-fn look(inside: Arc<OnceLock<Inside>>) -> Arc<dyn Fn() -> Readiness + Send + Sync> {
-    Arc::new(move || match inside.get() {
-        Some(inside) => inside.readiness(),
-        None => Readiness::Not("the configuration is not loaded yet".to_owned()),
-    })
-}
-
-/// What the control API tells at `/v1/status`.
-fn status(inside: Inside) -> Status {
-    Arc::new(move || {
-        let shared = &inside.shared;
-        let mut counters: serde_json::Map<String, Value> =
-            shared.counters().into_iter().map(|(name, n)| (name.to_owned(), n.into())).collect();
-        let stale = inside.staleness.count.load(Ordering::Relaxed);
-        counters.insert("store_stale_total".to_owned(), stale.into());
-        let broken: Vec<Value> = inside.broken().iter().map(Broken::shown).collect();
-        let refusals = inside.plugin_state.get::<AwsRefusals>().all();
-        let refusals: Value = refusals.iter().map(refusal).collect();
-        let identities = inside.plugin_state.get::<AwsIdentities>().statuses();
-        let tokens = inside.plugin_state.get::<TokenIdentities>().statuses();
-        let store = match inside.store.health() {
-            Health::Ready => json!({"state": "ready"}),
-            Health::Stale { since, reason } => Stale { since, reason }.shown(),
-        };
-        json!({
-            "version": env!("CARGO_PKG_VERSION"),
-            "revision": shared.snapshot().revision,
-            "routes": shared.snapshot().router.len(),
-            "active_requests": shared.active_requests.load(Ordering::Relaxed),
-            "active_connections": shared.active_connections.load(Ordering::Relaxed),
-            "buffered_body_bytes": shared.buffered.load(Ordering::Relaxed),
-            "counters": counters,
-            "store": store,
-            "secrets": inside.references.shown(),
-            "aws_refusals": refusals,
-            "aws_identities": identities.iter().map(identity).collect::<Value>(),
-            "token_identities": tokens.iter().map(identity).collect::<Value>(),
-            "broken": broken,
-        })
-    })
-}
-
-/// What AWS refused of a route, as `/v1/status` shows it.
-fn refusal(refusals: &Refusals) -> Value {
-    json!({
-        "route": refusals.route,
-        "kind": refusals.kind,
-        "count": refusals.count,
-        "last_request_id": refusals.last_request_id,
-    })
-}
-
-/// How an identity stands, as `/v1/status` shows it.
-fn identity(status: &IdentityStatus) -> Value {
-    json!({
-        "name": status.name,
-        "ready": status.ready,
-        "source": status.origin,
-        "expires": status.expires,
-        "refreshed": status.refreshed,
-        "failed": status.failed,
-        "failure": status.failure,
-    })
-}
-
-/// Turns what the store says into what the compiler takes.
-#[derive(Clone)]
-struct Decoder {
-    catalog: Arc<ArcSwap<Catalog>>,
-    keyring: Keyring,
-    /// Plugins' secrets are what somebody wrote by hand, as in APISIX's file and API-driven modes:
-    /// only private keys may be encrypted.
-    plain: bool,
-    unreadable: Arc<Unreadable>,
-}
-
-impl Decoder {
-    fn changes(&self, events: &[Event]) -> Vec<Change> {
-        events.iter().filter_map(|event| self.change(event)).collect()
-    }
-
-    fn change(&self, event: &Event) -> Option<Change> {
-        let Key { kind, parent, id } = Key::parse(&event.key)?;
-        // What belongs to another goes by the end of its key: `jack/credentials/1`.
-        let id = match parent {
-            Some(parent) => format!("{parent}/{}/{id}", kind.plural()),
-            None => id,
-        };
-        let (value, text, created) = match &event.change {
-            StoreChange::Delete => {
-                self.unreadable.change(&event.key, None);
-                (None, None, 0)
-            }
-            StoreChange::Put(entry) => match serde_json::from_slice::<Value>(&entry.value) {
-                Ok(mut value) => {
-                    self.unreadable.change(&event.key, None);
-                    let catalog = self.catalog.load_full();
-                    let sealed = match self.plain {
-                        true => Vec::new(),
-                        false => catalog.sealed_secrets(&self.keyring, kind, &value),
-                    };
-                    if !sealed.is_empty() {
-                        error!(key = %event.key, secrets = sealed.join(", "), "Stored secrets do not open with the keyring and are used as they are: put the key that they were encrypted with into apisix.data_encryption.keyring.");
-                    }
-                    let before = value.clone();
-                    if self.plain {
-                        each_private_key(kind, &mut value, |key| {
-                            if let Some(opened) = self.keyring.decrypt_pem(key) {
-                                *key = opened;
-                            }
-                        });
-                    } else {
-                        catalog.decrypt_resource(&self.keyring, kind, &mut value);
-                    }
-                    let text = (value == before).then(|| entry.value.clone());
-                    (Some(value), text, entry.created)
-                }
-                Err(error) => {
-                    error!(key = %event.key, %error, "A stored resource is not JSON; its previous version serves.");
-                    let cause = format!(
-                        "it is no JSON: {error}; what serves is the version before, if there was one"
-                    );
-                    let broken = Broken { kind: kind.plural(), id, cause };
-                    self.unreadable.change(&event.key, Some(broken));
-                    return None;
-                }
-            },
-        };
-        Some(Change { kind, id, value, text, revision: event.revision, created })
-    }
-}
-
-fn put(entry: Entry) -> Event {
-    Event { revision: entry.modified, key: entry.key.clone(), change: StoreChange::Put(entry) }
-}
-
-/// Follows the store and publishes a snapshot for each batch of changes.
-#[derive(Clone)]
-struct Follower {
-    compiler: Arc<Mutex<Compiler>>,
-    shared: Arc<Shared>,
-    decode: Decoder,
-    /// Up to this revision everything was read when the plugins were last loaded. Invariant: looked
-    /// at and changed only by who holds the compiler.
-    read: Arc<AtomicU64>,
-    served: watch::Sender<u64>,
-    store: Arc<dyn Store>,
-    reports: Arc<ArcSwap<Vec<Report>>>,
-    references: Arc<References>,
-    /// The plugins that a control plane enables, where this gateway is none.
-    of_control_plane: Option<Arc<DeclaredPlugins>>,
-}
-
-impl Follower {
-    async fn run(self, mut changes: Watch) {
-        loop {
-            let mut may_hold = true;
-            let events = match changes.changes().await {
-                Ok(events) => events,
-                Err(error) => {
-                    warn!(%error, "The store's changes were lost track of; everything is read anew.");
-                    match self.start_over().await {
-                        Ok((events, fresh)) => {
-                            changes = fresh;
-                            may_hold = false;
-                            events
-                        }
-                        Err(error) => {
-                            error!(%error, "The store cannot be read; it is tried again.");
-                            tokio::time::sleep(STORE_RETRY).await;
-                            continue;
-                        }
-                    }
-                }
-            };
-            let Some(last) = events.iter().map(|e| e.revision).max() else { continue };
-            self.take_plugins(&events).await;
-            loop {
-                let catalog = self.decode.catalog.load_full();
-                let decoded = self.decode.changes(&events);
-                let prepared = self.references.prepare(decoded, CHANGE_WAIT).await;
-                let read = self.read.clone();
-                self.compile(move |references| {
-                    let prepared = match may_hold {
-                        true => prepared.after(read.load(Ordering::Acquire)),
-                        // Its revisions may have nothing to do with those before.
-                        false => {
-                            read.store(last, Ordering::Release);
-                            prepared
-                        }
-                    };
-                    references.resolve(prepared, may_hold)
-                })
-                .await;
-                // Plugins that were loaded meanwhile have read everything but what starts over.
-                if may_hold || Arc::ptr_eq(&catalog, &self.decode.catalog.load_full()) {
-                    break;
-                }
-            }
-            self.served.send_replace(last);
-        }
-    }
-
-    /// Takes the list of plugins, if it is among what changed.
-    async fn take_plugins(&self, events: &[Event]) {
-        let Some(plugins) = &self.of_control_plane else { return };
-        let lists = events.iter().filter(|event| *event.key == *PLUGINS_KEY);
-        let Some(StoreChange::Put(entry)) = lists.map(|event| &event.change).next_back() else {
-            return;
-        };
-        let (plugins, list) = (plugins.clone(), entry.value.clone());
-        // Everything is compiled with them.
-        let taken = tokio::task::spawn_blocking(move || take_plugins(&plugins, &list));
-        if let Err(error) = taken.await {
-            error!(%error, "The control plane's list of plugins could not be taken.");
-        }
-    }
-
-    /// Compiles what depends on references whose values change.
-    async fn follow_references(self) {
-        loop {
-            let changed = self.references.changed().await;
-            self.compile(move |references| references.affected(&changed)).await;
-        }
-    }
-
-    /// Compiles changes, which are asked for when the compiler is at hand, and publishes.
-    async fn compile(&self, changes: impl FnOnce(&References) -> Vec<Change> + Send + 'static) {
-        let Self { compiler, shared, reports, references, .. } = self.clone();
-        // Compiling may take a while: it must not hold up the Admin API's thread.
-        let compiled = tokio::task::spawn_blocking(move || {
-            let mut compiler = compiler.blocking_lock();
-            let changes = changes(&references);
-            if !changes.is_empty() {
-                shared.publish(compiler.apply(changes));
-                reports.store(compiler.reports());
-            }
-        });
-        if let Err(error) = compiled.await {
-            error!(%error, "A configuration change could not be compiled.");
-        }
-    }
-}
-
-impl Follower {
-    /// Everything the store holds as changes, what is gone from it included, and a watch
-    /// that goes on from there.
-    async fn start_over(&self) -> Result<(Vec<Event>, Watch), StoreError> {
-        let (listing, changes) = self.store.snapshot_and_watch("/").await?;
-        let revision = listing.revision;
-        self.decode.unreadable.clear();
-        let mut events = gone(&*self.compiler.lock().await, &self.references, &listing);
-        events.extend(listing.entries.into_iter().map(put));
-        // The watch goes on behind this revision, whatever the entries' own are.
-        events.push(Event { revision, key: "/".into(), change: StoreChange::Delete });
-        Ok((events, changes))
-    }
-}
-
-/// What removes the resources that a listing of everything no longer has.
-fn gone(compiler: &Compiler, references: &References, listing: &Listing) -> Vec<Event> {
-    let revision = listing.revision;
-    let kept: HashSet<&str> = listing.entries.iter().map(|e| &*e.key).collect();
-    let mut known = compiler.known();
-    known.extend(references.known());
-    let keys = known
-        .iter()
-        .map(|(kind, id)| format!("/{}/{id}", kind.parent().unwrap_or(*kind).plural()))
-        .filter(|key| !kept.contains(key.as_str()));
-    keys.map(|key| Event { revision, key: key.into(), change: StoreChange::Delete }).collect()
-}
-
-/// Entries with the managers of secrets before those who ask them.
-fn managers_first(entries: Vec<Entry>) -> Vec<Entry> {
-    let (mut managers, others): (Vec<Entry>, Vec<Entry>) =
-        entries.into_iter().partition(|entry| entry.key.starts_with("/secrets/"));
-    managers.extend(others);
-    managers
-}
-
-/// Takes the list of plugins that a control plane left in the store; one that cannot be read changes
-/// nothing.
-fn take_plugins(plugins: &DeclaredPlugins, list: &[u8]) {
-    let mut root = serde_json::Map::new();
-    let list = serde_json::from_slice(list).map_err(|error| error.to_string());
-    let list = list.and_then(|list| {
-        root.insert("plugins".to_owned(), list);
-        sluicegate_store::file::plugins(&mut root)
-    });
-    match list {
-        Ok(list) => plugins.set(list.as_deref()),
-        Err(why) => error!("failed to check item data of [/plugins] err:{why}"),
-    }
-}
-
-/// Where a control plane keeps the list of its plugins.
-const PLUGINS_KEY: &str = "/plugins";
-
 /// The Admin API's check of certificates.
 pub(crate) struct Certificates(pub(crate) Keyring);
 
@@ -1069,12 +691,6 @@ pub(crate) fn unix_now() -> u64 {
 
 /// Resources that are read together when the gateway starts.
 const START_PIECE: usize = 1024;
-
-/// How often the store is asked whether it is current.
-const STALENESS_LOOK: Duration = Duration::from_secs(1);
-
-/// How long a store that cannot be read is left alone.
-const STORE_RETRY: Duration = Duration::from_secs(1);
 
 /// Threads of everything that is not a request.
 const CONTROL_THREADS: usize = 2;

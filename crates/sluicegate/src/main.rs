@@ -8,12 +8,14 @@ mod doctor;
 mod doors;
 mod error_log;
 mod explain;
+mod follow;
 mod judge;
 mod memory;
 mod quickstart;
 mod references;
 mod settings;
 mod signals;
+mod status;
 mod stores;
 
 fn main() -> std::process::ExitCode {

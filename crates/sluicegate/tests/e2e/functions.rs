@@ -1,7 +1,7 @@
 //! The other function plugins through the whole gateway: keys by metadata, secrets at rest, the
 //! documented configurations.
 
-use serde_json::json;
+use serde_json::{Value, json};
 use sluicegate_testkit::clouds::{ACCOUNT, ACCOUNT_KEY, CLIENT, Clouds};
 use sluicegate_testkit::{Answer, FunctionProcess, GatewayProcess, Origin, client, gateway, wait};
 
@@ -65,38 +65,22 @@ fn functions_that_check_keys_answer_right_ones_and_refuse_others() {
             false => Answer::status(401).body(r#"{"error": "who are you?"}"#),
         }
     });
-    let (azure, open, host) = (origin.url("/api/azure"), origin.url("/open"), origin.url(""));
+    let (azure_uri, open_uri, host) =
+        (origin.url("/api/azure"), origin.url("/open"), origin.url(""));
+    let azure = |keys: Value| json!({"azure-functions": {"function_uri": azure_uri, "authorization": keys}});
+    let open =
+        |keys: Value| json!({"openfunction": {"function_uri": open_uri, "authorization": keys}});
     let whisk = |token: &str| json!({"openwhisk": {"api_host": host, "service_token": token, "namespace": "guest", "action": "hello"}});
     for (plugins, header, status) in [
-        (
-            json!({"azure-functions": {"function_uri": azure, "authorization": {"apikey": "azure-key"}}}),
-            None,
-            200,
-        ),
-        (
-            json!({"azure-functions": {"function_uri": azure, "authorization": {"apikey": "other"}}}),
-            None,
-            401,
-        ),
-        (json!({"azure-functions": {"function_uri": azure}}), None, 401),
-        (json!({"azure-functions": {"function_uri": azure}}), Some("azure-key"), 200),
+        (azure(json!({"apikey": "azure-key"})), None, 200),
+        (azure(json!({"apikey": "other"})), None, 401),
+        (azure(json!({})), None, 401),
+        (azure(json!({})), Some("azure-key"), 200),
         // The client's key counts, also where it is the wrong one.
-        (
-            json!({"azure-functions": {"function_uri": azure, "authorization": {"apikey": "azure-key"}}}),
-            Some("theirs"),
-            401,
-        ),
-        (
-            json!({"openfunction": {"function_uri": open, "authorization": {"service_token": "user:pass"}}}),
-            None,
-            200,
-        ),
-        (
-            json!({"openfunction": {"function_uri": open, "authorization": {"service_token": "user:"}}}),
-            None,
-            401,
-        ),
-        (json!({"openfunction": {"function_uri": open}}), None, 401),
+        (azure(json!({"apikey": "azure-key"})), Some("theirs"), 401),
+        (open(json!({"service_token": "user:pass"})), None, 200),
+        (open(json!({"service_token": "user:"})), None, 401),
+        (open(json!({})), None, 401),
         (whisk("user:pass"), None, 200),
         (whisk("user:wrong"), None, 401),
     ] {

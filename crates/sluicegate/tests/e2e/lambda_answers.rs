@@ -34,115 +34,34 @@ fn a_limit_that_ended_is_named_in_the_log_wherever_it_ended() {
     // Hears of a name, and answers nothing.
     let dns = UdpSocket::bind("127.0.0.1:0").expect("loopback has a free port");
     let dns = dns.local_addr().map(|addr| (addr, dns)).expect("it is bound");
-    let control = json!({"enable_control": true, "control": {"port": 0}});
-    let mut changes =
-        json!({"apisix": {"dns_resolver": [dns.0.to_string()], "resolver_timeout": 9}});
-    changes["apisix"]["enable_control"] = control["enable_control"].clone();
-    changes["apisix"]["control"] = control["control"].clone();
-    let gateway = GatewayProcess::with(BINARY, changes);
-    let limit = |name: &str| json!({name: 300});
-    let stream = json!({"invocation": "stream"});
-    let ended =
-        |name: &str, what: &str| format!("`timeouts.{name}` of 300ms ended before the {what}");
+    let gateway = with_control(
+        json!({"apisix": {"dns_resolver": [dns.0.to_string()], "resolver_timeout": 9}}),
+    );
+    let (silent, nowhere) = (format!("https://{}", silent.addr), "http://nowhere.test".to_owned());
+    let [nothing, half, named] =
+        [&nothing, &half, &named].map(|origin| format!("http://{}", origin.addr));
+    let (none, stream) = (json!({}), json!({"invocation": "stream"}));
+    let raw = json!({"response_format": "raw"});
     let not_sent = "A function did not answer.";
     let not_whole = "A function's answer did not arrive whole.";
-    // Route; endpoint, limit, more; status, message, reason, and whether it may have run.
+    let broke_off = "A response broke off on the way";
+    // Route; endpoint, limit, more; status, message, what the limit ended before, and whether it may
+    // have run.
     let cases = [
-        (
-            "tls",
-            format!("https://{}", silent.addr),
-            limit("connect"),
-            json!({}),
-            504,
-            not_sent,
-            ended("connect", "function"),
-            Some(false),
-        ),
-        (
-            "early",
-            format!("https://{}", silent.addr),
-            limit("first_byte"),
-            json!({}),
-            504,
-            not_sent,
-            ended("first_byte", "function"),
-            Some(false),
-        ),
-        (
-            "dns",
-            "http://nowhere.test".to_owned(),
-            limit("connect"),
-            json!({}),
-            504,
-            not_sent,
-            ended("connect", "function"),
-            Some(false),
-        ),
-        (
-            "late",
-            format!("http://{}", nothing.addr),
-            limit("first_byte"),
-            json!({}),
-            504,
-            not_sent,
-            ended("first_byte", "function"),
-            Some(true),
-        ),
-        (
-            "total",
-            format!("http://{}", nothing.addr),
-            limit("total"),
-            json!({}),
-            504,
-            not_sent,
-            ended("total", "function"),
-            Some(true),
-        ),
-        (
-            "held",
-            format!("http://{}", half.addr),
-            limit("total"),
-            json!({}),
-            504,
-            not_whole,
-            ended("total", "body"),
-            None,
-        ),
-        (
-            "stream",
-            format!("http://{}", named.addr),
-            limit("total"),
-            stream.clone(),
-            504,
-            not_whole,
-            ended("total", "body"),
-            None,
-        ),
-        (
-            "begins",
-            format!("http://{}", named.addr),
-            limit("first_byte"),
-            stream,
-            504,
-            not_sent,
-            ended("first_byte", "function"),
-            Some(true),
-        ),
-        (
-            "passed",
-            format!("http://{}", half.addr),
-            limit("total"),
-            json!({"response_format": "raw"}),
-            200,
-            "A response broke off on the way",
-            ended("total", "body"),
-            None,
-        ),
+        ("tls", &silent, "connect", &none, 504, not_sent, "function", Some(false)),
+        ("early", &silent, "first_byte", &none, 504, not_sent, "function", Some(false)),
+        ("dns", &nowhere, "connect", &none, 504, not_sent, "function", Some(false)),
+        ("late", &nothing, "first_byte", &none, 504, not_sent, "function", Some(true)),
+        ("total", &nothing, "total", &none, 504, not_sent, "function", Some(true)),
+        ("held", &half, "total", &none, 504, not_whole, "body", None),
+        ("stream", &named, "total", &stream, 504, not_whole, "body", None),
+        ("begins", &named, "first_byte", &stream, 504, not_sent, "function", Some(true)),
+        ("passed", &half, "total", &raw, 200, broke_off, "body", None),
     ];
     let mut ambiguous = 0;
-    for (id, endpoint, timeouts, more, status, message, reason, may_have_run) in cases {
-        let mut config = by_name(&endpoint);
-        config["timeouts"] = timeouts;
+    for (id, endpoint, limit, more, status, message, what, may_have_run) in cases {
+        let mut config = by_name(endpoint);
+        config["timeouts"] = json!({limit: 300});
         config["ssl_verify"] = json!(false);
         for (name, value) in more.as_object().expect("it is an object") {
             config[name] = value.clone();
@@ -158,6 +77,7 @@ fn a_limit_that_ended_is_named_in_the_log_wherever_it_ended() {
             log.lines().find(of_route).map(str::to_owned)
         });
         assert!(line.contains(message), "{id}: {line}");
+        let reason = format!("`timeouts.{limit}` of 300ms ended before the {what}");
         assert!(line.contains(&reason), "{id}: {line}");
         if let Some(may) = may_have_run {
             assert!(line.contains(&format!("may_have_run={may}")), "{id}: {line}");
