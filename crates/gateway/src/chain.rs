@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use crate::exchange::{Exchange, Response};
 use crate::expr::Expr;
-use crate::plugin::{CompileCtx, DynPlugin, Flow, Phases, PluginError, Registry, Upstreams};
+use crate::plugin::{CompileCtx, DynPlugin, Flow, Phases, PluginError, Registry, Step, Upstreams};
 use crate::upstream::UpstreamDeps;
 
 /// The compiled plugins of a route, in the order they run.
@@ -45,10 +45,11 @@ struct Meta {
 
 impl Entry {
     /// The plugin, if it runs for this request in this phase.
+    #[inline]
     fn of(&self, phase: Phases, exchange: &Exchange) -> Option<&dyn DynPlugin> {
         let runs = self.phases.has(phase)
             && self.filter().is_none_or(|filter| filter.eval(exchange))
-            && !exchange.skips(self.plugin.name())
+            && !exchange.skips(&*self.plugin)
             && !(phase == Phases::BODY_FILTER && exchange.leaves_body(&*self.plugin));
         runs.then_some(&*self.plugin)
     }
@@ -209,45 +210,48 @@ impl Chain {
 
     /// Runs the `rewrite` phase.
     pub async fn rewrite(&self, exchange: &mut Exchange) -> Result<Flow, PluginError> {
-        for entry in &self.entries {
-            let Some(plugin) = entry.of(Phases::REWRITE, exchange) else { continue };
-            let outcome = plugin.rewrite(exchange).await;
-            if let Flow::Respond(response) = entry.outcome(outcome)? {
-                return Ok(Flow::Respond(response));
-            }
-        }
-        Ok(Flow::Continue)
+        self.run(exchange, Phases::REWRITE, |_| true, |plugin, exchange| plugin.rewrite(exchange))
+            .await
     }
 
     /// Runs the `rewrite` phase of plugins that came with the consumer.
     pub async fn rewrite_in_consumer(&self, exchange: &mut Exchange) -> Result<Flow, PluginError> {
-        for entry in self.entries.iter().filter(|entry| entry.from_consumer) {
-            let Some(plugin) = entry.of(Phases::REWRITE, exchange) else { continue };
-            let outcome = plugin.rewrite(exchange).await;
-            if let Flow::Respond(response) = entry.outcome(outcome)? {
-                return Ok(Flow::Respond(response));
-            }
-        }
-        Ok(Flow::Continue)
+        let own = |entry: &Entry| entry.from_consumer;
+        self.run(exchange, Phases::REWRITE, own, |plugin, exchange| plugin.rewrite(exchange)).await
     }
 
     /// Runs the `access` phase.
     pub async fn access(&self, exchange: &mut Exchange) -> Result<Flow, PluginError> {
-        for entry in &self.entries {
-            let Some(plugin) = entry.of(Phases::ACCESS, exchange) else { continue };
-            let outcome = plugin.access(exchange).await;
-            if let Flow::Respond(response) = entry.outcome(outcome)? {
-                return Ok(Flow::Respond(response));
-            }
-        }
-        Ok(Flow::Continue)
+        self.run(exchange, Phases::ACCESS, |_| true, |plugin, exchange| plugin.access(exchange))
+            .await
     }
 
     /// Runs the `before_proxy` phase.
     pub async fn before_proxy(&self, exchange: &mut Exchange) -> Result<Flow, PluginError> {
-        for entry in &self.entries {
-            let Some(plugin) = entry.of(Phases::BEFORE_PROXY, exchange) else { continue };
-            let outcome = plugin.before_proxy(exchange).await;
+        self.run(
+            exchange,
+            Phases::BEFORE_PROXY,
+            |_| true,
+            |plugin, exchange| plugin.before_proxy(exchange),
+        )
+        .await
+    }
+
+    /// Runs a step of each plugin of `which`, until one answers.
+    async fn run(
+        &self,
+        exchange: &mut Exchange,
+        phase: Phases,
+        which: impl Fn(&Entry) -> bool,
+        step: impl for<'a> Fn(&'a dyn DynPlugin, &'a mut Exchange) -> Step<'a>,
+    ) -> Result<Flow, PluginError> {
+        for entry in self.entries.iter().filter(|entry| which(entry)) {
+            let Some(plugin) = entry.of(phase, exchange) else { continue };
+            let outcome = match step(plugin, exchange) {
+                Step::Continues => continue,
+                Step::Done(outcome) => outcome,
+                Step::Waits(waits) => waits.await,
+            };
             if let Flow::Respond(response) = entry.outcome(outcome)? {
                 return Ok(Flow::Respond(response));
             }

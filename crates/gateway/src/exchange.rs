@@ -17,9 +17,9 @@ use crate::chain::Chain;
 use crate::consumer::Consumer;
 use crate::core::{Core, Held};
 use crate::expr::{BodyPath, Value};
-use crate::forwarded::OwnForwarded;
+pub use crate::forwarded::OwnForwarded;
 use crate::graphql;
-use crate::http::headers::{Headers, Known};
+use crate::http::headers::{FieldName, Headers, Known};
 use crate::io::within;
 use crate::listen::{DISCARD_MAX, discard};
 use crate::mirror::Mirror;
@@ -81,8 +81,9 @@ pub struct Exchange {
     pub host_for_upstream: Option<Arc<str>>,
     /// Forwarding fields that a plugin set or removed.
     pub own_forwarded: OwnForwarded,
-    /// The variable `apisix_request_id`, where a plugin gave the request an id.
-    pub apisix_request_id: Option<Arc<str>>,
+    /// The ids that plugins gave the request, by the field they stand in; the variable
+    /// `apisix_request_id` is the last.
+    pub apisix_request_ids: smallvec::SmallVec<[(FieldName, Arc<str>); 1]>,
     /// What plugins remember about this request.
     pub notes: Notes,
     /// Plugins that do not run for this request any more.
@@ -133,7 +134,7 @@ type Answered = Box<dyn FnOnce(&mut Exchange, &mut Response)>;
 
 /// What plugins remember about a request from one phase to another: one value of each type.
 #[derive(Default)]
-pub struct Notes(Vec<Box<dyn Any>>);
+pub struct Notes(smallvec::SmallVec<[Box<dyn Any>; 2]>);
 
 impl Notes {
     /// The value of this type, if there is one.
@@ -552,7 +553,7 @@ impl Exchange {
             client_method: None,
             host_for_upstream: None,
             own_forwarded: OwnForwarded::default(),
-            apisix_request_id: None,
+            apisix_request_ids: smallvec::SmallVec::new(),
             notes: Notes::default(),
             skipped: Vec::new(),
             matched: Default::default(),
@@ -614,15 +615,18 @@ impl Exchange {
     /// Notes who sends the request, and tells the upstream: `X-Consumer-Username`,
     /// `X-Credential-Identifier` and `X-Consumer-Custom-ID`, whatever the client says there.
     pub fn attach_consumer(&mut self, consumer: Arc<Consumer>, credential_id: Option<&str>) {
+        static NAME: FieldName = FieldName::of_static("X-Consumer-Username");
+        static CREDENTIAL: FieldName = FieldName::of_static("X-Credential-Identifier");
+        static CUSTOM_ID: FieldName = FieldName::of_static("X-Consumer-Custom-ID");
         let headers = &mut self.request.headers;
-        for (name, value) in [
-            ("X-Consumer-Username", Some(&*consumer.name)),
-            ("X-Credential-Identifier", credential_id),
-            ("X-Consumer-Custom-ID", consumer.custom_id()),
+        for (field, value) in [
+            (&NAME, Some(&*consumer.name)),
+            (&CREDENTIAL, credential_id),
+            (&CUSTOM_ID, consumer.custom_id()),
         ] {
             match value {
-                Some(value) => headers.set(name, value.as_bytes()),
-                None => drop(headers.remove(name)),
+                Some(value) => headers.set_by(field, value.as_bytes()),
+                None => drop(headers.remove_by(field)),
             }
         }
         self.consumer = Some(consumer);
@@ -670,9 +674,9 @@ impl Exchange {
         self.client_method.as_ref().unwrap_or(&self.request.method)
     }
 
-    /// Does the plugin of this name not run any more?
-    pub(crate) fn skips(&self, name: &str) -> bool {
-        !self.skipped.is_empty() && self.skipped.contains(&name)
+    /// Does this plugin not run any more?
+    pub(crate) fn skips(&self, plugin: &dyn DynPlugin) -> bool {
+        !self.skipped.is_empty() && self.skipped.contains(&plugin.name())
     }
 
     /// Reads the whole request body, and leaves it to be read once more. `None`: it is larger than

@@ -28,6 +28,11 @@ impl OwnForwarded {
         self.0 |= Self::bit(Known::of(name.as_bytes()));
     }
 
+    /// What is noted in `more` counts as well.
+    pub fn add(&mut self, more: Self) {
+        self.0 |= more.0;
+    }
+
     fn has(self, known: Known) -> bool {
         self.0 & Self::bit(known) != 0
     }

@@ -6,8 +6,9 @@
 use std::any::{Any, TypeId};
 use std::collections::HashMap;
 use std::future::{Future, ready};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::task::{Context, Poll, Waker};
 
 use ::http::StatusCode;
 use bytes::Bytes;
@@ -114,6 +115,12 @@ pub trait Plugin: Sized + Send + Sync + 'static {
     /// left out costs nothing.
     fn phases(&self) -> Phases {
         Self::PHASES
+    }
+
+    /// May a step of this configuration wait for something? One that says it never does is run at
+    /// once and takes no memory of its own; should it wait all the same, the request fails.
+    fn waits(&self) -> bool {
+        true
     }
 
     /// Makes the runtime form, or says which field is wrong and why.
@@ -228,8 +235,43 @@ pub trait DynPlugin: Send + Sync {
     fn log(&self, exchange: &Exchange);
 }
 
-/// A step on its way.
-pub type Step<'a> = Pin<Box<dyn Future<Output = Result<Flow, PluginError>> + 'a>>;
+/// What became of a step.
+pub enum Step<'a> {
+    /// The request goes on.
+    Continues,
+    /// It is over.
+    Done(Result<Flow, PluginError>),
+    /// It is on its way.
+    Waits(Pin<Box<dyn Future<Output = Result<Flow, PluginError>> + 'a>>),
+}
+
+impl<'a> Step<'a> {
+    /// What it comes to.
+    pub async fn outcome(self) -> Result<Flow, PluginError> {
+        match self {
+            Self::Continues => Ok(Flow::Continue),
+            Self::Done(outcome) => outcome,
+            Self::Waits(step) => step.await,
+        }
+    }
+
+    fn of<P: Plugin>(
+        plugin: &P,
+        step: impl Future<Output = Result<Flow, PluginError>> + 'a,
+    ) -> Self {
+        if plugin.waits() {
+            return Self::Waits(Box::pin(step));
+        }
+        match pin!(step).poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(Ok(Flow::Continue)) => Self::Continues,
+            Poll::Ready(outcome) => Self::Done(outcome),
+            Poll::Pending => Self::Done(Err(PluginError {
+                status: StatusCode::INTERNAL_SERVER_ERROR,
+                cause: format!("{} waited, which it says it never does", P::NAME),
+            })),
+        }
+    }
+}
 
 impl<P: Plugin> DynPlugin for P {
     fn name(&self) -> &'static str {
@@ -239,13 +281,13 @@ impl<P: Plugin> DynPlugin for P {
         Plugin::phases(self)
     }
     fn rewrite<'a>(&'a self, exchange: &'a mut Exchange) -> Step<'a> {
-        Box::pin(Plugin::rewrite(self, exchange))
+        Step::of(self, Plugin::rewrite(self, exchange))
     }
     fn access<'a>(&'a self, exchange: &'a mut Exchange) -> Step<'a> {
-        Box::pin(Plugin::access(self, exchange))
+        Step::of(self, Plugin::access(self, exchange))
     }
     fn before_proxy<'a>(&'a self, exchange: &'a mut Exchange) -> Step<'a> {
-        Box::pin(Plugin::before_proxy(self, exchange))
+        Step::of(self, Plugin::before_proxy(self, exchange))
     }
     fn header_filter(&self, exchange: &mut Exchange, response: &mut Response) {
         Plugin::header_filter(self, exchange, response);

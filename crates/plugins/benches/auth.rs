@@ -90,7 +90,7 @@ impl Plugin for Measuring {
             let headers = best(|i| exchange.request.headers.set("apikey", scattered(i)));
             let whole = best(|i| {
                 exchange.request.headers.set("apikey", scattered(i));
-                let flow = ready(self.key_auth.rewrite(black_box(exchange)));
+                let flow = ready(self.key_auth.rewrite(black_box(exchange)).outcome());
                 assert!(matches!(flow, Ok(Flow::Continue)), "the consumer is known");
             });
             println!(
@@ -98,7 +98,7 @@ impl Plugin for Measuring {
                 self.consumers, whole
             );
             let counted = best(|_| {
-                let flow = ready(self.limit_count.access(black_box(exchange)));
+                let flow = ready(self.limit_count.access(black_box(exchange)).outcome());
                 assert!(matches!(flow, Ok(Flow::Continue)), "the limit is far away");
             });
             println!("limit-count, local: {counted:.0} ns");

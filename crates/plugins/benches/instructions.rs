@@ -275,19 +275,19 @@ impl Measuring {
         measure("auth/key-auth-1k-consumers", 100, |i| {
             let key = &keys[i * SCATTER % CONSUMERS];
             exchange.request.headers.set("apikey", key.as_bytes());
-            let flow = ready(self.key_auth.rewrite(black_box(exchange)));
+            let flow = ready(self.key_auth.rewrite(black_box(exchange)).outcome());
             assert!(matches!(flow, Ok(Flow::Continue)), "the consumer is known");
         });
         for (name, function) in &self.lua {
             measure(name, 100, |_| {
                 // As every request does, this one begins with nothing remembered.
                 exchange.notes = Default::default();
-                let flow = ready(function.access(black_box(exchange)));
+                let flow = ready(function.access(black_box(exchange)).outcome());
                 assert!(matches!(flow, Ok(Flow::Continue)), "the function lets it pass");
             });
         }
         measure("limit/limit-count-local", 100, |_| {
-            let flow = ready(self.limit_count.access(black_box(exchange)));
+            let flow = ready(self.limit_count.access(black_box(exchange)).outcome());
             assert!(matches!(flow, Ok(Flow::Continue)), "the limit is far away");
         });
     }

@@ -105,6 +105,10 @@ impl Plugin for ApiBreaker {
         })
     }
 
+    fn waits(&self) -> bool {
+        false
+    }
+
     async fn access(&self, exchange: &mut Exchange) -> Result<Flow, PluginError> {
         let Some(breakers) = self.breakers.as_ref().filter(|breakers| breakers.is_any_failing())
         else {

@@ -59,6 +59,10 @@ impl Plugin for BasicAuth {
         Ok(Self { gate: Gate::new(Self::NAME, "Basic", config.gate) })
     }
 
+    fn waits(&self) -> bool {
+        false
+    }
+
     async fn rewrite(&self, exchange: &mut Exchange) -> Result<Flow, PluginError> {
         let found = who(exchange);
         Ok(self.gate.pass(exchange, found, |exchange| {

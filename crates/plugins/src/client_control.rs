@@ -32,6 +32,10 @@ impl Plugin for ClientControl {
         Ok(Self { body_max: config.max_body_size.map(|bytes| (bytes > 0).then_some(bytes)) })
     }
 
+    fn waits(&self) -> bool {
+        false
+    }
+
     async fn rewrite(&self, exchange: &mut Exchange) -> Result<Flow, PluginError> {
         let Some(limit) = self.body_max else { return Ok(Flow::Continue) };
         let announced = exchange.request.body.remaining();

@@ -88,7 +88,8 @@ impl Which {
     }
 
     pub(crate) fn compile(types: &Value, length_min: u64, http_version: f64) -> Self {
-        let types = types.as_array().map(|_| crate::headers::names(types));
+        let types =
+            types.as_array().map(|_| crate::headers::texts(types).map(str::to_owned).collect());
         Self { types, length_min, http10: http_version < 1.05 }
     }
 

@@ -101,6 +101,10 @@ impl Plugin for ConsumerRestriction {
         })
     }
 
+    fn waits(&self) -> bool {
+        false
+    }
+
     async fn access(&self, exchange: &mut Exchange) -> Result<Flow, PluginError> {
         let Some(value) = self.kind.of(exchange) else {
             let kind = self.kind.name();

@@ -12,7 +12,7 @@ use http::{Method, StatusCode};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use sluicegate_gateway::exchange::{Exchange, Response};
-use sluicegate_gateway::http::Headers;
+use sluicegate_gateway::http::{FieldName, Headers};
 use sluicegate_gateway::plugin::{CompileCtx, ConfigError, Flow, Phases, Plugin, PluginError};
 
 use crate::pcre::Pcre;
@@ -61,7 +61,7 @@ impl Timing {
 }
 
 /// The `Origin` that the client sent, whatever becomes of the field.
-struct ClientOrigin(Option<String>);
+struct ClientOrigin(Option<Box<str>>);
 
 impl Plugin for Cors {
     const NAME: &'static str = "cors";
@@ -167,9 +167,14 @@ impl Plugin for Cors {
         })
     }
 
+    fn waits(&self) -> bool {
+        false
+    }
+
     async fn rewrite(&self, exchange: &mut Exchange) -> Result<Flow, PluginError> {
         if self.by_origin {
-            let origin = exchange.request.headers.get_str("Origin").map(str::to_owned);
+            let origin = exchange.request.headers.get_by(&ORIGIN);
+            let origin = origin.and_then(|origin| str::from_utf8(origin).ok()).map(Into::into);
             exchange.notes.set(ClientOrigin(origin));
         }
         if *exchange.client_method() == Method::OPTIONS {
@@ -184,11 +189,11 @@ impl Plugin for Cors {
             None => None,
         };
         if self.vary {
-            response.headers.append("Vary", b"Origin");
+            response.headers.append_by(&VARY, b"Origin");
         }
         let headers = &mut response.headers;
         if let Some(allowed) = self.allowed(origin) {
-            headers.set("Access-Control-Allow-Origin", allowed.as_bytes());
+            headers.set_by(&ALLOW_ORIGIN, allowed.as_bytes());
             headers.take_over(&self.told);
             if self.asked_headers {
                 match exchange.request.headers.get("Access-Control-Request-Headers") {
@@ -260,6 +265,10 @@ fn matches(origin: Option<&str>, allowed: &str) -> bool {
 }
 
 /// How lists of origins are written.
+static ORIGIN: FieldName = FieldName::of_static("Origin");
+static VARY: FieldName = FieldName::of_static("Vary");
+static ALLOW_ORIGIN: FieldName = FieldName::of_static("Access-Control-Allow-Origin");
+
 const ORIGINS: &str = r"^(\*|\*\*|null|\w+://[^,]+(,\w+://[^,]+)*)$";
 
 const ALL_METHODS: &str = "GET,POST,PUT,DELETE,PATCH,HEAD,OPTIONS,CONNECT,TRACE";

@@ -67,6 +67,10 @@ impl Plugin for Csrf {
         })
     }
 
+    fn waits(&self) -> bool {
+        false
+    }
+
     async fn access(&self, exchange: &mut Exchange) -> Result<Flow, PluginError> {
         if [Method::GET, Method::HEAD, Method::OPTIONS].contains(&exchange.request.method) {
             return Ok(Flow::Continue);

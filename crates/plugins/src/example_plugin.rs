@@ -62,6 +62,10 @@ impl Plugin for ExamplePlugin {
         Ok(Self { upstream: Some(all.compile(&key, &upstream).map_err(ConfigError)?) })
     }
 
+    fn waits(&self) -> bool {
+        false
+    }
+
     async fn access(&self, exchange: &mut Exchange) -> Result<Flow, PluginError> {
         if let Some(upstream) = &self.upstream {
             exchange.chosen_upstream = Some(upstream.clone());

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 use sluicegate_gateway::expr::Vars;
-use sluicegate_gateway::http::headers::Headers;
+use sluicegate_gateway::http::headers::{FieldName, Headers};
 use smallvec::SmallVec;
 
 use crate::pcre::Captures;
@@ -12,11 +12,11 @@ use crate::template::Template;
 #[derive(Debug, Default)]
 pub(crate) struct HeaderOps {
     /// Names with what is added to them, one field for each value.
-    pub(crate) add: Vec<(String, Vec<Template>)>,
+    pub(crate) add: Vec<(FieldName, Vec<Template>)>,
     /// Names with the values that take the place of theirs.
-    pub(crate) set: Vec<(String, Vec<Template>)>,
+    pub(crate) set: Vec<(FieldName, Vec<Template>)>,
     /// Names that go.
-    pub(crate) remove: Vec<String>,
+    pub(crate) remove: Vec<FieldName>,
 }
 
 impl HeaderOps {
@@ -29,8 +29,8 @@ impl HeaderOps {
 
     /// The names of the fields that it changes.
     pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
-        let given = self.add.iter().chain(&self.set).map(|(name, _)| name.as_str());
-        given.chain(self.remove.iter().map(String::as_str))
+        let given = self.add.iter().chain(&self.set).map(|(name, _)| name);
+        given.chain(&self.remove).map(FieldName::as_str)
     }
 
     /// Whether nothing is to be done.
@@ -40,39 +40,41 @@ impl HeaderOps {
 
     /// Does it to `headers`, with the values that `vars` has.
     pub(crate) fn apply(&self, headers: &mut Headers, values: &Values) {
-        let mut values = values.iter();
+        let mut rendered = values.iter();
         for (name, templates) in &self.add {
-            for _ in templates {
-                if let Some(value) = values.next() {
-                    headers.append(name, value);
+            for template in templates {
+                if let Some(value) = template.literal().or_else(|| rendered.next()) {
+                    headers.append_by(name, value);
                 }
             }
         }
         for (name, templates) in &self.set {
             let mut first = true;
-            for _ in templates {
-                let Some(value) = values.next().filter(|value| !value.is_empty()) else { continue };
+            for template in templates {
+                let value = template.literal().or_else(|| rendered.next());
+                let Some(value) = value.filter(|value| !value.is_empty()) else { continue };
                 match first {
-                    true => headers.set(name, value),
-                    false => headers.append(name, value),
+                    true => headers.set_by(name, value),
+                    false => headers.append_by(name, value),
                 }
                 first = false;
             }
             // A field that is set to nothing goes, as with nginx.
             if first {
-                headers.remove(name);
+                headers.remove_by(name);
             }
         }
         for name in &self.remove {
-            headers.remove(name);
+            headers.remove_by(name);
         }
     }
 
-    /// The values of every field, in order. They are made before the first field changes, so that none
-    /// depends on another.
+    /// The values of every field that has variables, in order. They are made before the first field
+    /// changes, so that none depends on another.
     pub(crate) fn values(&self, vars: &dyn Vars, captures: &Captures) -> Values {
         let mut values = Values::default();
-        for template in self.add.iter().chain(&self.set).flat_map(|(_, templates)| templates) {
+        let templates = self.add.iter().chain(&self.set).flat_map(|(_, templates)| templates);
+        for template in templates.filter(|template| template.literal().is_none()) {
             let plain = |value: &[u8], out: &mut Vec<u8>| out.extend_from_slice(value);
             template.write(vars, captures, plain, &mut values.text);
             values.ends.push(values.text.len());
@@ -118,16 +120,16 @@ pub(crate) fn text_of(value: &Value) -> String {
 pub(crate) fn fields(
     config: &Value,
     template: fn(&str) -> Template,
-) -> Vec<(String, Vec<Template>)> {
+) -> Vec<(FieldName, Vec<Template>)> {
     let Some(config) = config.as_object() else { return Vec::new() };
     let values = |value: &Value| match value {
         Value::Array(several) => several.iter().map(|one| template(&text_of(one))).collect(),
         one => vec![template(&text_of(one))],
     };
-    config.iter().map(|(name, value)| (name.clone(), values(value))).collect()
+    config.iter().map(|(name, value)| (name.as_str().into(), values(value))).collect()
 }
 
 /// The texts of an array.
-pub(crate) fn names(config: &Value) -> Vec<String> {
-    config.as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
+pub(crate) fn texts(config: &Value) -> impl Iterator<Item = &str> {
+    config.as_array().into_iter().flatten().filter_map(Value::as_str)
 }

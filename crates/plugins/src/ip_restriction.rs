@@ -54,6 +54,10 @@ impl Plugin for IpRestriction {
         })
     }
 
+    fn waits(&self) -> bool {
+        false
+    }
+
     async fn access(&self, exchange: &mut Exchange) -> Result<Flow, PluginError> {
         Ok(match self.addresses.contains(exchange.remote_addr) == self.allows {
             true => Flow::Continue,

@@ -9,6 +9,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use sluicegate_gateway::exchange::Exchange;
 use sluicegate_gateway::expr::{VarName, Vars};
+use sluicegate_gateway::http::FieldName;
 use sluicegate_gateway::plugin::{
     Auth, CompileCtx, ConfigError, Flow, Phases, Plugin, PluginError,
 };
@@ -18,7 +19,7 @@ use crate::auth::{Denied, Gate, GateConfig, find};
 /// The plugin, compiled.
 pub struct KeyAuth {
     gate: Gate,
-    header: Box<str>,
+    header: FieldName,
     query: Box<str>,
     argument: VarName,
 }
@@ -52,10 +53,14 @@ impl Plugin for KeyAuth {
     fn compile(config: Config, _: &CompileCtx<'_>) -> Result<Self, ConfigError> {
         Ok(Self {
             gate: Gate::new(Self::NAME, "apikey", config.gate),
-            header: config.header.into(),
+            header: config.header.as_str().into(),
             argument: VarName::Arg(config.query.as_str().into()),
             query: config.query.into(),
         })
+    }
+
+    fn waits(&self) -> bool {
+        false
     }
 
     async fn rewrite(&self, exchange: &mut Exchange) -> Result<Flow, PluginError> {
@@ -63,7 +68,7 @@ impl Plugin for KeyAuth {
             let cause = format!("failed to find consumer: {cause}");
             Denied::because("Invalid API key in request", cause)
         };
-        let found = match exchange.request.headers.get(&self.header) {
+        let found = match exchange.request.headers.get_by(&self.header) {
             Some(key) => find(exchange, Self::NAME, key, UNKNOWN).map_err(invalid),
             None => match exchange.var(&self.argument).as_ref().and_then(|key| key.to_bytes()) {
                 Some(key) => find(exchange, Self::NAME, &key, UNKNOWN).map_err(invalid),
@@ -72,7 +77,7 @@ impl Plugin for KeyAuth {
         };
         // Differs: APISIX leaves a key in the query where the one in the header was taken.
         Ok(self.gate.pass(exchange, found, |exchange| {
-            exchange.request.headers.remove(&self.header);
+            exchange.request.headers.remove_by(&self.header);
             exchange.remove_argument(self.query.as_bytes());
         }))
     }

@@ -59,7 +59,7 @@ impl Plugin for MultiAuth {
         exchange.notes.get_or_default::<Causes>();
         let mut refusal = None;
         for plugin in &self.plugins {
-            match plugin.rewrite(exchange).await? {
+            match plugin.rewrite(exchange).outcome().await? {
                 Flow::Continue => {
                     if outermost {
                         exchange.notes.take::<Causes>();

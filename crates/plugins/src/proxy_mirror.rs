@@ -83,6 +83,10 @@ impl Plugin for ProxyMirror {
         })
     }
 
+    fn waits(&self) -> bool {
+        false
+    }
+
     async fn rewrite(&self, exchange: &mut Exchange) -> Result<Flow, PluginError> {
         let sampled = self.sample_below.is_none_or(|below| {
             let mut random = [0; 8];

@@ -13,12 +13,13 @@ use std::sync::Arc;
 use http::{Method, StatusCode};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use sluicegate_gateway::exchange::{Exchange, Response};
+use sluicegate_gateway::exchange::{Exchange, OwnForwarded, Response};
+use sluicegate_gateway::http::FieldName;
 use sluicegate_gateway::plugin::{CompileCtx, ConfigError, Flow, Phases, Plugin, PluginError};
 use sluicegate_gateway::uri;
 use tracing::error;
 
-use crate::headers::{HeaderOps, fields, names};
+use crate::headers::{HeaderOps, fields, texts};
 use crate::pcre::{Captures, Pcre, Replacement};
 use crate::template::Template;
 
@@ -30,6 +31,8 @@ pub struct ProxyRewrite {
     host: Option<Arc<str>>,
     method: Option<Method>,
     headers: HeaderOps,
+    /// Which forwarding fields are among `headers`.
+    own_forwarded: OwnForwarded,
 }
 
 /// Where the new target comes from.
@@ -127,18 +130,23 @@ impl Plugin for ProxyRewrite {
             None if patterns.is_empty() => Target::Kept,
             None => Target::Regex(patterns),
         };
+        let headers = config.headers.map(|headers| compile_headers(&headers)).transpose()?;
+        let headers = headers.unwrap_or_default();
+        let mut own_forwarded = OwnForwarded::default();
+        headers.names().for_each(|name| own_forwarded.note(name));
         Ok(Self {
             target,
             real_request_uri: config.use_real_request_uri_unsafe,
             host: config.host.map(Into::into),
             // The schema lists the methods there are.
             method: config.method.and_then(|method| method.parse().ok()),
-            headers: config
-                .headers
-                .map(|headers| compile_headers(&headers))
-                .transpose()?
-                .unwrap_or_default(),
+            headers,
+            own_forwarded,
         })
+    }
+
+    fn waits(&self) -> bool {
+        false
     }
 
     async fn rewrite(&self, exchange: &mut Exchange) -> Result<Flow, PluginError> {
@@ -163,9 +171,7 @@ impl Plugin for ProxyRewrite {
         if !self.headers.is_empty() {
             let values = self.headers.values(exchange, &captures);
             self.headers.apply(&mut exchange.request.headers, &values);
-            for name in self.headers.names() {
-                exchange.own_forwarded.note(name);
-            }
+            exchange.own_forwarded.add(self.own_forwarded);
         }
         if let Some(method) = &self.method {
             exchange.set_method(method.clone());
@@ -269,7 +275,7 @@ fn compile_headers(config: &Value) -> Result<HeaderOps, ConfigError> {
         return Ok(HeaderOps {
             add: fields(&config["add"], Template::with_captures),
             set: fields(&config["set"], Template::with_captures),
-            remove: names(&config["remove"]),
+            remove: texts(&config["remove"]).map(FieldName::from).collect(),
         });
     }
     for (name, value) in config.as_object().into_iter().flatten() {

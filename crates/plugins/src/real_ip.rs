@@ -60,6 +60,10 @@ impl Plugin for RealIp {
         })
     }
 
+    fn waits(&self) -> bool {
+        false
+    }
+
     async fn rewrite(&self, exchange: &mut Exchange) -> Result<Flow, PluginError> {
         if self.trusted.as_ref().is_some_and(|trusted| !trusted.contains(exchange.remote_addr)) {
             return Ok(Flow::Continue);

@@ -97,6 +97,10 @@ impl Plugin for Redirect {
         })
     }
 
+    fn waits(&self) -> bool {
+        false
+    }
+
     async fn rewrite(&self, exchange: &mut Exchange) -> Result<Flow, PluginError> {
         let mut status = self.status;
         let location = match &self.to {

@@ -64,6 +64,10 @@ impl Plugin for RefererRestriction {
         Ok(Self { hosts, suffixes, allows, bypass_missing: config.bypass_missing, message })
     }
 
+    fn waits(&self) -> bool {
+        false
+    }
+
     async fn access(&self, exchange: &mut Exchange) -> Result<Flow, PluginError> {
         let referer = exchange.request.headers.known(Known::Referer);
         let host = referer.and_then(|referer| host_of(std::str::from_utf8(referer).ok()?));

@@ -11,12 +11,12 @@ use std::time::UNIX_EPOCH;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use sluicegate_gateway::exchange::{Exchange, Response};
+use sluicegate_gateway::http::FieldName;
 use sluicegate_gateway::plugin::{CompileCtx, ConfigError, Flow, Phases, Plugin, PluginError};
-use smallvec::SmallVec;
 
 /// The plugin, compiled.
 pub struct RequestId {
-    header: Arc<str>,
+    header: FieldName,
     in_response: bool,
     algorithm: Algorithm,
 }
@@ -28,10 +28,6 @@ enum Algorithm {
     Ksuid,
     Range { length: usize, chars: Vec<u8> },
 }
-
-/// The ids of a request, by the field they stand in.
-#[derive(Default)]
-struct Ids(SmallVec<[(Arc<str>, Arc<str>); 1]>);
 
 impl Plugin for RequestId {
     const NAME: &'static str = "request-id";
@@ -83,29 +79,31 @@ impl Plugin for RequestId {
             _ => Algorithm::Uuid,
         };
         Ok(Self {
-            header: config.header_name.into(),
+            header: config.header_name.as_str().into(),
             in_response: config.include_in_response,
             algorithm,
         })
     }
 
     async fn rewrite(&self, exchange: &mut Exchange) -> Result<Flow, PluginError> {
-        let given = exchange.request.headers.get_str(&self.header);
+        let given =
+            exchange.request.headers.get_by(&self.header).and_then(|id| str::from_utf8(id).ok());
         let id: Arc<str> = match given.filter(|id| !id.is_empty()) {
             Some(id) => id.into(),
             None => {
                 let id = self.algorithm.id(exchange);
-                exchange.request.headers.set(&self.header, id.as_bytes());
+                exchange.request.headers.set_by(&self.header, id.as_bytes());
                 id
             }
         };
-        if self.in_response {
-            let ids = &mut exchange.notes.get_or_default::<Ids>().0;
-            ids.retain(|(header, _)| *header != self.header);
-            ids.push((self.header.clone(), id.clone()));
-        }
-        exchange.apisix_request_id = Some(id);
+        let ids = &mut exchange.apisix_request_ids;
+        ids.retain(|(header, _)| *header != self.header);
+        ids.push((self.header.clone(), id));
         Ok(Flow::Continue)
+    }
+
+    fn waits(&self) -> bool {
+        false
     }
 
     fn phases(&self) -> Phases {
@@ -113,12 +111,12 @@ impl Plugin for RequestId {
     }
 
     fn header_filter(&self, exchange: &mut Exchange, response: &mut Response) {
-        if response.headers.get(&self.header).is_some_and(|id| !id.is_empty()) {
+        if response.headers.get_by(&self.header).is_some_and(|id| !id.is_empty()) {
             return;
         }
-        let Some(Ids(ids)) = exchange.notes.get() else { return };
-        if let Some((_, id)) = ids.iter().find(|(header, _)| *header == self.header) {
-            response.headers.set(&self.header, id.as_bytes());
+        let mut ids = exchange.apisix_request_ids.iter();
+        if let Some((_, id)) = ids.find(|(header, _)| *header == self.header) {
+            response.headers.set_by(&self.header, id.as_bytes());
         }
     }
 }

@@ -15,11 +15,12 @@ use sluicegate_gateway::WithResponse;
 use sluicegate_gateway::body::Body;
 use sluicegate_gateway::exchange::{Exchange, Response};
 use sluicegate_gateway::expr::Expr;
+use sluicegate_gateway::http::FieldName;
 use sluicegate_gateway::plugin::{CompileCtx, ConfigError, Phases, Plugin};
 use tracing::{error, warn};
 
 use crate::coding::Decoder;
-use crate::headers::{HeaderOps, fields, names};
+use crate::headers::{HeaderOps, fields, texts};
 use crate::padding::BASE64;
 use crate::pcre::{Captures, Pcre, Replacement};
 use crate::template::Template;
@@ -258,15 +259,13 @@ fn compile_headers(config: &Value) -> Result<HeaderOps, ConfigError> {
         }
         return Ok(HeaderOps { set: fields(config, Template::compile), ..HeaderOps::default() });
     }
-    let lines = names(&config["add"]);
-    let add = lines.iter().filter_map(|line| line.split_once(':'));
-    let add = add.map(|(name, value)| {
-        (name.trim_end().to_owned(), vec![Template::compile(value.trim_start())])
-    });
+    let add = texts(&config["add"]).filter_map(|line| line.split_once(':'));
+    let add = add
+        .map(|(name, value)| (name.trim_end().into(), vec![Template::compile(value.trim_start())]));
     Ok(HeaderOps {
         add: add.collect(),
         set: fields(&config["set"], Template::compile),
-        remove: names(&config["remove"]),
+        remove: texts(&config["remove"]).map(FieldName::from).collect(),
     })
 }
 

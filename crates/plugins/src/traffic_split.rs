@@ -108,6 +108,10 @@ impl Plugin for TrafficSplit {
         Ok(Self { rules: rules.collect::<Result<_, ConfigError>>()? })
     }
 
+    fn waits(&self) -> bool {
+        false
+    }
+
     async fn access(&self, exchange: &mut Exchange) -> Result<Flow, PluginError> {
         for rule in &self.rules {
             let shares = match &rule.shares {

@@ -57,6 +57,10 @@ impl Plugin for UaRestriction {
         })
     }
 
+    fn waits(&self) -> bool {
+        false
+    }
+
     async fn access(&self, exchange: &mut Exchange) -> Result<Flow, PluginError> {
         let mut agents = exchange.request.headers.all_known(Known::UserAgent).peekable();
         let passes = match agents.peek() {

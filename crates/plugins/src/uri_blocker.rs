@@ -52,6 +52,10 @@ impl Plugin for UriBlocker {
         })
     }
 
+    fn waits(&self) -> bool {
+        false
+    }
+
     async fn rewrite(&self, exchange: &mut Exchange) -> Result<Flow, PluginError> {
         let Some(rule) = &self.rule else { return Ok(Flow::Continue) };
         let uri = exchange.var(&VarName::Builtin(Builtin::RequestUri));

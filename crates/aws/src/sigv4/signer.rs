@@ -289,10 +289,11 @@ pub struct RequestToSign<'a, H> {
 ///
 /// Others may be changed on the way (`user-agent`, `x-forwarded-*`, `x-amzn-trace-id`), and AWS
 /// does not ask for them.
-pub fn is_signed(name: &str) -> bool {
-    name.eq_ignore_ascii_case("host")
-        || name.eq_ignore_ascii_case("content-type")
-        || name.as_bytes().get(..6).is_some_and(|start| start.eq_ignore_ascii_case(b"x-amz-"))
+pub fn is_signed(name: impl AsRef<[u8]>) -> bool {
+    let name = name.as_ref();
+    name.eq_ignore_ascii_case(b"host")
+        || name.eq_ignore_ascii_case(b"content-type")
+        || name.get(..6).is_some_and(|start| start.eq_ignore_ascii_case(b"x-amz-"))
 }
 
 /// What is signed of the body.

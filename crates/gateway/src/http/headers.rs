@@ -1,6 +1,7 @@
 //! A header block: the text in one buffer, and where each field lies in it.
 
 use std::fmt;
+use std::sync::Arc;
 
 /// The fields of a message head, in order, names in the case they were sent in.
 ///
@@ -16,7 +17,7 @@ pub struct Headers {
 /// Marks of field names: a bit for each known name, and one of some for each of the others. Most
 /// questions are about fields that a head does not have, and this answers them at once.
 #[derive(Clone, Copy, Default)]
-struct Marks(u64);
+struct Marks(u128);
 
 impl Marks {
     const NONE: Self = Self(0);
@@ -24,22 +25,6 @@ impl Marks {
     #[inline]
     const fn of_known(known: Known) -> Self {
         Self(1 << known as u8)
-    }
-
-    /// The mark of a name that is known as `known`.
-    #[inline]
-    fn of(name: &[u8], known: Known) -> Self {
-        match (known, name) {
-            (Known::Other, [first, ..]) => {
-                let place = |at: usize| usize::from(name[at] | FOLD as u8);
-                let mixed = (name.len() * 11) ^ place(name.len() - 1) ^ (place(name.len() / 2) * 5);
-                Self(
-                    1 << (MARKS_KNOWN
-                        + (mixed ^ (usize::from(first | FOLD as u8) * 3)) % (64 - MARKS_KNOWN)),
-                )
-            }
-            _ => Self::of_known(known),
-        }
     }
 
     #[inline]
@@ -53,6 +38,101 @@ impl Marks {
     }
 }
 
+/// A field name and what tells it from most others.
+#[derive(Clone, Copy)]
+struct Name<'a> {
+    text: &'a [u8],
+    known: Known,
+    /// Which bit of [`Marks`] is its own.
+    mark: u8,
+}
+
+impl<'a> Name<'a> {
+    #[inline]
+    const fn of(text: &'a [u8]) -> Self {
+        Self::of_known(text, Known::of(text))
+    }
+
+    /// A name that is known as `known`.
+    #[inline]
+    const fn of_known(text: &'a [u8], known: Known) -> Self {
+        let mark = match (known, text) {
+            (Known::Other, [first, ..]) => {
+                const fn letter(byte: u8) -> usize {
+                    (byte | FOLD as u8) as usize
+                }
+                let (middle, last) = (letter(text[text.len() / 2]), letter(text[text.len() - 1]));
+                let mixed = (text.len() * 11) ^ last ^ (middle * 5) ^ (letter(*first) * 3);
+                (MARKS_KNOWN + mixed % (128 - MARKS_KNOWN)) as u8
+            }
+            _ => known as u8,
+        };
+        Self { text, known, mark }
+    }
+
+    #[inline]
+    const fn marks(self) -> Marks {
+        Marks(1 << self.mark)
+    }
+}
+
+/// A field name that was looked at when configuration changed, so that it costs less per request than
+/// its text. Cloning is cheap.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FieldName {
+    text: Text,
+    known: Known,
+    mark: u8,
+    /// It can stand in a head.
+    sound: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Text {
+    Static(&'static str),
+    Shared(Arc<str>),
+}
+
+impl FieldName {
+    /// One that is no part of the configuration.
+    pub const fn of_static(text: &'static str) -> Self {
+        let Name { known, mark, .. } = Name::of(text.as_bytes());
+        Self { text: Text::Static(text), known, mark, sound: is_sound(text.as_bytes()) }
+    }
+
+    /// Its text.
+    pub fn as_str(&self) -> &str {
+        match &self.text {
+            Text::Static(text) => text,
+            Text::Shared(text) => text,
+        }
+    }
+
+    #[inline]
+    fn name(&self) -> Name<'_> {
+        Name { text: self.as_str().as_bytes(), known: self.known, mark: self.mark }
+    }
+}
+
+impl From<&str> for FieldName {
+    fn from(text: &str) -> Self {
+        let Name { known, mark, .. } = Name::of(text.as_bytes());
+        Self { text: Text::Shared(text.into()), known, mark, sound: is_sound(text.as_bytes()) }
+    }
+}
+
+/// Can a field of this name stand in a head (no control character, space or colon)?
+const fn is_sound(name: &[u8]) -> bool {
+    let mut at = 0;
+    while at < name.len() {
+        if name[at] <= b' ' || name[at] == b':' || name[at] == 0x7f {
+            return false;
+        }
+        at += 1;
+    }
+    !name.is_empty() && name.len() <= u16::MAX as usize
+}
+
 /// Bits of [`Marks`] that known names have, each its own.
 const MARKS_KNOWN: usize = 32;
 
@@ -63,19 +143,25 @@ struct Field {
     value_len: u32,
     name_len: u16,
     known: Known,
+    /// That of its [`Name`].
+    mark: u8,
     /// The text has the whole line, `name: value` and its end, so that it is copied as it stands.
     line: bool,
 }
 
 impl Field {
-    /// Has it this name? `text` is that of its block, `known` what the name is known as.
+    /// Has it this name? `text` is that of its block.
     #[inline]
-    fn is(&self, text: &[u8], name: &[u8], known: Known) -> bool {
-        if known != Known::Other {
-            return self.known == known;
-        }
-        self.name_len as usize == name.len()
-            && text[self.name_at as usize..][..name.len()].eq_ignore_ascii_case(name)
+    fn is(&self, text: &[u8], name: Name<'_>) -> bool {
+        self.mark == name.mark
+            && (name.known != Known::Other
+                || self.name_of(text).text.eq_ignore_ascii_case(name.text))
+    }
+
+    #[inline]
+    fn name_of<'a>(&self, text: &'a [u8]) -> Name<'a> {
+        let text = &text[self.name_at as usize..][..self.name_len as usize];
+        Name { text, known: self.known, mark: self.mark }
     }
 }
 
@@ -115,15 +201,18 @@ pub enum Known {
 
 impl Known {
     /// Which known name `name`, a token, is, compared without regard to case.
-    pub fn of(name: &[u8]) -> Known {
+    pub const fn of(name: &[u8]) -> Known {
         use Known::*;
         // On every field of every head, so names are compared by words, not byte by byte: 10 % of
         // the instructions of a proxied request.
         let word = folded(name);
         macro_rules! one_of {
             ($($text:literal => $known:expr),*) => {{
-                $(if word == const { folded($text) } {
-                    return $known;
+                $({
+                    let known = const { folded($text) };
+                    if word.0 == known.0 && word.1 == known.1 {
+                        return $known;
+                    }
                 })*
                 Other
             }};
@@ -243,13 +332,15 @@ impl Headers {
     pub(crate) fn push_range(&mut self, name: (usize, usize), value: (usize, usize), known: Known) {
         let between = self.text.get(name.0 + name.1..value.0);
         let end = self.text.get(value.0 + value.1..value.0 + value.1 + 2);
-        self.names.add(Marks::of(&self.text[name.0..name.0 + name.1], known));
+        let told = Name::of_known(&self.text[name.0..name.0 + name.1], known);
+        self.names.add(told.marks());
         self.fields.push(Field {
             name_at: name.0 as u32,
             name_len: name.1 as u16,
             value_at: value.0 as u32,
             value_len: value.1 as u32,
             known,
+            mark: told.mark,
             line: between == Some(b": ") && end == Some(b"\r\n"),
         });
     }
@@ -267,17 +358,25 @@ impl Headers {
         &self.text[field.value_at as usize..][..field.value_len as usize]
     }
 
-    fn position(&self, name: &[u8], known: Known) -> Option<usize> {
-        if !self.names.any(Marks::of(name, known)) {
+    fn position(&self, name: Name<'_>) -> Option<usize> {
+        if !self.names.any(name.marks()) {
             return None;
         }
-        self.fields.iter().position(|f| f.is(&self.text, name, known))
+        self.fields.iter().position(|f| f.is(&self.text, name))
+    }
+
+    fn first(&self, name: Name<'_>) -> Option<&[u8]> {
+        self.position(name).map(|at| self.value_of(&self.fields[at]))
     }
 
     /// The first value of a field.
     pub fn get(&self, name: &str) -> Option<&[u8]> {
-        let name = name.as_bytes();
-        self.position(name, Known::of(name)).map(|at| self.value_of(&self.fields[at]))
+        self.first(Name::of(name.as_bytes()))
+    }
+
+    /// [`Headers::get`] by a name that was looked at before.
+    pub fn get_by(&self, name: &FieldName) -> Option<&[u8]> {
+        self.first(name.name())
     }
 
     /// The first value of a field, when it is text.
@@ -302,16 +401,13 @@ impl Headers {
 
     /// Every value of a field, in order.
     pub fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
-        let known = Known::of(name.as_bytes());
-        self.fields
-            .iter()
-            .filter(move |f| f.is(&self.text, name.as_bytes(), known))
-            .map(|f| self.value_of(f))
+        let name = Name::of(name.as_bytes());
+        self.fields.iter().filter(move |f| f.is(&self.text, name)).map(|f| self.value_of(f))
     }
 
     /// Is there such a field?
     pub fn contains(&self, name: &str) -> bool {
-        self.position(name.as_bytes(), Known::of(name.as_bytes())).is_some()
+        self.position(Name::of(name.as_bytes())).is_some()
     }
 
     /// Every field in order: name, value.
@@ -328,44 +424,59 @@ impl Headers {
     /// (CR, LF or NUL in it, or longer than a head may be) is left out: no caller can
     /// split a message.
     pub fn append(&mut self, name: &str, value: &[u8]) {
-        let name = name.as_bytes();
-        if self.may_have(name, value) {
-            let field = self.store(Known::of(name), name, value);
-            self.fields.push(field);
+        if is_name(name.as_bytes()) && self.may_have(value) {
+            self.add(Name::of(name.as_bytes()), value);
         }
     }
 
-    fn may_have(&self, name: &[u8], value: &[u8]) -> bool {
-        // On every field that a plugin sets, so bytes are looked at by words.
-        let named = !name.is_empty()
-            && !any_word(name, |w| below_or_at_space(w) | has(w, b':') | has(w, 0x7f));
-        let fits = name.len() <= u16::MAX as usize && self.text.len() + value.len() < HEAD_TEXT_MAX;
-        named && fits && !any_word(value, |w| has(w, b'\r') | has(w, b'\n') | has(w, 0))
+    /// [`Headers::append`] by a name that was looked at before.
+    pub fn append_by(&mut self, name: &FieldName, value: &[u8]) {
+        if name.sound && self.may_have(value) {
+            self.add(name.name(), value);
+        }
     }
 
-    fn store(&mut self, known: Known, name: &[u8], value: &[u8]) -> Field {
+    fn add(&mut self, name: Name<'_>, value: &[u8]) {
+        let field = self.store(name, value);
+        self.fields.push(field);
+    }
+
+    fn may_have(&self, value: &[u8]) -> bool {
+        // On every field that a plugin sets, so bytes are looked at by words.
+        self.text.len() + value.len() < HEAD_TEXT_MAX
+            && !any_word(value, |w| has(w, b'\r') | has(w, b'\n') | has(w, 0))
+    }
+
+    fn store(&mut self, name: Name<'_>, value: &[u8]) -> Field {
         if self.text.capacity() == 0 {
             self.text.reserve(FIRST_TEXT);
             self.fields.reserve(FIRST_FIELDS);
         }
         let name_at = self.text.len();
-        write_line(&mut self.text, name, value);
-        self.names.add(Marks::of(name, known));
+        write_line(&mut self.text, name.text, value);
+        self.names.add(name.marks());
         Field {
             name_at: name_at as u32,
-            name_len: name.len() as u16,
-            value_at: (name_at + name.len() + 2) as u32,
+            name_len: name.text.len() as u16,
+            value_at: (name_at + name.text.len() + 2) as u32,
             value_len: value.len() as u32,
-            known,
+            known: name.known,
+            mark: name.mark,
             line: true,
         }
     }
 
     /// Makes `name` have this one value, in the place of its first occurrence.
     pub fn set(&mut self, name: &str, value: &[u8]) {
-        let name = name.as_bytes();
-        if self.may_have(name, value) {
-            self.put(Known::of(name), name, value);
+        if is_name(name.as_bytes()) && self.may_have(value) {
+            self.put(Name::of(name.as_bytes()), value);
+        }
+    }
+
+    /// [`Headers::set`] by a name that was looked at before.
+    pub fn set_by(&mut self, name: &FieldName, value: &[u8]) {
+        if name.sound && self.may_have(value) {
+            self.put(name.name(), value);
         }
     }
 
@@ -377,30 +488,39 @@ impl Headers {
         }
         let start = self.text.len() as u32;
         self.text.extend_from_slice(&others.text);
+        let moved = |other: &Field| Field {
+            name_at: start + other.name_at,
+            value_at: start + other.value_at,
+            ..*other
+        };
+        if !self.names.any(others.names) {
+            self.fields.extend(others.fields.iter().map(moved));
+            self.names.add(others.names);
+            return;
+        }
         let mut before = Marks::NONE;
         for (nth, other) in others.fields.iter().enumerate() {
-            let (name, known) = (others.name_of(other), other.known);
-            let field = Field {
-                name_at: start + other.name_at,
-                value_at: start + other.value_at,
-                ..*other
-            };
-            let mark = Marks::of(name, known);
-            let again = before.any(mark)
-                && others.fields[..nth].iter().any(|f| f.is(&others.text, name, known));
-            before.add(mark);
-            match self.position(name, known).filter(|_| !again) {
+            let name = other.name_of(&others.text);
+            let field = moved(other);
+            let again = before.any(name.marks())
+                && others.fields[..nth].iter().any(|f| f.is(&others.text, name));
+            before.add(name.marks());
+            match self.position(name).filter(|_| !again) {
                 None => self.fields.push(field),
                 Some(at) => self.replace(at, field),
             }
-            self.names.add(mark);
+            self.names.add(name.marks());
         }
     }
 
-    /// [`Headers::set`] for a name and a value that the gateway itself made or checked.
-    pub(crate) fn put(&mut self, known: Known, name: &[u8], value: &[u8]) {
-        let first = self.position(name, known);
-        let field = self.store(known, name, value);
+    /// [`Headers::set`] for a name known as `known` and a value that the gateway itself made or checked.
+    pub(crate) fn put_known(&mut self, known: Known, name: &[u8], value: &[u8]) {
+        self.put(Name::of_known(name, known), value);
+    }
+
+    fn put(&mut self, name: Name<'_>, value: &[u8]) {
+        let first = self.position(name);
+        let field = self.store(name, value);
         match first {
             None => self.fields.push(field),
             Some(at) => self.replace(at, field),
@@ -409,9 +529,10 @@ impl Headers {
 
     /// Puts `field` in the place of the one at `at`, and drops those of its name behind.
     fn replace(&mut self, at: usize, field: Field) {
+        let name = field.name_of(&self.text);
         let mut next = at + 1;
         while next < self.fields.len() {
-            if self.fields[next].is(&self.text, self.name_of(&field), field.known) {
+            if self.fields[next].is(&self.text, name) {
                 self.fields.remove(next);
             } else {
                 next += 1;
@@ -422,12 +543,19 @@ impl Headers {
 
     /// Removes every occurrence of a field; says whether there was one.
     pub fn remove(&mut self, name: &str) -> bool {
-        let name = name.as_bytes();
-        let known = Known::of(name);
-        let there = self.position(name, known).is_some();
+        self.take_out(Name::of(name.as_bytes()))
+    }
+
+    /// [`Headers::remove`] by a name that was looked at before.
+    pub fn remove_by(&mut self, name: &FieldName) -> bool {
+        self.take_out(name.name())
+    }
+
+    fn take_out(&mut self, name: Name<'_>) -> bool {
+        let there = self.position(name).is_some();
         if there {
             let Self { text, fields, .. } = self;
-            fields.retain(|f| !f.is(text, name, known));
+            fields.retain(|f| !f.is(text, name));
         }
         there
     }
@@ -505,6 +633,13 @@ impl Headers {
         }
         out.extend_from_slice(&self.text[piece]);
     }
+}
+
+/// [`is_sound`], of a name that is seen for the first time with a request.
+fn is_name(name: &[u8]) -> bool {
+    !name.is_empty()
+        && name.len() <= u16::MAX as usize
+        && !any_word(name, |w| below_or_at_space(w) | has(w, b':') | has(w, 0x7f))
 }
 
 /// Does `bad`, which looks at eight bytes at once, find anything in these? It sees bytes twice where
@@ -777,6 +912,34 @@ mod tests {
         headers.take_over(&block(&[("server", "t"), ("Connection", "close")]));
         assert_eq!(headers.known(Known::Server), Some(b"t".as_slice()));
         assert_eq!(headers.known(Known::Connection), Some(b"close".as_slice()));
+    }
+
+    #[test]
+    fn a_name_looked_at_before_does_what_its_text_does() {
+        static VARY: FieldName = FieldName::of_static("Vary");
+        for text in ["Vary", "content-TYPE", "X-Own", "", "a b", "a:b", "a\r", "\u{7f}", "ü"] {
+            let name = FieldName::from(text);
+            let (mut by_text, mut by_name) = (block(&[("A", "1")]), block(&[("A", "1")]));
+            assert_eq!(name.as_str(), text);
+            for value in ["2", "3\n", "4"] {
+                by_text.append(text, value.as_bytes());
+                by_name.append_by(&name, value.as_bytes());
+            }
+            assert_eq!(self::text(&by_text), self::text(&by_name), "{text:?}");
+            assert_eq!(by_text.get(text), by_name.get_by(&name), "{text:?}");
+            by_text.set(text, b"5");
+            by_name.set_by(&name, b"5");
+            assert_eq!(self::text(&by_text), self::text(&by_name), "{text:?}");
+            assert_eq!(by_text.remove(text), by_name.remove_by(&name), "{text:?}");
+            assert_eq!(self::text(&by_name), "A: 1\r\n", "{text:?}");
+        }
+        let headers = block(&[("vary", "x"), ("Content-Type", "y")]);
+        assert_eq!(headers.get_by(&VARY), Some(b"x".as_slice()));
+        assert_ne!(VARY, FieldName::from("Varied"));
+        let long = FieldName::from("n".repeat(70_000).as_str());
+        let mut headers = Headers::new();
+        headers.set_by(&long, b"v");
+        assert!(headers.is_empty());
     }
 
     #[test]

@@ -385,7 +385,7 @@ async fn respond(
                 let mut told = response.headers.all_known(Known::ContentLength);
                 if (told.next(), told.next()) != (Some(text), None) {
                     drop(told);
-                    response.headers.put(Known::ContentLength, b"Content-Length", text);
+                    response.headers.put_known(Known::ContentLength, b"Content-Length", text);
                 }
             }
             None => {

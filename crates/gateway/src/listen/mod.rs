@@ -371,12 +371,12 @@ async fn serve(core: &Rc<Core>, listen: &Listen, mut tcp: TcpStream, peer: Socke
 
 /// Headers that every response carries, whoever made it.
 pub(crate) fn complete_head(exchange: &Exchange, response: &mut Response) {
-    response.headers.put(Known::Server, b"Server", exchange.settings.server.as_bytes());
+    response.headers.put_known(Known::Server, b"Server", exchange.settings.server.as_bytes());
     if response.headers.known(Known::Date).is_none() {
         let headers = &mut response.headers;
         exchange
             .core
-            .with_date(exchange.started_at, |date| headers.put(Known::Date, b"Date", date));
+            .with_date(exchange.started_at, |date| headers.put_known(Known::Date, b"Date", date));
     }
 }
 

@@ -344,8 +344,8 @@ fn write_signature(signer: &Signer, offset: i64, call: &mut Call, authority: &st
     call.query = call.query.take().filter(|query| !query.is_empty());
     let host = [("host", authority.as_bytes())];
     let fields = call.headers.iter().filter_map(|(name, value)| {
-        let name = std::str::from_utf8(name).ok()?;
-        is_signed(name).then_some((name, value))
+        let name = if is_signed(name) { std::str::from_utf8(name).ok()? } else { return None };
+        Some((name, value))
     });
     let request = RequestToSign {
         method: call.method.as_str(),

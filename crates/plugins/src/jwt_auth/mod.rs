@@ -139,6 +139,10 @@ impl Plugin for JwtAuth {
         })
     }
 
+    fn waits(&self) -> bool {
+        false
+    }
+
     async fn rewrite(&self, exchange: &mut Exchange) -> Result<Flow, PluginError> {
         let found = self.who(exchange).map(|(credential, claims)| {
             if self.store {

@@ -244,7 +244,7 @@ impl Metadata {
             None => name.as_str().into(),
             Some(prefix) => {
                 let with_prefix = format!("{prefix}-RateLimit-");
-                name.replacen("RateLimit-", &with_prefix, 1).into()
+                name.replacen("RateLimit-", &with_prefix, 1).as_str().into()
             }
         };
         Headers {

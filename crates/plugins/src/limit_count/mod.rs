@@ -17,6 +17,7 @@ use std::sync::Arc;
 use http::StatusCode;
 use serde_json::{Value, json};
 use sluicegate_gateway::exchange::{Exchange, Response};
+use sluicegate_gateway::http::FieldName;
 use sluicegate_gateway::plugin::{CompileCtx, ConfigError, Flow, Phases, Plugin, PluginError};
 use smallvec::SmallVec;
 use tracing::error;
@@ -53,9 +54,9 @@ struct Rule {
 /// The names of the headers that tell a client about its quota.
 #[derive(Debug, PartialEq, Eq)]
 struct Headers {
-    limit: Box<str>,
-    remaining: Box<str>,
-    reset: Box<str>,
+    limit: FieldName,
+    remaining: FieldName,
+    reset: FieldName,
 }
 
 /// Where requests are counted.
@@ -86,6 +87,10 @@ impl Plugin for LimitCount {
 
     fn compile(config: Value, ctx: &CompileCtx<'_>) -> Result<Self, ConfigError> {
         Self::of(config, ctx, None)
+    }
+
+    fn waits(&self) -> bool {
+        matches!(self.counters, Counters::Remote(_))
     }
 
     async fn access(&self, exchange: &mut Exchange) -> Result<Flow, PluginError> {
@@ -270,10 +275,10 @@ impl Headers {
     fn set(&self, exchange: &mut Exchange, limit: u64, remaining: u64, reset: f64) {
         let headers = exchange.add_response_headers();
         let mut digits = itoa::Buffer::new();
-        headers.set(&self.limit, digits.format(limit).as_bytes());
-        headers.set(&self.remaining, digits.format(remaining).as_bytes());
+        headers.set_by(&self.limit, digits.format(limit).as_bytes());
+        headers.set_by(&self.remaining, digits.format(remaining).as_bytes());
         let mut text = [0; 32];
-        headers.set(&self.reset, cents(reset, &mut text));
+        headers.set_by(&self.reset, cents(reset, &mut text));
     }
 }
 
