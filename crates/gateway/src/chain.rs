@@ -47,8 +47,12 @@ impl Entry {
     /// The plugin, if it runs for this request in this phase.
     #[inline]
     fn of(&self, phase: Phases, exchange: &Exchange) -> Option<&dyn DynPlugin> {
-        let runs = self.phases.has(phase)
-            && self.filter().is_none_or(|filter| filter.eval(exchange))
+        if self.phases.has(phase) { self.now(phase, exchange) } else { None }
+    }
+
+    /// The plugin, which has a step in this phase, if it runs for this request.
+    fn now(&self, phase: Phases, exchange: &Exchange) -> Option<&dyn DynPlugin> {
+        let runs = self.filter().is_none_or(|filter| filter.eval(exchange))
             && !exchange.skips(&*self.plugin)
             && !(phase == Phases::BODY_FILTER && exchange.leaves_body(&*self.plugin));
         runs.then_some(&*self.plugin)

@@ -83,7 +83,7 @@ pub struct Exchange {
     pub own_forwarded: OwnForwarded,
     /// The ids that plugins gave the request, by the field they stand in; the variable
     /// `apisix_request_id` is the last.
-    pub apisix_request_ids: smallvec::SmallVec<[(FieldName, Arc<str>); 1]>,
+    pub apisix_request_ids: smallvec::SmallVec<[(FieldName, Arc<[u8]>); 1]>,
     /// What plugins remember about this request.
     pub notes: Notes,
     /// Plugins that do not run for this request any more.

@@ -370,7 +370,7 @@ impl Exchange {
             Builtin::NginxVersion => None,
             Builtin::ApisixRequestId => {
                 let given = self.apisix_request_ids.last().map(|(_, id)| &**id);
-                Some(bytes(given.unwrap_or_else(|| self.request_id()).as_bytes()))
+                Some(bytes(given.unwrap_or_else(|| self.request_id().as_bytes())))
             }
             Builtin::RequestId => Some(bytes(self.request_id().as_bytes())),
             Builtin::RequestTime => Some(owned(seconds(self.elapsed()))),

@@ -65,7 +65,7 @@ impl Gate {
         hide: impl FnOnce(&mut Exchange),
     ) -> Flow {
         let (consumer, credential) = match found {
-            Ok(credential) => (credential.consumer.clone(), credential.id.clone()),
+            Ok(credential) => (credential.consumer.clone(), Some(credential)),
             Err(denied) if denied.status != StatusCode::UNAUTHORIZED => {
                 return self.refuse(exchange, denied);
             }
@@ -84,7 +84,8 @@ impl Gate {
         if self.hide {
             hide(exchange);
         }
-        exchange.attach_consumer(consumer, credential.as_deref());
+        let id = credential.as_ref().and_then(|credential| credential.id.as_deref());
+        exchange.attach_consumer(consumer, id);
         Flow::Continue
     }
 

@@ -164,10 +164,9 @@ pub fn registry() -> Registry {
 
 /// A random UUID (version 4) of these bytes.
 pub fn uuid_v4(raw: [u8; 16]) -> String {
-    request_id::uuid(raw, 4)
+    request_id::uuid(raw, 4).map(char::from).iter().collect()
 }
 
-/// Takes `plugin_attr.serverless` of config.yaml: what Lua functions may use.
 /// Takes `plugin_attr.serverless` of config.yaml: what Lua functions may use; and the names and sizes
 /// of the zones that they share.
 ///

@@ -6,7 +6,7 @@
 //! A request that brings an id keeps it. The id is also the variable `apisix_request_id`.
 
 use std::sync::Arc;
-use std::time::UNIX_EPOCH;
+use std::time::{Duration, UNIX_EPOCH};
 
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -86,13 +86,12 @@ impl Plugin for RequestId {
     }
 
     async fn rewrite(&self, exchange: &mut Exchange) -> Result<Flow, PluginError> {
-        let given =
-            exchange.request.headers.get_by(&self.header).and_then(|id| str::from_utf8(id).ok());
-        let id: Arc<str> = match given.filter(|id| !id.is_empty()) {
+        let given = exchange.request.headers.get_by(&self.header);
+        let id: Arc<[u8]> = match given.filter(|id| !id.is_empty()) {
             Some(id) => id.into(),
             None => {
                 let id = self.algorithm.id(exchange);
-                exchange.request.headers.set_by(&self.header, id.as_bytes());
+                exchange.request.headers.set_by(&self.header, &id);
                 id
             }
         };
@@ -116,40 +115,38 @@ impl Plugin for RequestId {
         }
         let mut ids = exchange.apisix_request_ids.iter();
         if let Some((_, id)) = ids.find(|(header, _)| *header == self.header) {
-            response.headers.set_by(&self.header, id.as_bytes());
+            response.headers.set_by(&self.header, id);
         }
     }
 }
 
 impl Algorithm {
-    fn id(&self, exchange: &Exchange) -> Arc<str> {
+    fn id(&self, exchange: &Exchange) -> Arc<[u8]> {
         let core = &exchange.core;
-        let since_epoch = exchange.started_at.duration_since(UNIX_EPOCH).unwrap_or_default();
         match self {
             Self::Uuid => {
                 let mut raw = [0; 16];
                 core.random(&mut raw);
-                uuid(raw, 4)
+                uuid(raw, 4).into()
             }
             Self::UuidV7 => {
                 let mut raw = [0; 16];
                 core.random(&mut raw[6..]);
-                let millis = since_epoch.as_millis() as u64;
+                let millis = since_epoch(exchange).as_millis() as u64;
                 raw[..6].copy_from_slice(&millis.to_be_bytes()[2..]);
-                uuid(raw, 7)
+                uuid(raw, 7).into()
             }
             Self::Nanoid => {
                 let mut raw = [0; NANOID_LENGTH];
                 core.random(&mut raw);
-                let char = |byte| char::from(NANOID_CHARS[usize::from(byte & 63)]);
-                raw.into_iter().map(char).collect::<String>().into()
+                raw.map(|byte| NANOID_CHARS[usize::from(byte & 63)]).into()
             }
             Self::Ksuid => {
                 let mut raw = [0; 20];
                 core.random(&mut raw[4..]);
-                let seconds = since_epoch.as_secs().saturating_sub(KSUID_EPOCH) as u32;
+                let seconds = since_epoch(exchange).as_secs().saturating_sub(KSUID_EPOCH) as u32;
                 raw[..4].copy_from_slice(&seconds.to_be_bytes());
-                ksuid(raw).into()
+                ksuid(raw).into_bytes().into()
             }
             Self::Range { length, chars } => {
                 let mut raw = vec![0; length * 4];
@@ -158,16 +155,16 @@ impl Algorithm {
                 let pick = |four: &[u8]| {
                     let random = u32::from_be_bytes([four[0], four[1], four[2], four[3]]);
                     let at = (u64::from(random) * chars.len() as u64) >> 32;
-                    char::from(chars[at as usize])
+                    chars[at as usize]
                 };
-                raw.chunks_exact(4).map(pick).collect::<String>().into()
+                raw.chunks_exact(4).map(pick).collect()
             }
         }
     }
 }
 
 /// The text of a UUID (RFC 9562).
-pub(crate) fn uuid<T: for<'a> From<&'a str>>(mut raw: [u8; 16], version: u8) -> T {
+pub(crate) fn uuid(mut raw: [u8; 16], version: u8) -> [u8; 36] {
     raw[6] = raw[6] & 0x0f | version << 4;
     raw[8] = raw[8] & 0x3f | 0x80;
     let mut text = [b'-'; 36];
@@ -175,7 +172,11 @@ pub(crate) fn uuid<T: for<'a> From<&'a str>>(mut raw: [u8; 16], version: u8) -> 
         text[at] = HEX_DIGITS[usize::from(byte >> 4)];
         text[at + 1] = HEX_DIGITS[usize::from(byte & 15)];
     }
-    T::from(str::from_utf8(&text).unwrap_or_default())
+    text
+}
+
+fn since_epoch(exchange: &Exchange) -> Duration {
+    exchange.started_at.duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
 /// Where each byte's two digits stand in the text of a UUID.

@@ -473,6 +473,13 @@ impl Headers {
         }
     }
 
+    /// [`Headers::set_by`] with a number.
+    pub fn set_number_by(&mut self, name: &FieldName, number: u64) {
+        if name.sound && self.text.len() < HEAD_TEXT_MAX {
+            self.put(name.name(), itoa::Buffer::new().format(number).as_bytes());
+        }
+    }
+
     /// [`Headers::set`] by a name that was looked at before.
     pub fn set_by(&mut self, name: &FieldName, value: &[u8]) {
         if name.sound && self.may_have(value) {
@@ -929,6 +936,9 @@ mod tests {
             assert_eq!(by_text.get(text), by_name.get_by(&name), "{text:?}");
             by_text.set(text, b"5");
             by_name.set_by(&name, b"5");
+            assert_eq!(self::text(&by_text), self::text(&by_name), "{text:?}");
+            by_text.set(text, b"18446744073709551615");
+            by_name.set_number_by(&name, u64::MAX);
             assert_eq!(self::text(&by_text), self::text(&by_name), "{text:?}");
             assert_eq!(by_text.remove(text), by_name.remove_by(&name), "{text:?}");
             assert_eq!(self::text(&by_name), "A: 1\r\n", "{text:?}");

@@ -2,8 +2,8 @@
 //!
 //! A counter is a few atomics that every core shares. Each request thread remembers the counters it
 //! used, so that counting once more takes no lock; only a counter that is new to a thread is looked
-//! up in the table of all, which is cut into shards with a lock each. Names are known by two keyed
-//! hashes of 64 bits: nobody can make two names meet, and long names take no room.
+//! up in the table of all, which is cut into shards with a lock each. Names are known by 128 bits of
+//! a keyed hash: nobody can make two names meet, and long names take no room.
 //!
 //! Invariant: a name has one living counter. One that leaves the table is retired first, under its
 //! own rules (see [`Counter::retire`]), and says so to threads that remember it.
@@ -29,7 +29,7 @@ pub(crate) type Remembered<C> = HashMap<u128, Arc<C>, ByItself>;
 
 /// All counters of one kind of a gateway.
 pub(crate) struct Store<C> {
-    hashers: [RandomState; 2],
+    hasher: RandomState,
     shards: Box<[Mutex<Shard<C>>]>,
     shard_max: usize,
 }
@@ -50,7 +50,7 @@ impl<C> Store<C> {
     fn with_max(max: usize) -> Self {
         let shard = || Mutex::new(Shard { counters: HashMap::default(), queue: VecDeque::new() });
         Self {
-            hashers: [RandomState::new(), RandomState::new()],
+            hasher: RandomState::new(),
             shards: (0..SHARDS).map(|_| shard()).collect(),
             shard_max: (max / SHARDS).max(1),
         }
@@ -96,13 +96,12 @@ impl<C: Counter> Store<C> {
     }
 
     fn hash(&self, name: &[u8]) -> u128 {
-        let [high, low] = &self.hashers;
-        let of = |state: &RandomState| {
-            let mut hasher = state.build_hasher();
-            hasher.write(name);
-            u128::from(hasher.finish())
-        };
-        of(high) << 64 | of(low)
+        let mut hasher = self.hasher.build_hasher();
+        hasher.write(name);
+        let high = hasher.finish();
+        // The hash of the name with one more byte has nothing to do with that of the name.
+        hasher.write_u8(1);
+        u128::from(high) << 64 | u128::from(hasher.finish())
     }
 
     /// The living counter of a name, made if there is none.

@@ -274,9 +274,8 @@ impl Rule {
 impl Headers {
     fn set(&self, exchange: &mut Exchange, limit: u64, remaining: u64, reset: f64) {
         let headers = exchange.add_response_headers();
-        let mut digits = itoa::Buffer::new();
-        headers.set_by(&self.limit, digits.format(limit).as_bytes());
-        headers.set_by(&self.remaining, digits.format(remaining).as_bytes());
+        headers.set_number_by(&self.limit, limit);
+        headers.set_number_by(&self.remaining, remaining);
         let mut text = [0; 32];
         headers.set_by(&self.reset, cents(reset, &mut text));
     }
