@@ -1,6 +1,7 @@
 //! What is compared with what: the cases, the gateways each needs, and the bars they are held to.
 
 use super::peers::Peer;
+use super::report::median;
 use super::server::Place;
 
 /// A comparison with a name on the command line.
@@ -471,16 +472,18 @@ pub(crate) enum Limit {
 }
 
 impl Limit {
-    /// `0.97 x nginx, proxy (bar 1.00)`, with a word when it is missed.
-    pub(crate) fn compare(self, own: f64, peer: f64, of: &str) -> String {
+    /// `0.97 x nginx, proxy (bar 1.00)`, with a word when it is missed: the median over the rounds,
+    /// each figure beside the other's of its round, since a machine is not as fast in each.
+    pub(crate) fn compare(self, own: &[f64], peer: &[f64], of: &str) -> String {
         let missed = |is_missed| if is_missed { ", missed" } else { "" };
-        let ratio = own / peer;
+        let rounds = || own.iter().zip(peer);
+        let ratio = median(rounds().map(|(own, peer)| own / peer));
         match self {
             Self::Times(bar) => {
                 format!("{ratio:.2} x {of} (bar {bar:.2}{})", missed(ratio > bar))
             }
             Self::MicrosecondsMore(bar) => {
-                let more = own - peer;
+                let more = median(rounds().map(|(own, peer)| own - peer));
                 format!("{more:+.1} µs to {of} (bar +{bar:.1}{})", missed(more > bar))
             }
             Self::Unlimited => format!("{ratio:.2} x {of}"),
@@ -552,8 +555,14 @@ mod tests {
             (Limit::MicrosecondsMore(3.0), 9.0, "-1.0 µs to nginx (bar +3.0)"),
             (Limit::Unlimited, 20.0, "2.00 x nginx"),
         ] {
-            assert_eq!(limit.compare(own, 10.0, "nginx"), expected);
+            assert_eq!(limit.compare(&[own], &[10.0], "nginx"), expected);
         }
+        // A round in which the machine was slow says as much as the others.
+        let (own, peer) = ([12.0, 90.0, 11.0], [10.0, 80.0, 10.0]);
+        let ratio = Limit::Times(1.1).compare(&own, &peer, "nginx");
+        assert_eq!(ratio, "1.12 x nginx (bar 1.10, missed)");
+        let more = Limit::MicrosecondsMore(2.0).compare(&own, &peer, "nginx");
+        assert_eq!(more, "+2.0 µs to nginx (bar +2.0)");
     }
 
     #[test]

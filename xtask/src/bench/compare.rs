@@ -175,10 +175,9 @@ impl Measured {
         self.samples.iter().map(Sample::errors).sum()
     }
 
-    /// None where it was not asked for or nothing came of it.
-    fn median(&self, figure: Figure) -> Option<f64> {
-        let figures = self.samples.iter().filter_map(|sample| sample.figure(figure));
-        Some(median(figures)).filter(|median| median.is_finite())
+    /// One of each round; None where it was not asked for or nothing came of it.
+    fn figures(&self, figure: Figure) -> Option<Vec<f64>> {
+        self.samples.iter().map(|s| s.figure(figure).filter(|f| f.is_finite())).collect()
     }
 }
 
@@ -327,12 +326,15 @@ fn comparisons(own: &Measured, all: &[Measured], bars: &[Bar]) -> String {
         };
         let peer = all.iter().find(|contestant| contestant.setup == bar.peer);
         let of = bar.peer.label();
-        let text = match (own.median(bar.figure), peer.and_then(|peer| peer.median(bar.figure))) {
+        let figures = (own.figures(bar.figure), peer.and_then(|peer| peer.figures(bar.figure)));
+        let text = match figures {
             // An error may cost less than an answer, or more.
             _ if own.errors() > 0 || peer.is_some_and(|peer| peer.errors() > 0) => {
                 bar.limit.without("errors: no result", &of)
             }
-            (Some(own), Some(peer)) => bar.limit.compare(own, peer, &of),
+            (Some(own), Some(peer)) if !own.is_empty() && own.len() == peer.len() => {
+                bar.limit.compare(&own, &peer, &of)
+            }
             _ => bar.limit.without("not measured", &of),
         };
         format!("{figure}{text}")
