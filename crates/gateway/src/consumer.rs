@@ -11,6 +11,7 @@ use serde_json::{Map as JsonMap, Value};
 use smallvec::SmallVec;
 
 use crate::chain::Chain;
+use crate::http::{FieldName, Headers};
 use crate::router::map::{Kind as PlaceKind, Map, Place};
 
 /// A consumer, compiled.
@@ -29,11 +30,27 @@ pub struct Consumer {
 }
 
 impl Consumer {
-    /// The label `custom_id`, as it is sent to the upstream.
-    pub fn custom_id(&self) -> Option<&str> {
-        self.labels.get("custom_id").and_then(Value::as_str)
+    /// What the upstream is told about it, whom a credential of this id stands for.
+    pub(crate) fn told(&self, credential_id: Option<&str>) -> Headers {
+        let mut told = Headers::new();
+        told.set_by(&TOLD[0], self.name.as_bytes());
+        if let Some(id) = credential_id {
+            told.set_by(&TOLD[1], id.as_bytes());
+        }
+        if let Some(id) = self.labels.get("custom_id").and_then(Value::as_str) {
+            told.set_by(&TOLD[2], id.as_bytes());
+        }
+        // A copy takes as much memory as there is text.
+        told.clone()
     }
 }
+
+/// The fields that tell the upstream who sends a request; the last has the consumer's label `custom_id`.
+pub(crate) static TOLD: [FieldName; 3] = [
+    FieldName::of_static("X-Consumer-Username"),
+    FieldName::of_static("X-Credential-Identifier"),
+    FieldName::of_static("X-Consumer-Custom-ID"),
+];
 
 /// The claims of the token that told who sends a request, among its notes for what runs later
 /// (`store_in_ctx` of `jwt-auth`).
@@ -49,6 +66,8 @@ pub struct Credential {
     /// What [`Plugin::compile_consumer`](crate::plugin::Plugin::compile_consumer) made of the
     /// configuration.
     pub conf: Arc<dyn Any + Send + Sync>,
+    /// What the upstream is told about the consumer.
+    pub(crate) told: Headers,
     /// The plugin's name, a zero byte, and the key.
     place: Box<[u8]>,
 }
@@ -63,7 +82,8 @@ impl Credential {
         conf: Arc<dyn Any + Send + Sync>,
     ) -> Self {
         let place = place(plugin, key.as_bytes()).to_vec().into();
-        Self { consumer, id, conf, place }
+        let told = consumer.told(id.as_deref());
+        Self { consumer, id, conf, told, place }
     }
 
     /// The name of the plugin it is for.

@@ -14,7 +14,7 @@ use bytes::Bytes;
 
 use crate::body::{Body, BodyError, Room};
 use crate::chain::Chain;
-use crate::consumer::Consumer;
+use crate::consumer::{Consumer, Credential, TOLD};
 use crate::core::{Core, Held};
 use crate::expr::{BodyPath, Value};
 pub use crate::forwarded::OwnForwarded;
@@ -612,22 +612,16 @@ impl Exchange {
         self.query.is_some()
     }
 
-    /// Notes who sends the request, and tells the upstream: `X-Consumer-Username`,
+    /// Notes who sends the request, by which credential, and tells the upstream: `X-Consumer-Username`,
     /// `X-Credential-Identifier` and `X-Consumer-Custom-ID`, whatever the client says there.
-    pub fn attach_consumer(&mut self, consumer: Arc<Consumer>, credential_id: Option<&str>) {
-        static NAME: FieldName = FieldName::of_static("X-Consumer-Username");
-        static CREDENTIAL: FieldName = FieldName::of_static("X-Credential-Identifier");
-        static CUSTOM_ID: FieldName = FieldName::of_static("X-Consumer-Custom-ID");
+    pub fn attach_consumer(&mut self, consumer: Arc<Consumer>, credential: Option<&Credential>) {
         let headers = &mut self.request.headers;
-        for (field, value) in [
-            (&NAME, Some(&*consumer.name)),
-            (&CREDENTIAL, credential_id),
-            (&CUSTOM_ID, consumer.custom_id()),
-        ] {
-            match value {
-                Some(value) => headers.set_by(field, value.as_bytes()),
-                None => drop(headers.remove_by(field)),
-            }
+        for field in &TOLD {
+            headers.remove_by(field);
+        }
+        match credential {
+            Some(credential) => headers.take_over(&credential.told),
+            None => headers.take_over(&consumer.told(None)),
         }
         self.consumer = Some(consumer);
     }

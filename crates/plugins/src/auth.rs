@@ -84,8 +84,7 @@ impl Gate {
         if self.hide {
             hide(exchange);
         }
-        let id = credential.as_ref().and_then(|credential| credential.id.as_deref());
-        exchange.attach_consumer(consumer, id);
+        exchange.attach_consumer(consumer, credential.as_deref());
         Flow::Continue
     }
 

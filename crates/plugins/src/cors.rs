@@ -25,7 +25,7 @@ pub struct Cors {
     /// The lists of the metadata that `allow_origins_by_metadata` names; `None`: it names none.
     listed: Option<Vec<Origins>>,
     timing: Option<Timing>,
-    /// What whoever is allowed is told besides.
+    /// What whoever is allowed is told besides; where that is anybody, also that.
     told: Headers,
     /// The header fields allowed are those that the request asks for.
     asked_headers: bool,
@@ -130,7 +130,14 @@ impl Plugin for Cors {
             Some(pattern) => Some(Timing::Pattern(pattern)),
             None => config.timing_allow_origins.map(|text| Timing::Origins(Origins::read(&text))),
         };
+        let origins = Origins::read(&config.allow_origins);
+        let any = matches!(origins, Origins::Any);
+        let by_origin =
+            !any || pattern_of_origins.is_some() || listed.is_some() || timing.is_some();
         let mut told = Headers::new();
+        if !by_origin {
+            told.append_by(&ALLOW_ORIGIN, b"*");
+        }
         let methods = match config.allow_methods.as_str() {
             "**" => ALL_METHODS,
             methods => methods,
@@ -147,10 +154,8 @@ impl Plugin for Cors {
         if config.allow_credential {
             told.append("Access-Control-Allow-Credentials", b"true");
         }
-        let origins = Origins::read(&config.allow_origins);
-        let any = matches!(origins, Origins::Any);
         Ok(Self {
-            by_origin: !any || pattern_of_origins.is_some() || listed.is_some() || timing.is_some(),
+            by_origin,
             // Differs: APISIX says so only where `allow_origins` is not `*`, and a cache then gives
             // one site what another one was told.
             vary: !any
@@ -193,7 +198,9 @@ impl Plugin for Cors {
         }
         let headers = &mut response.headers;
         if let Some(allowed) = self.allowed(origin) {
-            headers.set_by(&ALLOW_ORIGIN, allowed.as_bytes());
+            if self.by_origin {
+                headers.set_by(&ALLOW_ORIGIN, allowed.as_bytes());
+            }
             headers.take_over(&self.told);
             if self.asked_headers {
                 match exchange.request.headers.get("Access-Control-Request-Headers") {

@@ -17,9 +17,20 @@ pub(crate) struct HeaderOps {
     pub(crate) set: Vec<(FieldName, Vec<Template>)>,
     /// Names that go.
     pub(crate) remove: Vec<FieldName>,
+    /// All that is done, where that is to set fields to values without variables.
+    fixed: Option<Headers>,
 }
 
 impl HeaderOps {
+    pub(crate) fn new(
+        add: Vec<(FieldName, Vec<Template>)>,
+        set: Vec<(FieldName, Vec<Template>)>,
+        remove: Vec<FieldName>,
+    ) -> Self {
+        let fixed = if add.is_empty() && remove.is_empty() { block(&set) } else { None };
+        Self { add, set, remove, fixed }
+    }
+
     /// Does it name `add`, `set` or `remove`, or is it the older form, names and values?
     pub(crate) fn is_new_form(config: &Value) -> bool {
         ["add", "set", "remove"]
@@ -40,6 +51,9 @@ impl HeaderOps {
 
     /// Does it to `headers`, with the values that `vars` has.
     pub(crate) fn apply(&self, headers: &mut Headers, values: &Values) {
+        if let Some(fixed) = &self.fixed {
+            return headers.take_over(fixed);
+        }
         let mut rendered = values.iter();
         for (name, templates) in &self.add {
             for template in templates {
@@ -73,6 +87,9 @@ impl HeaderOps {
     /// changes, so that none depends on another.
     pub(crate) fn values(&self, vars: &dyn Vars, captures: &Captures) -> Values {
         let mut values = Values::default();
+        if self.fixed.is_some() {
+            return values;
+        }
         let templates = self.add.iter().chain(&self.set).flat_map(|(_, templates)| templates);
         for template in templates.filter(|template| template.literal().is_none()) {
             let plain = |value: &[u8], out: &mut Vec<u8>| out.extend_from_slice(value);
@@ -81,6 +98,21 @@ impl HeaderOps {
         }
         values
     }
+}
+
+/// Fields, each of one value that no variable stands in, as a block; `None`: they are not that.
+fn block(fields: &[(FieldName, Vec<Template>)]) -> Option<Headers> {
+    let mut block = Headers::new();
+    for (name, templates) in fields {
+        let [template] = &templates[..] else { return None };
+        let value = template.literal().filter(|value| !value.is_empty())?;
+        if block.get_by(name).is_some() {
+            return None;
+        }
+        block.append_by(name, value);
+        block.get_by(name)?;
+    }
+    Some(block)
 }
 
 /// The values of [`HeaderOps`] for one message.
@@ -132,4 +164,43 @@ pub(crate) fn fields(
 /// The texts of an array.
 pub(crate) fn texts(config: &Value) -> impl Iterator<Item = &str> {
     config.as_array().into_iter().flatten().filter_map(Value::as_str)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use sluicegate_gateway::expr::{self, VarName};
+
+    use super::*;
+
+    struct NoVars;
+
+    impl Vars for NoVars {
+        fn var<'a>(&'a self, _: &VarName) -> Option<expr::Value<'a>> {
+            None
+        }
+    }
+
+    #[test]
+    fn fields_are_set_alike_with_and_without_variables() {
+        for (set, fixed, result) in [
+            (json!({"X-A": "1", "X-C": 2}), true, "X-A: 1\r\nb: b\r\nX-C: 2\r\n"),
+            (json!({"B": "1", "b": "2"}), false, "a: a\r\nb: 2\r\n"),
+            (json!({"b": ["1", "2"]}), false, "a: a\r\nb: 1\r\nb: 2\r\n"),
+            (json!({"b": ""}), false, "a: a\r\n"),
+            (json!({"b\n": "1"}), false, "a: a\r\nb: b\r\n"),
+            (json!({"b": "\r\n"}), false, "a: a\r\nb: b\r\n"),
+            (json!({"b": "$none"}), false, "a: a\r\n"),
+        ] {
+            let ops = HeaderOps::new(Vec::new(), fields(&set, Template::compile), Vec::new());
+            assert_eq!(ops.fixed.is_some(), fixed, "{set}");
+            let mut headers = Headers::new();
+            headers.append(if fixed { "x-a" } else { "a" }, b"a");
+            headers.append("b", b"b");
+            ops.apply(&mut headers, &ops.values(&NoVars, &Captures::new()));
+            let mut text = Vec::new();
+            headers.write_to(&mut text);
+            assert_eq!(String::from_utf8_lossy(&text), result, "{set}");
+        }
+    }
 }

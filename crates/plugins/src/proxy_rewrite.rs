@@ -272,11 +272,11 @@ fn escape_mark(value: &[u8], out: &mut Vec<u8>) {
 
 fn compile_headers(config: &Value) -> Result<HeaderOps, ConfigError> {
     if HeaderOps::is_new_form(config) {
-        return Ok(HeaderOps {
-            add: fields(&config["add"], Template::with_captures),
-            set: fields(&config["set"], Template::with_captures),
-            remove: texts(&config["remove"]).map(FieldName::from).collect(),
-        });
+        return Ok(HeaderOps::new(
+            fields(&config["add"], Template::with_captures),
+            fields(&config["set"], Template::with_captures),
+            texts(&config["remove"]).map(FieldName::from).collect(),
+        ));
     }
     for (name, value) in config.as_object().into_iter().flatten() {
         if name.is_empty() {
@@ -289,7 +289,7 @@ fn compile_headers(config: &Value) -> Result<HeaderOps, ConfigError> {
             return Err(ConfigError("invalid value character in header".to_owned()));
         }
     }
-    Ok(HeaderOps { set: fields(config, Template::with_captures), ..HeaderOps::default() })
+    Ok(HeaderOps::new(Vec::new(), fields(config, Template::with_captures), Vec::new()))
 }
 
 const METHODS: [&str; 14] = [

@@ -96,7 +96,9 @@ impl Plugin for RequestId {
             }
         };
         let ids = &mut exchange.apisix_request_ids;
-        ids.retain(|(header, _)| *header != self.header);
+        if !ids.is_empty() {
+            ids.retain(|(header, _)| *header != self.header);
+        }
         ids.push((self.header.clone(), id));
         Ok(Flow::Continue)
     }

@@ -257,16 +257,16 @@ fn compile_headers(config: &Value) -> Result<HeaderOps, ConfigError> {
         if values.any(|value| !value.is_string() && !value.is_number()) {
             return Err(ConfigError("invalid type as header value".to_owned()));
         }
-        return Ok(HeaderOps { set: fields(config, Template::compile), ..HeaderOps::default() });
+        return Ok(HeaderOps::new(Vec::new(), fields(config, Template::compile), Vec::new()));
     }
     let add = texts(&config["add"]).filter_map(|line| line.split_once(':'));
     let add = add
         .map(|(name, value)| (name.trim_end().into(), vec![Template::compile(value.trim_start())]));
-    Ok(HeaderOps {
-        add: add.collect(),
-        set: fields(&config["set"], Template::compile),
-        remove: texts(&config["remove"]).map(FieldName::from).collect(),
-    })
+    Ok(HeaderOps::new(
+        add.collect(),
+        fields(&config["set"], Template::compile),
+        texts(&config["remove"]).map(FieldName::from).collect(),
+    ))
 }
 
 /// A configuration. Defaults come from the schema.

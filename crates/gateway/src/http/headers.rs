@@ -121,6 +121,40 @@ impl From<&str> for FieldName {
     }
 }
 
+/// A number as the value of a field.
+pub struct Digits {
+    text: [u8; 24],
+    len: u8,
+}
+
+impl Digits {
+    /// A number of hundredths, with two decimals at most: `1.5`, `2`.
+    pub fn of_hundredths(number: u64) -> Self {
+        let mut digits = Self::from(number / 100);
+        let rest = (number % 100) as u8;
+        if rest > 0 {
+            let len = usize::from(digits.len);
+            digits.text[len..len + 3].copy_from_slice(&[b'.', b'0' + rest / 10, b'0' + rest % 10]);
+            digits.len += if rest.is_multiple_of(10) { 2 } else { 3 };
+        }
+        digits
+    }
+
+    /// Its text.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.text[..usize::from(self.len)]
+    }
+}
+
+impl From<u64> for Digits {
+    fn from(number: u64) -> Self {
+        let (mut text, mut buffer) = ([0; 24], itoa::Buffer::new());
+        let digits = buffer.format(number).as_bytes();
+        text[..digits.len()].copy_from_slice(digits);
+        Self { text, len: digits.len() as u8 }
+    }
+}
+
 /// Can a field of this name stand in a head (no control character, space or colon)?
 const fn is_sound(name: &[u8]) -> bool {
     let mut at = 0;
@@ -473,10 +507,12 @@ impl Headers {
         }
     }
 
-    /// [`Headers::set_by`] with a number.
-    pub fn set_number_by(&mut self, name: &FieldName, number: u64) {
-        if name.sound && self.text.len() < HEAD_TEXT_MAX {
-            self.put(name.name(), itoa::Buffer::new().format(number).as_bytes());
+    /// [`Headers::set_by`] of some numbers.
+    pub fn set_numbers_by<const N: usize>(&mut self, fields: [(&FieldName, Digits); N]) {
+        for (name, digits) in &fields {
+            if name.sound && self.text.len() < HEAD_TEXT_MAX {
+                self.put(name.name(), digits.as_bytes());
+            }
         }
     }
 
@@ -938,7 +974,7 @@ mod tests {
             by_name.set_by(&name, b"5");
             assert_eq!(self::text(&by_text), self::text(&by_name), "{text:?}");
             by_text.set(text, b"18446744073709551615");
-            by_name.set_number_by(&name, u64::MAX);
+            by_name.set_numbers_by([(&name, u64::MAX.into())]);
             assert_eq!(self::text(&by_text), self::text(&by_name), "{text:?}");
             assert_eq!(by_text.remove(text), by_name.remove_by(&name), "{text:?}");
             assert_eq!(self::text(&by_name), "A: 1\r\n", "{text:?}");

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use http::StatusCode;
 use serde_json::{Value, json};
 use sluicegate_gateway::exchange::{Exchange, Response};
-use sluicegate_gateway::http::FieldName;
+use sluicegate_gateway::http::{Digits, FieldName};
 use sluicegate_gateway::plugin::{CompileCtx, ConfigError, Flow, Phases, Plugin, PluginError};
 use smallvec::SmallVec;
 use tracing::error;
@@ -274,29 +274,19 @@ impl Rule {
 impl Headers {
     fn set(&self, exchange: &mut Exchange, limit: u64, remaining: u64, reset: f64) {
         let headers = exchange.add_response_headers();
-        headers.set_number_by(&self.limit, limit);
-        headers.set_number_by(&self.remaining, remaining);
-        let mut text = [0; 32];
-        headers.set_by(&self.reset, cents(reset, &mut text));
+        headers.set_numbers_by([
+            (&self.limit, limit.into()),
+            (&self.remaining, remaining.into()),
+            (&self.reset, cents(reset)),
+        ]);
     }
 }
 
-/// Writes seconds with two decimals at most, as Lua does.
+/// Seconds with two decimals at most, as Lua writes them.
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "casts saturate")]
-fn cents(seconds: f64, text: &mut [u8; 32]) -> &[u8] {
+fn cents(seconds: f64) -> Digits {
     // A little more than nothing makes up for decimals that binary fractions fall short of.
-    let cents = (seconds * 100.0 + 1e-6).floor().max(0.0) as u64;
-    let mut digits = itoa::Buffer::new();
-    let whole = digits.format(cents / 100).as_bytes();
-    let mut len = whole.len();
-    text[..len].copy_from_slice(whole);
-    let rest = cents % 100;
-    if rest > 0 {
-        let digit = |n: u64| b'0' + u8::try_from(n).unwrap_or(0);
-        text[len..len + 3].copy_from_slice(&[b'.', digit(rest / 10), digit(rest % 10)]);
-        len += if rest.is_multiple_of(10) { 2 } else { 3 };
-    }
-    &text[..len]
+    Digits::of_hundredths((seconds * 100.0 + 1e-6).floor().max(0.0) as u64)
 }
 
 /// Appends text to bytes.

@@ -719,7 +719,7 @@ fn credentials_come_and_go_with_their_consumer() {
     for key in ["1", "2"] {
         let found = bench.snapshot.consumers.find("door", key.as_bytes()).expect("it is there");
         assert_eq!(found.consumer.group_id.as_deref(), Some("g"), "it follows its consumer");
-        assert_eq!(found.consumer.custom_id(), None);
+        assert_eq!(found.consumer.told(None).len(), 1);
     }
     bench.put(Kind::Credentials, "jack/credentials/two", keyed("3"));
     assert_eq!((bench.who("2"), bench.who("3")), (None, jack(Some("two"))));
