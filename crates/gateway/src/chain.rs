@@ -47,15 +47,16 @@ impl Entry {
     /// The plugin, if it runs for this request in this phase.
     #[inline]
     fn of(&self, phase: Phases, exchange: &Exchange) -> Option<&dyn DynPlugin> {
-        if self.phases.has(phase) { self.now(phase, exchange) } else { None }
+        let always = self.meta.is_none() && exchange.skips_none();
+        let runs = self.phases.has(phase) && (always || self.runs(phase, exchange));
+        runs.then_some(&*self.plugin)
     }
 
-    /// The plugin, which has a step in this phase, if it runs for this request.
-    fn now(&self, phase: Phases, exchange: &Exchange) -> Option<&dyn DynPlugin> {
-        let runs = self.filter().is_none_or(|filter| filter.eval(exchange))
+    /// Does the plugin, which has a step in this phase, run for this request?
+    fn runs(&self, phase: Phases, exchange: &Exchange) -> bool {
+        self.filter().is_none_or(|filter| filter.eval(exchange))
             && !exchange.skips(&*self.plugin)
-            && !(phase == Phases::BODY_FILTER && exchange.leaves_body(&*self.plugin));
-        runs.then_some(&*self.plugin)
+            && !(phase == Phases::BODY_FILTER && exchange.leaves_body(&*self.plugin))
     }
 
     fn filter(&self) -> Option<&Expr> {

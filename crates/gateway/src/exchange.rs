@@ -11,6 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use ::http::{Method, StatusCode};
 use bytes::Bytes;
+use smallvec::SmallVec;
 
 use crate::body::{Body, BodyError, Room};
 use crate::chain::Chain;
@@ -70,11 +71,11 @@ pub struct Exchange {
     /// See [`Exchange::when_answered`].
     pub(crate) on_answer: Vec<Answered>,
     /// Compressions and the like that offer to encode the response's body, first come first.
-    pub encodings: smallvec::SmallVec<[Arc<dyn Encode>; 2]>,
+    pub encodings: SmallVec<[Arc<dyn Encode>; 2]>,
     /// The one that encodes it.
     pub(crate) encoder: Option<Box<dyn Encoder>>,
     /// Where the plugins lie whose `body_filter` leaves this response as it is.
-    unfiltered: smallvec::SmallVec<[usize; 2]>,
+    unfiltered: SmallVec<[usize; 2]>,
     /// The client's method, where [`Exchange::set_method`] put another in its place.
     client_method: Option<Method>,
     /// The `Host` for the upstream in place of the client's; the upstream's `pass_host` comes first.
@@ -83,7 +84,7 @@ pub struct Exchange {
     pub own_forwarded: OwnForwarded,
     /// The ids that plugins gave the request, by the field they stand in; the variable
     /// `apisix_request_id` is the last.
-    pub apisix_request_ids: smallvec::SmallVec<[(FieldName, Arc<[u8]>); 1]>,
+    pub apisix_request_ids: SmallVec<[(FieldName, SmallVec<[u8; 36]>); 1]>,
     /// What plugins remember about this request.
     pub notes: Notes,
     /// Plugins that do not run for this request any more.
@@ -134,7 +135,7 @@ type Answered = Box<dyn FnOnce(&mut Exchange, &mut Response)>;
 
 /// What plugins remember about a request from one phase to another: one value of each type.
 #[derive(Default)]
-pub struct Notes(smallvec::SmallVec<[Box<dyn Any>; 2]>);
+pub struct Notes(SmallVec<[Box<dyn Any>; 2]>);
 
 impl Notes {
     /// The value of this type, if there is one.
@@ -376,7 +377,7 @@ pub fn host_without_port(raw: &[u8]) -> Cow<'_, str> {
 #[derive(Debug, Default, Clone)]
 pub struct UpstreamRecord {
     /// Every address tried, in order.
-    pub addrs: smallvec::SmallVec<[SocketAddr; 1]>,
+    pub addrs: SmallVec<[SocketAddr; 1]>,
     /// Status and time of the tries before the last one, as nginx lists them.
     pub failed: Vec<(u16, Duration)>,
     /// The `Host` sent; `None`: the client's.
@@ -553,7 +554,7 @@ impl Exchange {
             client_method: None,
             host_for_upstream: None,
             own_forwarded: OwnForwarded::default(),
-            apisix_request_ids: smallvec::SmallVec::new(),
+            apisix_request_ids: SmallVec::new(),
             notes: Notes::default(),
             skipped: Vec::new(),
             matched: Default::default(),
@@ -616,9 +617,7 @@ impl Exchange {
     /// `X-Credential-Identifier` and `X-Consumer-Custom-ID`, whatever the client says there.
     pub fn attach_consumer(&mut self, consumer: Arc<Consumer>, credential: Option<&Credential>) {
         let headers = &mut self.request.headers;
-        for field in &TOLD {
-            headers.remove_by(field);
-        }
+        headers.remove_all_by(&TOLD);
         match credential {
             Some(credential) => headers.take_over(&credential.told),
             None => headers.take_over(&consumer.told(None)),
@@ -654,7 +653,7 @@ impl Exchange {
     /// Does this plugin leave the response's body as it is?
     pub(crate) fn leaves_body(&self, plugin: &dyn DynPlugin) -> bool {
         let at = std::ptr::from_ref(plugin).addr();
-        !self.unfiltered.is_empty() && self.unfiltered.contains(&at)
+        self.unfiltered.contains(&at)
     }
 
     /// Sends the request on with another method. The client's stays what decides about its answer.
@@ -670,7 +669,13 @@ impl Exchange {
 
     /// Does this plugin not run any more?
     pub(crate) fn skips(&self, plugin: &dyn DynPlugin) -> bool {
-        !self.skipped.is_empty() && self.skipped.contains(&plugin.name())
+        self.skipped.contains(&plugin.name())
+    }
+
+    /// Has nothing said of a plugin that it does not run, or leaves the body as it is?
+    #[inline]
+    pub(crate) fn skips_none(&self) -> bool {
+        self.skipped.is_empty() && self.unfiltered.is_empty()
     }
 
     /// Reads the whole request body, and leaves it to be read once more. `None`: it is larger than

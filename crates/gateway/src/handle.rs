@@ -75,8 +75,16 @@ pub(crate) fn filter_piece(exchange: &mut Exchange, piece: &mut Bytes, last: boo
 /// rules, then the route's.
 pub(crate) fn chains(exchange: &Exchange, phase: Phases) -> SmallVec<[Arc<Chain>; 2]> {
     let own = exchange.merged.as_ref().or(exchange.route.as_ref().map(|route| &route.chain));
-    let all = std::iter::once(&exchange.snapshot.global).chain(own);
-    all.filter(|chain| chain.runs(phase)).cloned().collect()
+    in_order(&exchange.snapshot.global, own, phase).cloned().collect()
+}
+
+/// Those of these two chains that have plugins of a phase, in the order they run.
+fn in_order<'a>(
+    global: &'a Arc<Chain>,
+    own: Option<&'a Arc<Chain>>,
+    phase: Phases,
+) -> impl Iterator<Item = &'a Arc<Chain>> {
+    std::iter::once(global).chain(own).filter(move |chain| chain.runs(phase))
 }
 
 async fn answer(exchange: &mut Exchange) -> Result<Response, PluginError> {
@@ -109,7 +117,8 @@ async fn answer(exchange: &mut Exchange) -> Result<Response, PluginError> {
     {
         return Ok(response);
     }
-    for chain in chains(exchange, Phases::REWRITE) {
+    let own = found.as_ref().map(|route| &route.chain);
+    for chain in in_order(&snapshot.global, own, Phases::REWRITE) {
         if let Flow::Respond(response) = chain.rewrite(exchange).await? {
             return Ok(response);
         }
@@ -117,7 +126,8 @@ async fn answer(exchange: &mut Exchange) -> Result<Response, PluginError> {
     if let Some(response) = merge_consumer(exchange).await? {
         return Ok(response);
     }
-    for chain in chains(exchange, Phases::ACCESS) {
+    let merged = exchange.merged.clone();
+    for chain in in_order(&snapshot.global, merged.as_ref().or(own), Phases::ACCESS) {
         if let Flow::Respond(response) = chain.access(exchange).await? {
             return Ok(response);
         }

@@ -5,7 +5,6 @@
 //!
 //! A request that brings an id keeps it. The id is also the variable `apisix_request_id`.
 
-use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use serde::Deserialize;
@@ -13,6 +12,7 @@ use serde_json::{Value, json};
 use sluicegate_gateway::exchange::{Exchange, Response};
 use sluicegate_gateway::http::FieldName;
 use sluicegate_gateway::plugin::{CompileCtx, ConfigError, Flow, Phases, Plugin, PluginError};
+use smallvec::SmallVec;
 
 /// The plugin, compiled.
 pub struct RequestId {
@@ -87,11 +87,11 @@ impl Plugin for RequestId {
 
     async fn rewrite(&self, exchange: &mut Exchange) -> Result<Flow, PluginError> {
         let given = exchange.request.headers.get_by(&self.header);
-        let id: Arc<[u8]> = match given.filter(|id| !id.is_empty()) {
-            Some(id) => id.into(),
+        let id = match given.filter(|id| !id.is_empty()) {
+            Some(id) => SmallVec::from_slice(id),
             None => {
                 let id = self.algorithm.id(exchange);
-                exchange.request.headers.set_by(&self.header, &id);
+                exchange.request.headers.put_by(&self.header, &id);
                 id
             }
         };
@@ -117,13 +117,13 @@ impl Plugin for RequestId {
         }
         let mut ids = exchange.apisix_request_ids.iter();
         if let Some((_, id)) = ids.find(|(header, _)| *header == self.header) {
-            response.headers.set_by(&self.header, id);
+            response.headers.put_by(&self.header, id);
         }
     }
 }
 
 impl Algorithm {
-    fn id(&self, exchange: &Exchange) -> Arc<[u8]> {
+    fn id(&self, exchange: &Exchange) -> SmallVec<[u8; 36]> {
         let core = &exchange.core;
         match self {
             Self::Uuid => {
@@ -141,14 +141,14 @@ impl Algorithm {
             Self::Nanoid => {
                 let mut raw = [0; NANOID_LENGTH];
                 core.random(&mut raw);
-                raw.map(|byte| NANOID_CHARS[usize::from(byte & 63)]).into()
+                SmallVec::from_slice(&raw.map(|byte| NANOID_CHARS[usize::from(byte & 63)]))
             }
             Self::Ksuid => {
                 let mut raw = [0; 20];
                 core.random(&mut raw[4..]);
                 let seconds = since_epoch(exchange).as_secs().saturating_sub(KSUID_EPOCH) as u32;
                 raw[..4].copy_from_slice(&seconds.to_be_bytes());
-                ksuid(raw).into_bytes().into()
+                SmallVec::from_slice(ksuid(raw).as_bytes())
             }
             Self::Range { length, chars } => {
                 let mut raw = vec![0; length * 4];
@@ -169,22 +169,33 @@ impl Algorithm {
 pub(crate) fn uuid(mut raw: [u8; 16], version: u8) -> [u8; 36] {
     raw[6] = raw[6] & 0x0f | version << 4;
     raw[8] = raw[8] & 0x3f | 0x80;
-    let mut text = [b'-'; 36];
-    for (byte, at) in raw.into_iter().zip(UUID_PLACES) {
-        text[at] = HEX_DIGITS[usize::from(byte >> 4)];
-        text[at + 1] = HEX_DIGITS[usize::from(byte & 15)];
+    let mut digits = [0; 32];
+    for (four, digits) in raw.as_chunks().0.iter().zip(digits.as_chunks_mut().0) {
+        *digits = hex(*four);
     }
+    let mut text = [b'-'; 36];
+    text[..8].copy_from_slice(&digits[..8]);
+    text[9..13].copy_from_slice(&digits[8..12]);
+    text[14..18].copy_from_slice(&digits[12..16]);
+    text[19..23].copy_from_slice(&digits[16..20]);
+    text[24..].copy_from_slice(&digits[20..]);
     text
+}
+
+/// Four bytes as eight hexadecimal digits, made all at once.
+fn hex(bytes: [u8; 4]) -> [u8; 8] {
+    let each = |byte: u8| u64::from_ne_bytes([byte; 8]);
+    let mut halves = u64::from(u32::from_be_bytes(bytes));
+    halves = ((halves << 16) | halves) & 0x0000_ffff_0000_ffff;
+    halves = ((halves << 8) | halves) & 0x00ff_00ff_00ff_00ff;
+    halves = ((halves << 4) | halves) & 0x0f0f_0f0f_0f0f_0f0f;
+    let letters = ((halves + each(6)) >> 4) & each(1);
+    (halves + each(b'0') + letters * u64::from(b'a' - b'0' - 10)).to_be_bytes()
 }
 
 fn since_epoch(exchange: &Exchange) -> Duration {
     exchange.started_at.duration_since(UNIX_EPOCH).unwrap_or_default()
 }
-
-/// Where each byte's two digits stand in the text of a UUID.
-const UUID_PLACES: [usize; 16] = [0, 2, 4, 6, 9, 11, 14, 16, 19, 21, 24, 26, 28, 30, 32, 34];
-
-const HEX_DIGITS: &[u8; 16] = b"0123456789abcdef";
 
 /// 20 bytes in base 62, 27 digits (<https://github.com/segmentio/ksuid>).
 fn ksuid(mut raw: [u8; 20]) -> String {
@@ -238,6 +249,14 @@ mod tests {
 
     use super::*;
     use crate::pcre::Pcre;
+
+    #[test]
+    fn a_uuid_has_every_byte_in_its_place() {
+        let low = std::array::from_fn(|at| 0x10 * at as u8 + 0x0f - at as u8);
+        assert_eq!(uuid(low, 7), *b"0f1e2d3c-4b5a-7978-8796-a5b4c3d2e1f0");
+        assert_eq!(uuid([0xff; 16], 4), *b"ffffffff-ffff-4fff-bfff-ffffffffffff");
+        assert_eq!(uuid([0; 16], 4), *b"00000000-0000-4000-8000-000000000000");
+    }
 
     #[test]
     fn every_algorithm_makes_ids_of_its_form() {

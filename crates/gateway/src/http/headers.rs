@@ -17,24 +17,31 @@ pub struct Headers {
 /// Marks of field names: a bit for each known name, and one of some for each of the others. Most
 /// questions are about fields that a head does not have, and this answers them at once.
 #[derive(Clone, Copy, Default)]
-struct Marks(u128);
+struct Marks([u64; 4]);
 
 impl Marks {
-    const NONE: Self = Self(0);
+    const NONE: Self = Self([0; 4]);
 
     #[inline]
-    const fn of_known(known: Known) -> Self {
-        Self(1 << known as u8)
+    const fn add(&mut self, mark: u8) {
+        self.0[(mark >> 6) as usize] |= 1 << (mark & 63);
     }
 
     #[inline]
-    fn add(&mut self, more: Self) {
-        self.0 |= more.0;
+    const fn has(&self, mark: u8) -> bool {
+        self.0[(mark >> 6) as usize] & (1 << (mark & 63)) != 0
     }
 
     #[inline]
-    const fn any(self, of: Self) -> bool {
-        self.0 & of.0 != 0
+    fn add_all(&mut self, more: Self) {
+        for (own, more) in self.0.iter_mut().zip(more.0) {
+            *own |= more;
+        }
+    }
+
+    #[inline]
+    fn any(&self, of: Self) -> bool {
+        self.0.iter().zip(of.0).fold(0, |found, (own, of)| found | own & of) != 0
     }
 }
 
@@ -56,23 +63,15 @@ impl<'a> Name<'a> {
     /// A name that is known as `known`.
     #[inline]
     const fn of_known(text: &'a [u8], known: Known) -> Self {
-        let mark = match (known, text) {
-            (Known::Other, [first, ..]) => {
-                const fn letter(byte: u8) -> usize {
-                    (byte | FOLD as u8) as usize
-                }
-                let (middle, last) = (letter(text[text.len() / 2]), letter(text[text.len() - 1]));
-                let mixed = (text.len() * 11) ^ last ^ (middle * 5) ^ (letter(*first) * 3);
-                (MARKS_KNOWN + mixed % (128 - MARKS_KNOWN)) as u8
+        let mark = match known {
+            Known::Other => {
+                let (first, last) = folded(text);
+                let mixed = (first ^ last.rotate_left(29)).wrapping_mul(MIX) >> 32;
+                MARKS_KNOWN + ((mixed * (256 - MARKS_KNOWN as u64)) >> 32) as u8
             }
             _ => known as u8,
         };
         Self { text, known, mark }
-    }
-
-    #[inline]
-    const fn marks(self) -> Marks {
-        Marks(1 << self.mark)
     }
 }
 
@@ -122,36 +121,26 @@ impl From<&str> for FieldName {
 }
 
 /// A number as the value of a field.
-pub struct Digits {
-    text: [u8; 24],
-    len: u8,
+#[derive(Clone, Copy, Debug)]
+pub enum Number {
+    /// This number.
+    Whole(u64),
+    /// So many hundredths, with two decimals at most: `1.5`, `2`.
+    Hundredths(u64),
 }
 
-impl Digits {
-    /// A number of hundredths, with two decimals at most: `1.5`, `2`.
-    pub fn of_hundredths(number: u64) -> Self {
-        let mut digits = Self::from(number / 100);
-        let rest = (number % 100) as u8;
-        if rest > 0 {
-            let len = usize::from(digits.len);
-            digits.text[len..len + 3].copy_from_slice(&[b'.', b'0' + rest / 10, b'0' + rest % 10]);
-            digits.len += if rest.is_multiple_of(10) { 2 } else { 3 };
+impl Number {
+    fn write(self, out: &mut Vec<u8>) {
+        let (whole, rest) = match self {
+            Self::Whole(number) => (number, 0),
+            Self::Hundredths(number) => (number / 100, (number % 100) as u8),
+        };
+        out.extend_from_slice(itoa::Buffer::new().format(whole).as_bytes());
+        match (rest / 10, rest % 10) {
+            (0, 0) => {}
+            (tenths, 0) => out.extend_from_slice(&[b'.', b'0' + tenths]),
+            (tenths, rest) => out.extend_from_slice(&[b'.', b'0' + tenths, b'0' + rest]),
         }
-        digits
-    }
-
-    /// Its text.
-    pub fn as_bytes(&self) -> &[u8] {
-        &self.text[..usize::from(self.len)]
-    }
-}
-
-impl From<u64> for Digits {
-    fn from(number: u64) -> Self {
-        let (mut text, mut buffer) = ([0; 24], itoa::Buffer::new());
-        let digits = buffer.format(number).as_bytes();
-        text[..digits.len()].copy_from_slice(digits);
-        Self { text, len: digits.len() as u8 }
     }
 }
 
@@ -168,7 +157,10 @@ const fn is_sound(name: &[u8]) -> bool {
 }
 
 /// Bits of [`Marks`] that known names have, each its own.
-const MARKS_KNOWN: usize = 32;
+const MARKS_KNOWN: u8 = 32;
+
+/// Spreads names over the other marks: an odd number whose bits have no pattern (2^64 by the golden ratio).
+const MIX: u64 = 0x9e37_79b9_7f4a_7c15;
 
 #[derive(Clone, Copy)]
 struct Field {
@@ -187,9 +179,15 @@ impl Field {
     /// Has it this name? `text` is that of its block.
     #[inline]
     fn is(&self, text: &[u8], name: Name<'_>) -> bool {
-        self.mark == name.mark
-            && (name.known != Known::Other
-                || self.name_of(text).text.eq_ignore_ascii_case(name.text))
+        self.mark == name.mark && (name.known != Known::Other || self.is_written(text, name.text))
+    }
+
+    /// Is its name written as this one, in whatever case?
+    #[inline(never)]
+    fn is_written(&self, text: &[u8], name: &[u8]) -> bool {
+        // Mostly both are written alike, and words are quicker compared than letters.
+        let own = self.name_of(text).text;
+        own == name || own.eq_ignore_ascii_case(name)
     }
 
     #[inline]
@@ -284,21 +282,23 @@ impl Known {
     /// Is the field about one connection only (RFC 9110 section 7.6.1, and the older
     /// names that peers still send)?
     pub fn is_hop_by_hop(self) -> bool {
-        HOP_BY_HOP.any(Marks::of_known(self))
+        HOP_BY_HOP.has(self as u8)
     }
 }
 
 /// Fields about one connection only.
-const HOP_BY_HOP: Marks = Marks(
-    Marks::of_known(Known::Connection).0
-        | Marks::of_known(Known::KeepAlive).0
-        | Marks::of_known(Known::ProxyConnection).0
-        | Marks::of_known(Known::Te).0
-        | Marks::of_known(Known::Trailer).0
-        | Marks::of_known(Known::TransferEncoding).0
-        | Marks::of_known(Known::Upgrade).0
-        | Marks::of_known(Known::Http2Settings).0,
-);
+const HOP_BY_HOP: Marks = {
+    let mut marks = Marks::NONE;
+    marks.add(Known::Connection as u8);
+    marks.add(Known::KeepAlive as u8);
+    marks.add(Known::ProxyConnection as u8);
+    marks.add(Known::Te as u8);
+    marks.add(Known::Trailer as u8);
+    marks.add(Known::TransferEncoding as u8);
+    marks.add(Known::Upgrade as u8);
+    marks.add(Known::Http2Settings as u8);
+    marks
+};
 
 /// The first and the last word of a name in lower case. Letters differ from their capitals in one
 /// bit, which is set here; no two characters of a token that have another meaning become alike
@@ -367,7 +367,7 @@ impl Headers {
         let between = self.text.get(name.0 + name.1..value.0);
         let end = self.text.get(value.0 + value.1..value.0 + value.1 + 2);
         let told = Name::of_known(&self.text[name.0..name.0 + name.1], known);
-        self.names.add(told.marks());
+        self.names.add(told.mark);
         self.fields.push(Field {
             name_at: name.0 as u32,
             name_len: name.1 as u16,
@@ -393,7 +393,7 @@ impl Headers {
     }
 
     fn position(&self, name: Name<'_>) -> Option<usize> {
-        if !self.names.any(name.marks()) {
+        if !self.names.has(name.mark) {
             return None;
         }
         self.fields.iter().position(|f| f.is(&self.text, name))
@@ -420,7 +420,7 @@ impl Headers {
 
     /// The first value of a known field.
     pub fn known(&self, known: Known) -> Option<&[u8]> {
-        if !self.names.any(Marks::of_known(known)) {
+        if !self.names.has(known as u8) {
             return None;
         }
         self.fields.iter().find(|f| f.known == known).map(|f| self.value_of(f))
@@ -428,7 +428,7 @@ impl Headers {
 
     /// Every value of a known field.
     pub fn all_known(&self, known: Known) -> impl Iterator<Item = &[u8]> {
-        let some = self.names.any(Marks::of_known(known));
+        let some = self.names.has(known as u8);
         let fields = if some { &self.fields[..] } else { &[] };
         fields.iter().filter(move |f| f.known == known).map(|f| self.value_of(f))
     }
@@ -471,29 +471,36 @@ impl Headers {
     }
 
     fn add(&mut self, name: Name<'_>, value: &[u8]) {
-        let field = self.store(name, value);
+        let field = self.store(name, |text| text.extend_from_slice(value));
         self.fields.push(field);
     }
 
     fn may_have(&self, value: &[u8]) -> bool {
         // On every field that a plugin sets, so bytes are looked at by words.
         self.text.len() + value.len() < HEAD_TEXT_MAX
-            && !any_word(value, |w| has(w, b'\r') | has(w, b'\n') | has(w, 0))
+            && (!any_word(value, |w| below(w, b' '))
+                || !any_word(value, |w| has(w, b'\r') | has(w, b'\n') | has(w, 0)))
     }
 
-    fn store(&mut self, name: Name<'_>, value: &[u8]) -> Field {
+    /// Writes a line, its value by `write`.
+    fn store(&mut self, name: Name<'_>, write: impl FnOnce(&mut Vec<u8>)) -> Field {
         if self.text.capacity() == 0 {
             self.text.reserve(FIRST_TEXT);
             self.fields.reserve(FIRST_FIELDS);
         }
         let name_at = self.text.len();
-        write_line(&mut self.text, name.text, value);
-        self.names.add(name.marks());
+        self.text.extend_from_slice(name.text);
+        self.text.extend_from_slice(b": ");
+        let value_at = self.text.len();
+        write(&mut self.text);
+        let value_len = self.text.len() - value_at;
+        self.text.extend_from_slice(b"\r\n");
+        self.names.add(name.mark);
         Field {
             name_at: name_at as u32,
             name_len: name.text.len() as u16,
-            value_at: (name_at + name.text.len() + 2) as u32,
-            value_len: value.len() as u32,
+            value_at: value_at as u32,
+            value_len: value_len as u32,
             known: name.known,
             mark: name.mark,
             line: true,
@@ -508,10 +515,10 @@ impl Headers {
     }
 
     /// [`Headers::set_by`] of some numbers.
-    pub fn set_numbers_by<const N: usize>(&mut self, fields: [(&FieldName, Digits); N]) {
-        for (name, digits) in &fields {
+    pub fn set_numbers_by<const N: usize>(&mut self, fields: [(&FieldName, Number); N]) {
+        for (name, number) in fields {
             if name.sound && self.text.len() < HEAD_TEXT_MAX {
-                self.put(name.name(), digits.as_bytes());
+                self.put_written(name.name(), |text| number.write(text));
             }
         }
     }
@@ -519,6 +526,15 @@ impl Headers {
     /// [`Headers::set`] by a name that was looked at before.
     pub fn set_by(&mut self, name: &FieldName, value: &[u8]) {
         if name.sound && self.may_have(value) {
+            self.put(name.name(), value);
+        }
+    }
+
+    /// [`Headers::set_by`] of a value that the gateway itself made, or that stood in a head before: no
+    /// character is looked for in it.
+    pub fn put_by(&mut self, name: &FieldName, value: &[u8]) {
+        debug_assert!(self.may_have(value), "the value of {name:?} cannot stand in a head");
+        if name.sound && self.text.len() + value.len() < HEAD_TEXT_MAX {
             self.put(name.name(), value);
         }
     }
@@ -538,21 +554,21 @@ impl Headers {
         };
         if !self.names.any(others.names) {
             self.fields.extend(others.fields.iter().map(moved));
-            self.names.add(others.names);
+            self.names.add_all(others.names);
             return;
         }
         let mut before = Marks::NONE;
         for (nth, other) in others.fields.iter().enumerate() {
             let name = other.name_of(&others.text);
             let field = moved(other);
-            let again = before.any(name.marks())
+            let again = before.has(name.mark)
                 && others.fields[..nth].iter().any(|f| f.is(&others.text, name));
-            before.add(name.marks());
+            before.add(name.mark);
             match self.position(name).filter(|_| !again) {
                 None => self.fields.push(field),
                 Some(at) => self.replace(at, field),
             }
-            self.names.add(name.marks());
+            self.names.add(name.mark);
         }
     }
 
@@ -562,8 +578,12 @@ impl Headers {
     }
 
     fn put(&mut self, name: Name<'_>, value: &[u8]) {
+        self.put_written(name, |text| text.extend_from_slice(value));
+    }
+
+    fn put_written(&mut self, name: Name<'_>, write: impl FnOnce(&mut Vec<u8>)) {
         let first = self.position(name);
-        let field = self.store(name, value);
+        let field = self.store(name, write);
         match first {
             None => self.fields.push(field),
             Some(at) => self.replace(at, field),
@@ -592,6 +612,18 @@ impl Headers {
     /// [`Headers::remove`] by a name that was looked at before.
     pub fn remove_by(&mut self, name: &FieldName) -> bool {
         self.take_out(name.name())
+    }
+
+    /// Removes every occurrence of all of these.
+    pub(crate) fn remove_all_by(&mut self, names: &[FieldName]) {
+        let mut marks = Marks::NONE;
+        for name in names {
+            marks.add(name.mark);
+        }
+        if self.names.any(marks) {
+            let Self { text, fields, .. } = self;
+            fields.retain(|f| !names.iter().any(|name| f.is(text, name.name())));
+        }
     }
 
     fn take_out(&mut self, name: Name<'_>) -> bool {
@@ -682,7 +714,7 @@ impl Headers {
 fn is_name(name: &[u8]) -> bool {
     !name.is_empty()
         && name.len() <= u16::MAX as usize
-        && !any_word(name, |w| below_or_at_space(w) | has(w, b':') | has(w, 0x7f))
+        && !any_word(name, |w| below(w, b' ' + 1) | has(w, b':') | has(w, 0x7f))
 }
 
 /// Does `bad`, which looks at eight bytes at once, find anything in these? It sees bytes twice where
@@ -718,10 +750,10 @@ const fn has(word: u64, byte: u8) -> u64 {
     word.wrapping_sub(EACH) & !word & (EACH << 7)
 }
 
-/// Not nothing when one of eight bytes is a space or a character before it.
+/// Not nothing when one of eight bytes is a character before this one, which is ASCII.
 #[inline]
-const fn below_or_at_space(word: u64) -> u64 {
-    word.wrapping_sub(EACH * 0x21) & !word & (EACH << 7)
+const fn below(word: u64, byte: u8) -> u64 {
+    word.wrapping_sub(EACH * byte as u64) & !word & (EACH << 7)
 }
 
 /// One in each byte of a word.
@@ -974,7 +1006,7 @@ mod tests {
             by_name.set_by(&name, b"5");
             assert_eq!(self::text(&by_text), self::text(&by_name), "{text:?}");
             by_text.set(text, b"18446744073709551615");
-            by_name.set_numbers_by([(&name, u64::MAX.into())]);
+            by_name.set_numbers_by([(&name, Number::Whole(u64::MAX))]);
             assert_eq!(self::text(&by_text), self::text(&by_name), "{text:?}");
             assert_eq!(by_text.remove(text), by_name.remove_by(&name), "{text:?}");
             assert_eq!(self::text(&by_name), "A: 1\r\n", "{text:?}");

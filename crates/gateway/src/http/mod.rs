@@ -11,4 +11,4 @@ pub(crate) mod writer;
 
 pub use framing::{Decoder, Framing};
 pub use head::{HeadError, RequestHead, ResponseHead};
-pub use headers::{Digits, FieldName, Headers, Known};
+pub use headers::{FieldName, Headers, Known, Number};

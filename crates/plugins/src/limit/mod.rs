@@ -47,10 +47,11 @@ pub(crate) fn bare(status: StatusCode) -> Response {
 /// Milliseconds since 1970 by a clock that never goes back: the wall clock when the gateway
 /// started, and the time since.
 pub(crate) fn now_ms() -> u64 {
-    static START: OnceLock<(Instant, Duration)> = OnceLock::new();
+    static START: OnceLock<(Instant, u64)> = OnceLock::new();
+    let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     let (start, wall) = START.get_or_init(|| {
         let wall = sluicegate_gateway::core::now().duration_since(UNIX_EPOCH);
-        (Instant::now(), wall.unwrap_or_default())
+        (Instant::now(), millis(wall.unwrap_or_default()))
     });
-    u64::try_from((*wall + start.elapsed()).as_millis()).unwrap_or(u64::MAX)
+    wall.saturating_add(millis(start.elapsed()))
 }

@@ -1,9 +1,9 @@
 //! Counters of this gateway: exact over all its cores, bounded in number.
 //!
 //! A counter is a few atomics that every core shares. Each request thread remembers the counters it
-//! used, so that counting once more takes no lock; only a counter that is new to a thread is looked
-//! up in the table of all, which is cut into shards with a lock each. Names are known by 128 bits of
-//! a keyed hash: nobody can make two names meet, and long names take no room.
+//! used by their names, so that counting once more takes no lock; only a counter that is new to a
+//! thread is looked up in the table of all, which is cut into shards with a lock each. There names are
+//! known by 128 bits of a keyed hash: nobody can make two names meet, and long names take no room.
 //!
 //! Invariant: a name has one living counter. One that leaves the table is retired first, under its
 //! own rules (see [`Counter::retire`]), and says so to threads that remember it.
@@ -13,6 +13,8 @@ use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::LocalKey;
+
+use foldhash::fast::RandomState as QuickState;
 
 /// A counter that a [`Store`] keeps.
 pub(crate) trait Counter: Default + Send + Sync + 'static {
@@ -24,8 +26,8 @@ pub(crate) trait Counter: Default + Send + Sync + 'static {
     fn remembered() -> &'static LocalKey<RefCell<Remembered<Self>>>;
 }
 
-/// Counters by the hash of their name.
-pub(crate) type Remembered<C> = HashMap<u128, Arc<C>, ByItself>;
+/// Counters by their name.
+pub(crate) type Remembered<C> = HashMap<Box<[u8]>, Arc<C>, QuickState>;
 
 /// All counters of one kind of a gateway.
 pub(crate) struct Store<C> {
@@ -65,20 +67,15 @@ impl<C: Counter> Store<C> {
         now_ms: u64,
         mut count: impl FnMut(&Arc<C>) -> Option<R>,
     ) -> R {
-        let hash = self.hash(name);
-        let known = C::remembered().with_borrow(|all| all.get(&hash).and_then(&mut count));
+        let known = C::remembered().with_borrow(|all| all.get(name).and_then(&mut count));
         if let Some(counted) = known {
             return counted;
         }
+        let hash = self.hash(name);
         loop {
             let counter = self.find(hash, now_ms);
             if let Some(counted) = count(&counter) {
-                C::remembered().with_borrow_mut(|all| {
-                    if all.len() >= REMEMBERED_MAX {
-                        all.clear();
-                    }
-                    all.insert(hash, counter);
-                });
+                C::remembered().with_borrow_mut(|all| remember(all, name, counter));
                 return counted;
             }
         }
@@ -125,6 +122,15 @@ impl<C: Counter> Store<C> {
             shard.lock().unwrap_or_else(PoisonError::into_inner).counters.len()
         };
         self.shards.iter().map(lock).sum()
+    }
+}
+
+fn remember<C>(all: &mut Remembered<C>, name: &[u8], counter: Arc<C>) {
+    if all.len() >= REMEMBERED_MAX {
+        all.clear();
+    }
+    if name.len() <= REMEMBERED_NAME_MAX {
+        all.insert(name.into(), counter);
     }
 }
 
@@ -183,8 +189,9 @@ impl Hasher for Itself {
 
 /// Counters of one kind at most: about 100 bytes each. Beyond, the one there longest is forgotten.
 const COUNTERS_MAX: usize = 1 << 20;
-/// Counters that one thread remembers at most.
+/// Counters that one thread remembers at most, and bytes of the name of such a one.
 const REMEMBERED_MAX: usize = 1 << 14;
+const REMEMBERED_NAME_MAX: usize = 192;
 /// Locks of a store.
 const SHARDS: usize = 64;
 /// Counters looked at for each that is made.

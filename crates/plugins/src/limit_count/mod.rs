@@ -11,13 +11,14 @@ mod remote;
 mod window;
 
 use std::cell::RefCell;
-use std::fmt::Write as _;
+use std::convert::Infallible;
+use std::fmt::{self, Write as _};
 use std::sync::Arc;
 
 use http::StatusCode;
 use serde_json::{Value, json};
 use sluicegate_gateway::exchange::{Exchange, Response};
-use sluicegate_gateway::http::{Digits, FieldName};
+use sluicegate_gateway::http::{FieldName, Number};
 use sluicegate_gateway::plugin::{CompileCtx, ConfigError, Flow, Phases, Plugin, PluginError};
 use smallvec::SmallVec;
 use tracing::error;
@@ -64,9 +65,39 @@ enum Counters {
     /// Nowhere: the configuration is only checked.
     Trial,
     /// On this gateway.
-    Local { windows: SharedWindows, sliding: bool },
+    Local(Local),
     /// On a Redis.
     Remote(Remote),
+}
+
+/// Windows of this gateway.
+struct Local {
+    windows: SharedWindows,
+    sliding: bool,
+}
+
+/// One of the places where requests are counted.
+trait Count {
+    /// Why a request could not be counted.
+    type Failure: fmt::Display;
+
+    /// Counts a request under a name, which it may add to, within a limit and a window of seconds.
+    ///
+    /// # Errors
+    /// The place does not answer.
+    async fn count(&self, name: &mut Vec<u8>, limit: (u64, u64)) -> Result<Counted, Self::Failure>;
+}
+
+impl Count for Local {
+    type Failure = Infallible;
+
+    async fn count(&self, name: &mut Vec<u8>, limit: (u64, u64)) -> Result<Counted, Self::Failure> {
+        if self.sliding {
+            let _ = write!(Text(name), ":{}", limit.1);
+            return Ok(self.windows.sliding(name, now_ms(), limit, 1));
+        }
+        Ok(self.windows.fixed(name, now_ms(), limit, 1))
+    }
 }
 
 impl Plugin for LimitCount {
@@ -148,7 +179,7 @@ impl LimitCount {
         let counters = match ctx.deps {
             None => Counters::Trial,
             Some(deps) if config.policy == "local" => {
-                Counters::Local { windows: deps.state.get(), sliding: config.is_sliding() }
+                Counters::Local(Local { windows: deps.state.get(), sliding: config.is_sliding() })
             }
             Some(deps) => {
                 let redis = deps.state.get::<Servers>().of(&value, deps)?;
@@ -175,12 +206,22 @@ impl LimitCount {
     /// Counts a request, and answers it when it is beyond a limit.
     pub(crate) async fn limit(&self, exchange: &mut Exchange) -> Result<Flow, PluginError> {
         let mut name = NAME.take();
-        let flow = self.run(exchange, &mut name).await;
+        let flow = match &self.counters {
+            Counters::Trial => Flow::Continue,
+            Counters::Local(local) => self.run(local, exchange, &mut name).await,
+            // In a box: without it the future would be too large for a quick allocation, local or not.
+            Counters::Remote(remote) => Box::pin(self.run(remote, exchange, &mut name)).await,
+        };
         NAME.set(name);
         Ok(flow)
     }
 
-    async fn run(&self, exchange: &mut Exchange, name: &mut Vec<u8>) -> Flow {
+    async fn run(
+        &self,
+        counters: &impl Count,
+        exchange: &mut Exchange,
+        name: &mut Vec<u8>,
+    ) -> Flow {
         let amounts = match self.amounts(exchange, name) {
             Ok(amounts) => amounts,
             Err((field, error)) => {
@@ -198,27 +239,14 @@ impl LimitCount {
                 continue;
             }
             applied = true;
-            let counted = match &self.counters {
-                Counters::Trial => continue,
-                Counters::Local { windows, sliding: false } => {
-                    windows.fixed(name, now_ms(), (limit, window_s), 1)
-                }
-                Counters::Local { windows, sliding: true } => {
-                    let _ = write!(Text(name), ":{window_s}");
-                    windows.sliding(name, now_ms(), (limit, window_s), 1)
-                }
-                // In a box: without it the future would be too large for a quick allocation, local or not.
-                Counters::Remote(remote) => {
-                    match Box::pin(remote.count(name, (limit, window_s))).await {
-                        Ok(counted) => counted,
-                        Err(error) => {
-                            error!(route = exchange.route_id(), %error, "The Redis of limit-count does not answer.");
-                            return self.without_limit(|| {
-                                let said = json!({"error_msg": "failed to limit count"});
-                                Response::message(StatusCode::INTERNAL_SERVER_ERROR, &said)
-                            });
-                        }
-                    }
+            let counted = match counters.count(name, (limit, window_s)).await {
+                Ok(counted) => counted,
+                Err(error) => {
+                    error!(route = exchange.route_id(), %error, "The Redis of limit-count does not answer.");
+                    return self.without_limit(|| {
+                        let said = json!({"error_msg": "failed to limit count"});
+                        Response::message(StatusCode::INTERNAL_SERVER_ERROR, &said)
+                    });
                 }
             };
             let (remaining, reset) = match counted {
@@ -275,8 +303,8 @@ impl Headers {
     fn set(&self, exchange: &mut Exchange, limit: u64, remaining: u64, reset: f64) {
         let headers = exchange.add_response_headers();
         headers.set_numbers_by([
-            (&self.limit, limit.into()),
-            (&self.remaining, remaining.into()),
+            (&self.limit, Number::Whole(limit)),
+            (&self.remaining, Number::Whole(remaining)),
             (&self.reset, cents(reset)),
         ]);
     }
@@ -284,16 +312,16 @@ impl Headers {
 
 /// Seconds with two decimals at most, as Lua writes them.
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "casts saturate")]
-fn cents(seconds: f64) -> Digits {
+fn cents(seconds: f64) -> Number {
     // A little more than nothing makes up for decimals that binary fractions fall short of.
-    Digits::of_hundredths((seconds * 100.0 + 1e-6).floor().max(0.0) as u64)
+    Number::Hundredths((seconds * 100.0 + 1e-6).floor().max(0.0) as u64)
 }
 
 /// Appends text to bytes.
 struct Text<'a>(&'a mut Vec<u8>);
 
-impl std::fmt::Write for Text<'_> {
-    fn write_str(&mut self, text: &str) -> std::fmt::Result {
+impl fmt::Write for Text<'_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
         self.0.extend_from_slice(text.as_bytes());
         Ok(())
     }

@@ -9,6 +9,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use ::redis::Script;
 
+use super::Count;
 use super::window::{Counted, SharedWindows, Slid, seconds, window_ms};
 use crate::limit::now_ms;
 use crate::limit::redis::{Ask, Code, Redis, RedisFailure, Word};
@@ -41,17 +42,10 @@ struct Left {
     reset: f64,
 }
 
-impl Remote {
-    pub(super) fn new(redis: Arc<Redis>, sliding: bool, delayed: Option<Delayed>) -> Self {
-        Self { redis, sliding, delayed }
-    }
+impl Count for Remote {
+    type Failure = RedisFailure;
 
-    /// Counts a request.
-    pub(super) async fn count(
-        &self,
-        name: &[u8],
-        limit: (u64, u64),
-    ) -> Result<Counted, RedisFailure> {
+    async fn count(&self, name: &mut Vec<u8>, limit: (u64, u64)) -> Result<Counted, RedisFailure> {
         if let Some(delayed) = &self.delayed
             // As in APISIX, a window made of variables may be too short to be told about late.
             && Duration::from_secs(limit.1) > delayed.interval
@@ -67,6 +61,12 @@ impl Remote {
             false => Counted::Within { remaining: left.remaining, reset: left.reset },
             true => Counted::Beyond { reset: left.reset },
         })
+    }
+}
+
+impl Remote {
+    pub(super) fn new(redis: Arc<Redis>, sliding: bool, delayed: Option<Delayed>) -> Self {
+        Self { redis, sliding, delayed }
     }
 
     async fn slide(

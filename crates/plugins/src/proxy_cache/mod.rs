@@ -410,13 +410,13 @@ impl Rules {
                 Keeping::Disk(writing)
             }
             None if self.on_disk => return,
-            None => Keeping::Memory(Gathered {
+            None => Keeping::Memory(Box::new(Gathered {
                 zone: open.zone.clone(),
                 head,
                 headers_bytes,
                 body: Vec::new(),
                 max: self.body_max,
-            }),
+            })),
         };
         let mut keeper = Keeper(Some(keeping));
         let body = std::mem::take(&mut response.body);
@@ -488,7 +488,7 @@ fn is_fresh_enough(asks: &Directives, times: &Times, now_ms: u64) -> bool {
 struct Keeper(Option<Keeping>);
 
 enum Keeping {
-    Memory(Gathered),
+    Memory(Box<Gathered>),
     Disk(Writing),
 }
 
