@@ -271,11 +271,11 @@ fn matches(origin: Option<&str>, allowed: &str) -> bool {
     allowed == "*" || origin == Some(allowed)
 }
 
-/// How lists of origins are written.
 static ORIGIN: FieldName = FieldName::of_static("Origin");
 static VARY: FieldName = FieldName::of_static("Vary");
 static ALLOW_ORIGIN: FieldName = FieldName::of_static("Access-Control-Allow-Origin");
 
+/// How lists of origins are written.
 const ORIGINS: &str = r"^(\*|\*\*|null|\w+://[^,]+(,\w+://[^,]+)*)$";
 
 const ALL_METHODS: &str = "GET,POST,PUT,DELETE,PATCH,HEAD,OPTIONS,CONNECT,TRACE";

@@ -11,6 +11,7 @@
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, Hasher, RandomState};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::LocalKey;
 
@@ -26,11 +27,42 @@ pub(crate) trait Counter: Default + Send + Sync + 'static {
     fn remembered() -> &'static LocalKey<RefCell<Remembered<Self>>>;
 }
 
-/// Counters by their name.
-pub(crate) type Remembered<C> = HashMap<Box<[u8]>, Arc<C>, QuickState>;
+/// The counters that a thread remembers: by the store they are in, and by their name.
+pub(crate) struct Remembered<C>(Vec<(u64, ByName<C>)>);
+
+type ByName<C> = HashMap<Box<[u8]>, Arc<C>, QuickState>;
+
+impl<C> Default for Remembered<C> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<C> Remembered<C> {
+    fn get(&self, store: u64, name: &[u8]) -> Option<&Arc<C>> {
+        self.0.iter().find(|(of, _)| *of == store)?.1.get(name)
+    }
+
+    fn put(&mut self, store: u64, name: &[u8], counter: Arc<C>) {
+        if name.len() > REMEMBERED_NAME_MAX {
+            return;
+        }
+        let at = self.0.iter().position(|(of, _)| *of == store).unwrap_or_else(|| {
+            self.0.push((store, ByName::default()));
+            self.0.len() - 1
+        });
+        let all = &mut self.0[at].1;
+        if all.len() >= REMEMBERED_MAX {
+            all.clear();
+        }
+        all.insert(name.into(), counter);
+    }
+}
 
 /// All counters of one kind of a gateway.
 pub(crate) struct Store<C> {
+    /// Which of the stores of this process it is.
+    number: u64,
     hasher: RandomState,
     shards: Box<[Mutex<Shard<C>>]>,
     shard_max: usize,
@@ -51,7 +83,9 @@ impl<C> Default for Store<C> {
 impl<C> Store<C> {
     fn with_max(max: usize) -> Self {
         let shard = || Mutex::new(Shard { counters: HashMap::default(), queue: VecDeque::new() });
+        static STORES: AtomicU64 = AtomicU64::new(0);
         Self {
+            number: STORES.fetch_add(1, Ordering::Relaxed),
             hasher: RandomState::new(),
             shards: (0..SHARDS).map(|_| shard()).collect(),
             shard_max: (max / SHARDS).max(1),
@@ -67,7 +101,8 @@ impl<C: Counter> Store<C> {
         now_ms: u64,
         mut count: impl FnMut(&Arc<C>) -> Option<R>,
     ) -> R {
-        let known = C::remembered().with_borrow(|all| all.get(name).and_then(&mut count));
+        let known =
+            C::remembered().with_borrow(|all| all.get(self.number, name).and_then(&mut count));
         if let Some(counted) = known {
             return counted;
         }
@@ -75,7 +110,7 @@ impl<C: Counter> Store<C> {
         loop {
             let counter = self.find(hash, now_ms);
             if let Some(counted) = count(&counter) {
-                C::remembered().with_borrow_mut(|all| remember(all, name, counter));
+                C::remembered().with_borrow_mut(|all| all.put(self.number, name, counter));
                 return counted;
             }
         }
@@ -122,15 +157,6 @@ impl<C: Counter> Store<C> {
             shard.lock().unwrap_or_else(PoisonError::into_inner).counters.len()
         };
         self.shards.iter().map(lock).sum()
-    }
-}
-
-fn remember<C>(all: &mut Remembered<C>, name: &[u8], counter: Arc<C>) {
-    if all.len() >= REMEMBERED_MAX {
-        all.clear();
-    }
-    if name.len() <= REMEMBERED_NAME_MAX {
-        all.insert(name.into(), counter);
     }
 }
 
@@ -189,7 +215,7 @@ impl Hasher for Itself {
 
 /// Counters of one kind at most: about 100 bytes each. Beyond, the one there longest is forgotten.
 const COUNTERS_MAX: usize = 1 << 20;
-/// Counters that one thread remembers at most, and bytes of the name of such a one.
+/// Counters of a store that one thread remembers at most, and bytes of the name of such a one.
 const REMEMBERED_MAX: usize = 1 << 14;
 const REMEMBERED_NAME_MAX: usize = 192;
 /// Locks of a store.
@@ -199,8 +225,6 @@ const LOOKS: usize = 4;
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicU64, Ordering};
-
     use super::*;
 
     /// Counts up; over when `now_ms` is past its number times ten.
@@ -243,6 +267,16 @@ mod tests {
         let counts: Vec<u64> =
             (0..10).map(|at| add(&store, format!("name {at}").as_bytes(), 0)).collect();
         assert_eq!(counts, [401; 10]);
+    }
+
+    #[test]
+    fn stores_share_no_counters_and_long_names_count_as_well() {
+        let long = vec![b'x'; REMEMBERED_NAME_MAX + 1];
+        let (one, two) = (Store::default(), Store::default());
+        for name in [b"a".as_slice(), &long] {
+            assert_eq!([1, 2].map(|_| add(&one, name, 0)), [1, 2]);
+            assert_eq!([1, 2].map(|_| add(&two, name, 0)), [1, 2]);
+        }
     }
 
     #[test]
