@@ -82,9 +82,8 @@ pub struct Exchange {
     pub host_for_upstream: Option<Arc<str>>,
     /// Forwarding fields that a plugin set or removed.
     pub own_forwarded: OwnForwarded,
-    /// The ids that plugins gave the request, by the field they stand in; the variable
-    /// `apisix_request_id` is the last.
-    pub apisix_request_ids: SmallVec<[(FieldName, SmallVec<[u8; 36]>); 1]>,
+    /// The ids that plugins gave the request; the variable `apisix_request_id` is the last.
+    pub apisix_request_ids: SmallVec<[GivenId; 1]>,
     /// What plugins remember about this request.
     pub notes: Notes,
     /// Plugins that do not run for this request any more.
@@ -132,6 +131,16 @@ pub struct Exchange {
 }
 
 type Answered = Box<dyn FnOnce(&mut Exchange, &mut Response)>;
+
+/// An id that a plugin gave a request, or found there.
+pub struct GivenId {
+    /// The field it stands in.
+    pub header: FieldName,
+    /// The id.
+    pub id: SmallVec<[u8; 36]>,
+    /// The client is told it, too.
+    pub told: bool,
+}
 
 /// What plugins remember about a request from one phase to another: one value of each type.
 #[derive(Default)]

@@ -224,7 +224,8 @@ fn named_port(host: &[u8]) -> Option<&[u8]> {
     (!port.is_empty() && port.iter().all(u8::is_ascii_digit)).then_some(port)
 }
 
-/// The fields that a `Connection` header names beyond the usual ones.
+/// The fields that a `Connection` header names beyond the usual ones and go no further: those that came
+/// with it, so that nobody takes away what plugins tell an upstream (who sends a request).
 pub(crate) struct ConnectionTokens<'a>(SmallVec<[&'a [u8]; 2]>);
 
 impl<'a> ConnectionTokens<'a> {
@@ -233,7 +234,8 @@ impl<'a> ConnectionTokens<'a> {
         let named = headers
             .all_known(Known::Connection)
             .flat_map(tokens)
-            .filter(|token| !usual.iter().any(|u| token.eq_ignore_ascii_case(u)));
+            .filter(|token| !usual.iter().any(|u| token.eq_ignore_ascii_case(u)))
+            .filter(|token| !headers.has_own(token));
         Self(named.collect())
     }
 

@@ -17,6 +17,7 @@ use serde_json::Value;
 pub use sluicegate_model::plugin::Auth;
 use sluicegate_model::plugin::{Catalog, Check, PluginInfo};
 use sluicegate_model::schema::Schema;
+use tracing::error;
 
 use crate::exchange::{Exchange, Response};
 use crate::router::FilterFuncs;
@@ -265,10 +266,12 @@ impl<'a> Step<'a> {
         match pin!(step).poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(Ok(Flow::Continue)) => Self::Continues,
             Poll::Ready(outcome) => Self::Done(outcome),
-            Poll::Pending => Self::Done(Err(PluginError {
-                status: StatusCode::INTERNAL_SERVER_ERROR,
-                cause: format!("{} waited, which it says it never does", P::NAME),
-            })),
+            Poll::Pending => {
+                let cause = "it waited, which it says it never does";
+                error!(plugin = P::NAME, cause, "A plugin failed: its `waits` must say `true`.");
+                let status = StatusCode::INTERNAL_SERVER_ERROR;
+                Self::Done(Err(PluginError { status, cause: cause.to_owned() }))
+            }
         }
     }
 }

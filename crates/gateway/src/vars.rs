@@ -369,7 +369,7 @@ impl Exchange {
             Builtin::Pipe => Some(bytes(b".")),
             Builtin::NginxVersion => None,
             Builtin::ApisixRequestId => {
-                let given = self.apisix_request_ids.last().map(|(_, id)| &**id);
+                let given = self.apisix_request_ids.last().map(|given| &*given.id);
                 Some(bytes(given.unwrap_or_else(|| self.request_id().as_bytes())))
             }
             Builtin::RequestId => Some(bytes(self.request_id().as_bytes())),

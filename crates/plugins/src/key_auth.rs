@@ -150,6 +150,17 @@ mod tests {
     }
 
     #[test]
+    fn a_client_cannot_have_the_consumer_hidden_from_the_upstream() {
+        let ran = test::<KeyAuth>()
+            .request_header("apikey", Some("jack-key"))
+            .request_header("X-Mine", Some("1"))
+            .request_header("Connection", Some("close, x-consumer-username, x-mine"))
+            .run();
+        assert_eq!(ran.sent_header("x-consumer-username"), Some("jack"));
+        assert_eq!(ran.sent_header("x-mine"), None);
+    }
+
+    #[test]
     fn a_hidden_key_does_not_reach_the_upstream() {
         for (anonymous, key, target, sent) in [
             (None, Some("jack-key"), "/?a=1&apikey=rose-key", "/?a=1"),

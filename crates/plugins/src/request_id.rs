@@ -9,7 +9,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use serde::Deserialize;
 use serde_json::{Value, json};
-use sluicegate_gateway::exchange::{Exchange, Response};
+use sluicegate_gateway::exchange::{Exchange, GivenId, Response};
 use sluicegate_gateway::http::FieldName;
 use sluicegate_gateway::plugin::{CompileCtx, ConfigError, Flow, Phases, Plugin, PluginError};
 use smallvec::SmallVec;
@@ -97,9 +97,13 @@ impl Plugin for RequestId {
         };
         let ids = &mut exchange.apisix_request_ids;
         if !ids.is_empty() {
-            ids.retain(|(header, _)| *header != self.header);
+            // One that is not told leaves that another one is, a global rule's for example.
+            let stays = |given: &mut GivenId| {
+                given.header != self.header || (given.told && !self.in_response)
+            };
+            ids.retain(stays);
         }
-        ids.push((self.header.clone(), id));
+        ids.push(GivenId { header: self.header.clone(), id, told: self.in_response });
         Ok(Flow::Continue)
     }
 
@@ -116,8 +120,8 @@ impl Plugin for RequestId {
             return;
         }
         let mut ids = exchange.apisix_request_ids.iter();
-        if let Some((_, id)) = ids.find(|(header, _)| *header == self.header) {
-            response.headers.put_by(&self.header, id);
+        if let Some(given) = ids.find(|given| given.told && given.header == self.header) {
+            response.headers.put_by(&self.header, &given.id);
         }
     }
 }
@@ -244,10 +248,14 @@ const RANGE_LENGTH_MAX: usize = 512;
 mod tests {
     use std::collections::HashSet;
 
+    use sluicegate_gateway::plugin::Registry;
+    use sluicegate_model::kind::Kind;
+    use sluicegate_testkit::client::{Client, request_bytes};
     use sluicegate_testkit::origin::Answer;
-    use sluicegate_testkit::plugin::PluginTest;
+    use sluicegate_testkit::{InProcess, Origin, PluginTest};
 
     use super::*;
+    use crate::key_auth::KeyAuth;
     use crate::pcre::Pcre;
 
     #[test]
@@ -316,6 +324,46 @@ mod tests {
             .run();
         assert_eq!(ran.sent_header("x-own"), ran.response.header("x-own"));
         assert_eq!(ran.sent_header("x-own").map(str::len), Some(36));
+    }
+
+    #[test]
+    fn whoever_gave_the_id_says_whether_the_client_is_told() {
+        let mut registry = Registry::default();
+        registry.add::<KeyAuth>();
+        registry.add::<RequestId>();
+        let origin = Origin::text("through");
+        let route = |told: bool| {
+            json!({
+                "uri": format!("/{told}"),
+                "plugins": {"key-auth": {}, "request-id": {"include_in_response": told}},
+                "upstream": {"nodes": {origin.addr.to_string(): 1}},
+            })
+        };
+        // The route's plugin gives the id, the consumer's, in its place, sees the response.
+        let consumer = |name: &str, told: bool| {
+            json!({
+                "username": name,
+                "plugins": {"key-auth": {"key": name}, "request-id": {"include_in_response": told}},
+            })
+        };
+        let gateway = InProcess::start(
+            registry,
+            vec![
+                (Kind::Routes, "true", route(true)),
+                (Kind::Routes, "false", route(false)),
+                (Kind::Consumers, "told", consumer("told", true)),
+                (Kind::Consumers, "not", consumer("not", false)),
+            ],
+        );
+        let mut client = Client::connect(gateway.addr);
+        for (target, key, told) in
+            [("/true", "told", true), ("/true", "not", false), ("/false", "told", false)]
+        {
+            client.send(request_bytes("GET", target, &[("apikey", key)], b""));
+            let response = client.response();
+            assert_eq!(response.status, 200);
+            assert_eq!(response.header("x-request-id").is_some(), told, "{target} {key}");
+        }
     }
 
     #[test]

@@ -12,6 +12,8 @@ pub struct Headers {
     fields: Vec<Field>,
     /// The marks of the names of all fields, and of some that went: what is not in it is not there.
     names: Marks,
+    /// How much of the text is the head that a peer sent.
+    received: u32,
 }
 
 /// Marks of field names: a bit for each known name, and one of some for each of the others. Most
@@ -330,6 +332,7 @@ impl Headers {
         self.text.clear();
         self.fields.clear();
         self.names = Marks::NONE;
+        self.received = 0;
     }
 
     /// How many fields there are.
@@ -360,6 +363,7 @@ impl Headers {
         self.text.extend_from_slice(raw);
         self.fields.clear();
         self.names = Marks::NONE;
+        self.received = raw.len() as u32;
     }
 
     /// Adds a field that lies in the raw head given to [`Headers::reset_to`].
@@ -442,6 +446,12 @@ impl Headers {
     /// Is there such a field?
     pub fn contains(&self, name: &str) -> bool {
         self.position(Name::of(name.as_bytes())).is_some()
+    }
+
+    /// Is there such a field that no peer sent: one put in since the head came?
+    pub(crate) fn has_own(&self, name: &[u8]) -> bool {
+        let name = Name::of(name);
+        self.fields.iter().any(|f| f.name_at >= self.received && f.is(&self.text, name))
     }
 
     /// Every field in order: name, value.
@@ -654,6 +664,7 @@ impl Headers {
         self.text.extend_from_slice(&from.text);
         self.fields.clear();
         self.names = from.names;
+        self.received = from.received;
         self.fields.extend(from.fields.iter().filter(|f| keep(f.known, from.name_of(f))));
     }
 
