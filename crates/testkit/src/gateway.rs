@@ -143,14 +143,14 @@ impl GatewayProcess {
         fs::write(self.path("conf/config.yaml"), text).expect("the prefix is ours");
     }
 
-    /// What the error log holds.
+    /// The lines of the error log that are all there.
     pub fn error_log(&self) -> String {
-        self.read("logs/error.log")
+        whole_lines(self.read("logs/error.log"))
     }
 
-    /// What the access log holds.
+    /// The lines of the access log that are all there.
     pub fn access_log(&self) -> String {
-        self.read("logs/access.log")
+        whole_lines(self.read("logs/access.log"))
     }
 
     /// What was written to standard error.
@@ -326,6 +326,13 @@ pub fn config(changes: Value) -> Value {
     });
     lay_over(&mut config, changes);
     config
+}
+
+/// A log without the start of a line at its end: of a line that lies in two pages, a reader may see what
+/// is in the first before the rest.
+fn whole_lines(mut log: String) -> String {
+    log.truncate(log.rfind('\n').map_or(0, |at| at + 1));
+    log
 }
 
 fn lay_over(base: &mut Value, changes: Value) {
