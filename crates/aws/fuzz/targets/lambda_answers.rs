@@ -17,6 +17,8 @@ struct Input<'a> {
     date: Option<&'a str>,
     retry_after: Option<&'a str>,
     body: &'a [u8],
+    is_http_api: bool,
+    signed: bool,
     now: u32,
     function: &'a str,
     pattern: &'a str,
@@ -29,8 +31,10 @@ fuzz_target!(|input: Input<'_>| {
         date: input.date,
         retry_after: input.retry_after,
         body: input.body,
+        is_http_api: input.is_http_api,
     };
-    let failure = classify(&answer, &Target { region: "eu-west-1", service: "lambda" });
+    let target = Target { region: "eu-west-1", service: "lambda", signed: input.signed };
+    let failure = classify(&answer, &target);
     let _ = failure.skew_seconds(input.now.into());
     let _ = function_error(input.error_type.unwrap_or_default(), input.body);
     if let Ok(allowed) = AllowedFunctions::compile(&[input.pattern]) {
