@@ -20,7 +20,7 @@ use crate::core::{Core, Held};
 use crate::expr::{BodyPath, Value};
 pub use crate::forwarded::OwnForwarded;
 use crate::graphql;
-use crate::http::headers::{FieldName, Headers, Known};
+use crate::http::{FieldName, Headers, Known};
 use crate::io::within;
 use crate::listen::{DISCARD_MAX, discard};
 use crate::mirror::Mirror;

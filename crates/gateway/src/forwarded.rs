@@ -7,7 +7,8 @@
 use smallvec::SmallVec;
 
 use crate::exchange::{Exchange, Request};
-use crate::http::headers::{Headers, Known, tokens, write_line};
+use crate::http::headers::write_line;
+use crate::http::{Headers, Known};
 
 /// What to do with a client's forwarding headers.
 #[derive(Clone, Copy)]
@@ -230,12 +231,7 @@ pub(crate) struct ConnectionTokens<'a>(SmallVec<[&'a [u8]; 2]>);
 
 impl<'a> ConnectionTokens<'a> {
     pub(crate) fn of(headers: &'a Headers) -> Self {
-        let usual = [b"keep-alive".as_slice(), b"close", b"upgrade", b"te"];
-        let named = headers
-            .all_known(Known::Connection)
-            .flat_map(tokens)
-            .filter(|token| !usual.iter().any(|u| token.eq_ignore_ascii_case(u)))
-            .filter(|token| !headers.has_own(token));
+        let named = headers.named_by_connection().filter(|token| !headers.has_own(token));
         Self(named.collect())
     }
 

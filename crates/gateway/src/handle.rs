@@ -10,7 +10,7 @@ use tracing::{debug, error, warn};
 use crate::body::BodyError;
 use crate::chain::Chain;
 use crate::exchange::{Exchange, Response};
-use crate::http::headers::Known;
+use crate::http::Known;
 use crate::plugin::{Flow, Phases, PluginError};
 use crate::router::Match;
 use crate::snapshot::{Route, Snapshot};

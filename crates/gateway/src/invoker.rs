@@ -22,7 +22,7 @@ use crate::client::{CallError, Keepalive, Received, Timeouts};
 use crate::endpoint::{Ask, Endpoint, EndpointOptions};
 use crate::exchange::{Exchange, Origin, Response};
 use crate::forwarded::{ConnectionTokens, Forwarded};
-use crate::http::headers::{Headers, Known};
+use crate::http::{Headers, Known};
 use crate::io::within;
 use crate::mirror;
 use crate::plugin::{CompileCtx, ConfigError, PluginError};

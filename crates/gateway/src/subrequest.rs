@@ -7,7 +7,7 @@ use bytes::{Bytes, BytesMut};
 use crate::body::{Body, BodyError};
 use crate::exchange::{Exchange, Version};
 use crate::handle::{filter_piece, filters_body, handle, has_body};
-use crate::http::headers::{Headers, Known};
+use crate::http::{Headers, Known};
 use crate::listen;
 
 /// A request to the gateway itself.

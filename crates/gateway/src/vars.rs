@@ -12,7 +12,7 @@ use crate::exchange::{Exchange, Response, Seen, Version};
 use crate::expr::{BodyPath, Builtin, Value, VarName, Vars, body_path};
 use crate::forwarded::Forwarded;
 use crate::graphql::{self, GraphqlError};
-use crate::http::headers::{Headers, Known};
+use crate::http::{Headers, Known};
 use crate::tls::CertificateField;
 use crate::uri;
 

@@ -4,7 +4,7 @@ use std::io::Write;
 
 use serde_json::{Value, json};
 use sluicegate_gateway::exchange::{Exchange, Response, Version};
-use sluicegate_gateway::http::headers::{Headers, Known};
+use sluicegate_gateway::http::{Headers, Known};
 
 /// Takes the content coding of a body away, piece by piece.
 pub(crate) enum Decoder {

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 use sluicegate_gateway::expr::Vars;
-use sluicegate_gateway::http::headers::{FieldName, Headers};
+use sluicegate_gateway::http::{FieldName, Headers};
 use smallvec::SmallVec;
 
 use crate::pcre::Captures;

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use sluicegate_gateway::exchange::Exchange;
 use sluicegate_gateway::expr::{IpSet, VarName, Vars};
-use sluicegate_gateway::http::headers::Known;
+use sluicegate_gateway::http::Known;
 use sluicegate_gateway::plugin::{CompileCtx, ConfigError, Flow, Phases, Plugin, PluginError};
 use tracing::debug;
 

@@ -9,7 +9,7 @@ use http::StatusCode;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use sluicegate_gateway::exchange::{Exchange, Response};
-use sluicegate_gateway::http::headers::Known;
+use sluicegate_gateway::http::Known;
 use sluicegate_gateway::plugin::{CompileCtx, ConfigError, Flow, Phases, Plugin, PluginError};
 
 /// The plugin, compiled.

@@ -13,7 +13,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use sluicegate_gateway::body::{Body, BodyError};
 use sluicegate_gateway::exchange::{Exchange, Response};
-use sluicegate_gateway::http::headers::{Headers, Known};
+use sluicegate_gateway::http::{Headers, Known};
 use sluicegate_gateway::plugin::{CompileCtx, ConfigError, Flow, Phases, Plugin, PluginError};
 use sluicegate_model::schema::Schema;
 use tracing::info;

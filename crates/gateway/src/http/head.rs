@@ -10,7 +10,8 @@ use std::mem::MaybeUninit;
 use http::{Method, StatusCode};
 
 use super::framing::Framing;
-use super::headers::{Headers, Known, tokens};
+use super::headers::tokens;
+use super::{Headers, Known};
 
 /// A parsed request head. The target's text lies in the header buffer.
 #[derive(Debug)]

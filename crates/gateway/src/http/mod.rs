@@ -7,8 +7,11 @@
 pub mod framing;
 pub mod head;
 pub mod headers;
+mod names;
+mod sound;
 pub(crate) mod writer;
 
 pub use framing::{Decoder, Framing};
 pub use head::{HeadError, RequestHead, ResponseHead};
-pub use headers::{FieldName, Headers, Known, Number};
+pub use headers::{Headers, Number};
+pub use names::{FieldName, Known};

@@ -22,7 +22,7 @@ use crate::core::Core;
 use crate::exchange::{Connection, Exchange, Response, Version};
 use crate::handle::{filter_piece, filters_body, handle, has_body};
 use crate::http::head::{is_authority, path_and_query};
-use crate::http::headers::{Headers, Known};
+use crate::http::{Headers, Known};
 use crate::io::{Buffer, LazyTimer, Stream, within};
 
 /// Serves a connection until either side ends it.

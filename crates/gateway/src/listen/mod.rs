@@ -22,7 +22,7 @@ use crate::body::{Body, BodyError};
 use crate::core::{Core, Shared};
 use crate::exchange::{Connection, Exchange, Request, Response, TlsInfo, Version};
 use crate::handle::chains;
-use crate::http::headers::{Headers, Known};
+use crate::http::{Headers, Known};
 use crate::io::{Buffer, Stream, within};
 use crate::plugin::Phases;
 use crate::real_ip;

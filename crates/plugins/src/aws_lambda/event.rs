@@ -9,7 +9,7 @@ use sluicegate_aws::event::{ClientCertificate, EventEncoder, EventRequest, Event
 use sluicegate_gateway::ForwardedFields;
 use sluicegate_gateway::consumer::JwtClaims;
 use sluicegate_gateway::exchange::{Exchange, Response};
-use sluicegate_gateway::http::headers::{Headers, Known};
+use sluicegate_gateway::http::{Headers, Known};
 use sluicegate_gateway::tls::ToldCertificate;
 use sluicegate_gateway::uri;
 use smallvec::SmallVec;
