@@ -120,5 +120,4 @@ fn failed(error: &LuaError) -> PluginError {
 }
 
 #[cfg(test)]
-#[path = "serverless/tests.rs"]
 mod tests;
